@@ -1,0 +1,91 @@
+"""From settings to running parts: the only place that constructs them."""
+
+import logging
+import time
+from threading import Event
+from typing import Any
+
+import redis
+from prometheus_client import CollectorRegistry
+
+from consumers import clients, topics
+from consumers.kafka import DeadLetters, KafkaSource, Sink
+from consumers.metrics import TrainerMetrics
+from consumers.settings import Settings
+from consumers.trainer import Trainer
+from model_store.snapshots import Snapshots
+from model_store.vectors import RedisVectors
+from stream.engine import Engine
+from stream.model.config import ModelConfig, Outcome
+
+log = logging.getLogger("counterflow")
+
+
+def engine(settings: Settings) -> Engine:
+    """Return an engine that has learned nothing."""
+    m = settings.model
+    config = ModelConfig(
+        factors=m.factors,
+        negatives=m.negatives,
+        max_users=m.max_users,
+        max_items=m.max_items,
+        max_features=m.max_features,
+        step=m.step,
+        device=m.device,
+        outcomes=(
+            Outcome("rating", "identity", m.rating_min, m.rating_max),
+            Outcome("click", "logit", 0.0, 1.0),
+        ),
+    )
+    return Engine(
+        config,
+        seed=settings.trainer.seed,
+        batch_max=settings.trainer.batch_max,
+        window=settings.trainer.duplicates_window,
+    )
+
+
+def redis_client(settings: Settings) -> redis.Redis:
+    """Return a client of the vector cache; it connects when first used."""
+    client: redis.Redis = redis.Redis.from_url(settings.redis.url, socket_timeout=10.0)
+    return client
+
+
+def vectors(settings: Settings) -> RedisVectors:
+    """Return the trainer's side of the vector cache."""
+    return RedisVectors(redis_client(settings), settings.redis.prefix, settings.redis.ttl_s)
+
+
+def trainer(settings: Settings, registry: CollectorRegistry, stop: Event) -> Trainer:
+    """Return a trainer that has not started."""
+    k = settings.kafka
+    client = clients.options(k)
+    topics.require(topics.check(k.bootstrap_servers, k.topic_prefix, client=client))
+    source = KafkaSource(
+        bootstrap_servers=k.bootstrap_servers,
+        topics=topics.names(k.topic_prefix),
+        group_id=k.group_id,
+        client=client,
+        isolation_level=k.isolation_level,
+        fetch_wait_ms=k.fetch_max_wait_ms,
+    )
+    sink = Sink(bootstrap_servers=k.bootstrap_servers, client=client)
+    return Trainer(
+        engine(settings),
+        source,
+        vectors(settings),
+        Snapshots(settings.snapshots.dir, keep=settings.snapshots.keep),
+        sink,
+        DeadLetters(sink, topics.name(k.topic_prefix, topics.DEAD_LETTERS), time.time),
+        TrainerMetrics(registry),
+        clock=time.time,
+        interval_s=settings.snapshots.interval_s,
+        ttl_s=settings.redis.ttl_s,
+        stop=stop,
+        model=model(settings),
+    )
+
+
+def model(settings: Settings) -> dict[str, Any]:
+    """Return what the servers are told of the model beside its shape."""
+    return {"outcome": settings.service.outcome}

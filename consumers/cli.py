@@ -1,0 +1,98 @@
+"""The command line: reads settings, constructs, runs. Nothing else constructs.
+
+Exit codes: 0 done, 1 failed (the reason on stderr in one line, a remedy in the next), 2 wrong use.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+
+from consumers import commands, settings
+from stream.errors import CounterflowError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if args.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("kafka").setLevel(logging.ERROR)
+    try:
+        chosen = dict(pair.split("=", 1) for pair in args.set)
+    except ValueError:
+        print("counterflow: --set takes section.key=value", file=sys.stderr)
+        return 2
+    try:
+        loaded = settings.load(chosen, os.environ, args.config)
+        return int(args.run(args, loaded) or 0)
+    except settings.WrongSetting as error:
+        return said(error, 2)
+    except CounterflowError as error:
+        return said(error, 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def said(error: CounterflowError, code: int) -> int:
+    """Print the reason in one line and the remedy in the next; return the code."""
+    print(f"counterflow: {' '.join(error.message.split())}", file=sys.stderr)
+    if error.remedy:
+        print(f"  {' '.join(error.remedy.split())}", file=sys.stderr)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", metavar="FILE", help="a TOML file of settings")
+    common.add_argument(
+        "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="one setting"
+    )
+    common.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    common.add_argument("--verbose", action="store_true", help="log more")
+    top = argparse.ArgumentParser(
+        "counterflow", description="Streaming online learning for causal recommendation."
+    )
+    sub = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, help_: str) -> argparse.ArgumentParser:
+        made = sub.add_parser(name, parents=[common], help=help_, description=help_)
+        made.set_defaults(run=run)
+        return made
+
+    up = command("up", commands.up, "broker, Redis, trainer and service in one command")
+    up.add_argument("--dataset", choices=["ml-100k"], help="replay this data set through Kafka")
+    up.add_argument("--once", action="store_true", help="end after the last event")
+    train = command("train", commands.train, "learn from Kafka, write vectors to Redis")
+    train.add_argument(
+        "--until-end", action="store_true", help="end at the high watermarks of the start"
+    )
+    train.add_argument(
+        "--close-windows", action="store_true", help="close the open exposures at the end"
+    )
+    command("serve", commands.serve, "answer over HTTP from the vectors in Redis")
+    replay = command("replay", commands.replay, "send a data set to Kafka in time order")
+    replay.add_argument("dataset", choices=["ml-100k"])
+    topics = command("topics", commands.topics, "make the topics, or check them")
+    topics.add_argument("action", choices=["create", "check"])
+    topics.add_argument("--partitions", type=int, default=4)
+    topics.add_argument("--replication", type=int, default=1)
+    events = command("events", commands.events, "the JSON Schemas of the events")
+    events.add_argument("action", choices=["schema"])
+    vectors = command("vectors", commands.vectors, "the rows in Redis, one JSON object a line")
+    vectors.add_argument("action", choices=["export"])
+    snapshots = command("snapshots", commands.snapshots, "the snapshots, or what is damaged")
+    snapshots.add_argument("action", choices=["list", "verify"])
+    config = command("config", commands.config, "the settings as they hold, secrets hidden")
+    config.add_argument("action", choices=["show"])
+    command("doctor", commands.doctor, "check Kafka, the topics, Redis and the snapshot folder")
+    return top
+
+

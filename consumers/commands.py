@@ -1,0 +1,206 @@
+"""What each command does; heavy parts are imported by the command that needs them."""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from consumers.settings import Settings, show
+from stream.errors import CounterflowError
+
+
+def emit(value: Any) -> None:
+    """Print one JSON object on one line of stdout."""
+    sys.stdout.buffer.write(orjson.dumps(value) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def stop_on_signals() -> threading.Event:
+    """SIGTERM and SIGINT set the returned event after the call."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def train(args: argparse.Namespace, settings: Settings) -> int:
+    """Learn until the end or a signal, snapshot, and print the summary."""
+    if settings.model.cache_dir:
+        os.environ["NUMBA_CACHE_DIR"] = settings.model.cache_dir
+    stop = stop_on_signals()
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    from consumers import build, summary
+
+    registry = CollectorRegistry()
+    server, _ = start_http_server(
+        settings.trainer.metrics_port, settings.trainer.metrics_host, registry
+    )
+    trainer = build.trainer(settings, registry, stop)
+    try:
+        trainer.start()
+        if args.until_end:
+            trainer.run_until(trainer.source.ends())
+        else:
+            trainer.run()
+        result = summary.of(trainer)
+        if args.json or args.until_end:
+            emit(result)
+    finally:
+        trainer.close()
+        server.shutdown()
+        server.server_close()
+    return 0
+
+
+def serve(args: argparse.Namespace, settings: Settings) -> int:
+    """Answer over HTTP until a signal."""
+    from consumers.service.run import run
+
+    run(settings)
+    return 0
+
+
+def replay(args: argparse.Namespace, settings: Settings) -> int:
+    """Every event of the data set is acknowledged by Kafka after the call."""
+    from consumers.replay import replay as send
+
+    count = send(args.dataset, settings)
+    if args.json:
+        emit({"events": count})
+    return 0
+
+
+def up(args: argparse.Namespace, settings: Settings) -> int:
+    """Run all of it, until Ctrl-C or the last event."""
+    from consumers import up as everything
+
+    return everything.run(
+        settings,
+        dict(pair.split("=", 1) for pair in args.set),
+        args.config,
+        dataset=args.dataset,
+        once=args.once,
+        json=args.json,
+    )
+
+
+def topics(args: argparse.Namespace, settings: Settings) -> int:
+    """Make the missing topics, or name what is wrong with them."""
+    from consumers import clients
+    from consumers import topics as all_topics
+
+    k = settings.kafka
+    client = clients.options(k)
+    if args.action == "create":
+        made = all_topics.create(
+            k.bootstrap_servers, k.topic_prefix,
+            partitions=args.partitions, replication=args.replication, client=client,
+        )  # fmt: skip
+        emit({"created": made})
+        return 0
+    problems = all_topics.check(k.bootstrap_servers, k.topic_prefix, client=client)
+    emit({"problems": [{"problem": str(p), "remedy": p.remedy} for p in problems]})
+    return 1 if problems else 0
+
+
+def events(args: argparse.Namespace, settings: Settings) -> int:
+    """Print the JSON Schemas."""
+    from stream.schemas import schemas
+
+    emit(schemas())
+    return 0
+
+
+def vectors(args: argparse.Namespace, settings: Settings) -> int:
+    """Print every row."""
+    from consumers.build import vectors as store
+
+    for row in store(settings).export():
+        emit(row)
+    return 0
+
+
+def snapshots(args: argparse.Namespace, settings: Settings) -> int:
+    """List the snapshots, or verify the checksums of each."""
+    from model_store.snapshots import Snapshots
+
+    folder = Snapshots(settings.snapshots.dir, keep=settings.snapshots.keep)
+    found = folder.list() if args.action == "list" else folder.verify()
+    emit(
+        {
+            "snapshots": [
+                {
+                    "name": s.path.name,
+                    "created_ms": s.created_ms,
+                    "bytes": s.bytes,
+                    "damage": s.damage,
+                }
+                for s in found
+            ]
+        }
+    )
+    return 1 if any(s.damage for s in found) else 0
+
+
+def config(args: argparse.Namespace, settings: Settings) -> int:
+    """Print the settings as they hold, secrets hidden."""
+    emit(show(settings))
+    return 0
+
+
+def doctor(args: argparse.Namespace, settings: Settings) -> int:
+    """Print what works and what does not, with the remedy; 1 if anything is wrong."""
+    from consumers import clients
+    from consumers import topics as all_topics
+    from consumers.build import redis_client
+    from model_store.vectors import mapped
+
+    k = settings.kafka
+
+    def kafka() -> str:
+        problems = all_topics.check(
+            k.bootstrap_servers, k.topic_prefix, client=clients.options(k)
+        )
+        all_topics.require(problems)
+        return f"{k.bootstrap_servers}, topics {k.topic_prefix}.*"
+
+    def redis() -> str:
+        with mapped():
+            redis_client(settings).ping()
+        return show(settings)["redis"]["url"]  # type: ignore[no-any-return]
+
+    def disk() -> str:
+        from pathlib import Path
+
+        at = Path(settings.snapshots.dir)
+        while not at.exists():
+            at = at.parent
+        if not os.access(at, os.W_OK):
+            raise CounterflowError(f"{at} is not writable", "choose another snapshots.dir")
+        return f"{settings.snapshots.dir}, {shutil.disk_usage(at).free >> 20} MiB free"
+
+    return 0 if all([healthy(name, run) for name, run in checks(kafka, redis, disk)]) else 1
+
+
+def checks(*runs: Callable[[], str]) -> list[tuple[str, Callable[[], str]]]:
+    """Return the checks by their names."""
+    return [(run.__name__, run) for run in runs]
+
+
+def healthy(name: str, run: Callable[[], str]) -> bool:
+    """Print one line of a check, its remedy below it if it failed."""
+    try:
+        print(f"ok    {name}: {run()}")
+    except CounterflowError as error:
+        print(f"FAIL  {name}: {' '.join(error.message.split())}")
+        if error.remedy:
+            print(f"      {error.remedy}")
+        return False
+    return True

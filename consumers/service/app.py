@@ -1,0 +1,360 @@
+"""The application: routes and what each of them does.
+
+Its collaborators come in as arguments. One read of Redis a request; items are in memory.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import orjson
+import redis.asyncio
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from consumers.metrics import ServiceMetrics, distribution_version
+from consumers.service import problems
+from consumers.service.answers import (
+    Accepted,
+    ItemRow,
+    Known,
+    Ranking,
+    Recommendation,
+    Scored,
+    Served,
+    UserRow,
+    answer,
+)
+from consumers.service.follower import Follower
+from consumers.service.openapi import describe
+from consumers.service.posted import Posted, Produce, read
+from consumers.service.problems import Problem, invalid, unavailable
+from consumers.service.ranking import Floats, Outcome, best, score
+from consumers.service.requests import ID_MAX_BYTES, Choice, Rank, Recommend, decode, read_body
+from consumers.service.shelf import Rows, Shelf
+from consumers.service.timing import Timing
+from consumers.service.users import Users
+from consumers.settings import Settings
+from model_store.reader import AsyncReader
+from model_store.vectors import GENERATION
+from stream.errors import CounterflowError, Unavailable
+
+log = logging.getLogger("counterflow.service")
+
+_RECOMMEND = msgspec.json.Decoder(Recommend)
+_RANK = msgspec.json.Decoder(Rank)
+_SEEN_BY = ("rating", "click")  # events after which an item counts as seen
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>counterflow</title>
+<h1>counterflow {version}</h1><p>{state}</p><ul>{links}</ul></html>
+"""
+LINKS = ("/v1/model", "/readyz", "/livez", "/metrics", "/openapi.json")
+
+
+def create_app(
+    settings: Settings,
+    client: redis.asyncio.Redis,
+    produce: Produce | None,
+    registry: CollectorRegistry,
+    clock: Callable[[], float] = time.time,
+) -> Starlette:
+    """Return the application; `produce` blocks until the broker acknowledges, None: no events."""
+    service = Service(settings, client, produce, registry, clock)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        service.following = asyncio.create_task(service.follower.run())
+        try:
+            yield
+        finally:
+            service.following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await service.following
+            await client.aclose()
+
+    routes = [
+        Route("/", service.page),
+        Route("/v1/recommend", service.recommend, methods=["POST"]),
+        Route("/v1/rank", service.rank, methods=["POST"]),
+        Route("/v1/events", service.events, methods=["POST"]),
+        Route("/v1/users/{user_id:path}", service.user),
+        Route("/v1/items/{item_id:path}", service.item),
+        Route("/v1/model", service.model),
+        Route("/livez", service.livez),
+        Route("/readyz", service.readyz),
+        Route("/metrics", service.metrics_page),
+        Route("/openapi.json", service.openapi),
+    ]
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={
+            Problem: problems.on_problem,
+            Unavailable: problems.on_unavailable,
+            HTTPException: problems.on_http,
+            Exception: problems.on_error,
+        },
+    )
+    templates = {route.endpoint: route.path.replace(":path", "") for route in routes}
+    histogram = service.metrics.http_request_duration_seconds
+    app.add_middleware(Timing, histogram=histogram, templates=templates)
+    return app
+
+
+class Service:
+    """What the routes share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: redis.asyncio.Redis,
+        produce: Produce | None,
+        registry: CollectorRegistry,
+        clock: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self.metrics = ServiceMetrics(registry)
+        self.reader = AsyncReader(client, settings.redis.prefix)
+        self.users = Users(
+            client, settings.redis.prefix, settings.redis.ttl_s, settings.service.seen_max
+        )
+        self.follower = Follower(self.reader, self.metrics, time.monotonic)
+        self.following: asyncio.Task[None] | None = None
+        self._produce = produce
+        self._clock = clock
+        self._openapi = orjson.dumps(describe())
+
+    # lists ---------------------------------------------------------------------------------------
+
+    async def recommend(self, request: Request) -> Response:
+        """Answer with the best k items."""
+        asked = decode(_RECOMMEND, await read_body(request, self.settings.service.body_max_bytes))
+        self._choose(self._shelf(), asked)
+        payload, seen = await self.users.read(asked.user_id, self.settings.service.exclude_seen)
+        shelf = self._shelf()  # the follower may have moved items meanwhile: all from here is one
+        outcome = self._choose(shelf, asked)
+        without = [*seen, *(item.encode() for item in asked.exclude)]
+        rows = shelf.candidates(asked.filters, without)
+        known, items = self._list(shelf, outcome, payload, rows, asked.k)
+        served = self._served(shelf, outcome, asked)
+        return answer(Recommendation(user=known, model=served, items=items))
+
+    async def rank(self, request: Request) -> Response:
+        """Answer with the given items, best first, and the unknown ones."""
+        asked = decode(_RANK, await read_body(request, self.settings.service.body_max_bytes))
+        self._choose(self._shelf(), asked)
+        payload, _ = await self.users.read(asked.user_id, with_seen=False)
+        shelf = self._shelf()
+        outcome = self._choose(shelf, asked)
+        rows, unknown = shelf.rows(asked.item_ids)
+        known, items = self._list(shelf, outcome, payload, rows, len(rows))
+        served = self._served(shelf, outcome, asked)
+        return answer(Ranking(user=known, model=served, items=items, unknown_items=unknown))
+
+    def _shelf(self) -> Shelf:
+        if self.follower.shelf is None:
+            raise unavailable(self.follower.problem)
+        return self.follower.shelf
+
+    def _choose(self, shelf: Shelf, asked: Choice) -> Outcome:
+        """Return the outcome to rank by; what cannot be ranked by is a problem, never a guess."""
+        if len(asked.user_id.encode()) > ID_MAX_BYTES:
+            raise invalid("user_id", f"an id has at most {ID_MAX_BYTES} bytes")
+        if asked.do is not None:
+            raise invalid(
+                "do", "interventions are not available yet; leave it out", "not_available"
+            )
+        if asked.objective == "effect":
+            raise invalid(
+                "objective",
+                "no control outcome has been observed: an effect needs withheld items",
+                "no_control",
+            )
+        name = asked.outcome or self.settings.service.outcome
+        if name not in shelf.outcomes:
+            raise invalid("outcome", f"the model has {', '.join(shelf.outcomes)}")
+        return shelf.outcomes[name]
+
+    def _list(
+        self, shelf: Shelf, outcome: Outcome, payload: bytes | None, rows: Rows | None, k: int
+    ) -> tuple[Known, list[Scored]]:
+        user = shelf.user(payload)
+        items = shelf.catalogue.items
+        bias, vector = items.bias, items.vector
+        if rows is not None and 4 * len(rows) < len(items):
+            bias, vector, within = bias[rows], vector[rows], np.arange(len(rows))
+        else:  # cheaper to score all than to copy most of them
+            everyone = np.arange(len(items))
+            within, rows = everyone if rows is None else rows, everyone
+        scores = score(outcome, shelf.globals(), None if user is None else user[:2], bias, vector)[
+            within
+        ]
+        order = best(scores, k)
+        chosen = rows[within[order]]
+        known = Known(known=user is not None, events=0 if user is None else user[2])
+        return known, scored(shelf, outcome, chosen, scores[order])
+
+    def _served(self, shelf: Shelf, outcome: Outcome, asked: Choice) -> Served:
+        return Served(
+            generation=GENERATION,
+            epoch=int(shelf.model.get("epoch", 0)),
+            version=shelf.catalogue.version,
+            outcome=outcome.name,
+            objective=asked.objective,
+        )
+
+    # rows ----------------------------------------------------------------------------------------
+
+    async def user(self, request: Request) -> Response:
+        """Answer with what is kept of a user."""
+        user_id = request.path_params["user_id"]
+        row = await self.reader.user(encoded(user_id))
+        if row is None:
+            raise Problem(404, "unknown_user", "no row of this user", field="user_id")
+        return answer(
+            UserRow(
+                user_id=user_id,
+                events=row.events,
+                exposures=row.exposures,
+                epoch=row.epoch,
+                sequence=row.sequence,
+            )
+        )
+
+    async def item(self, request: Request) -> Response:
+        """Answer with what is kept of an item."""
+        item_id = request.path_params["item_id"]
+        row = await self.reader.item(encoded(item_id))
+        if row is None:
+            raise Problem(404, "unknown_item", "no row of this item", field="item_id")
+        shelf = self.follower.shelf
+        meta = shelf.catalogue.meta.get(encoded(item_id), {}) if shelf else {}
+        return answer(
+            ItemRow(
+                item_id=item_id,
+                title=meta.get("title"),
+                attributes=meta.get("attributes") or {},
+                events=row.events,
+                exposures=row.exposures,
+                epoch=row.epoch,
+                sequence=row.sequence,
+            )
+        )
+
+    async def model(self, _: Request) -> Response:
+        """Answer with the model as its trainer described it, and what is in memory of it."""
+        shelf = self._shelf()
+        return answer(
+            {
+                **shelf.model,
+                "generation": GENERATION,
+                "global_bias": shelf.globals().tolist(),
+                "items": len(shelf.catalogue.items),
+                "version": shelf.catalogue.version,
+            }
+        )
+
+    # events --------------------------------------------------------------------------------------
+
+    async def events(self, request: Request) -> Response:
+        """Answer after the broker has acknowledged all events, or say which it has."""
+        body = await read_body(request, self.settings.service.body_max_bytes)
+        scale = (self.settings.model.rating_min, self.settings.model.rating_max)
+        events = read(body, int(self._clock() * 1_000), scale)
+        if self._produce is None:
+            raise unavailable("this service takes no events: it has no broker", acknowledged=[])
+        try:
+            done = await run_in_threadpool(self._produce, events)
+        except CounterflowError as error:
+            log.warning("events were not taken: %s", error)
+            retry_after_s = getattr(error, "retry_after_s", 1.0)
+            raise unavailable(error.message, retry_after_s, acknowledged=[]) from error
+        if self.settings.service.exclude_seen:
+            await self._mark([event for event, ok in zip(events, done, strict=True) if ok])
+        if not all(done):
+            acknowledged = [index for index, ok in enumerate(done) if ok]
+            raise unavailable(
+                f"the broker has acknowledged {len(acknowledged)} of {len(events)} events",
+                acknowledged=acknowledged,
+            )
+        return answer(Accepted(accepted=len(events)), 202)
+
+    async def _mark(self, events: Sequence[Posted]) -> None:
+        """Seen items leave the lists at once; an event is accepted even if Redis is away."""
+        try:
+            await self.users.mark(
+                (event.user_id, event.item_id) for event in events if event.kind in _SEEN_BY
+            )
+        except CounterflowError as error:
+            self.metrics.store_errors.labels(store="redis").inc()
+            log.warning("seen items were not marked: %s", error)
+
+    # health --------------------------------------------------------------------------------------
+
+    async def livez(self, _: Request) -> Response:
+        """Answer 200 while the process works, whatever Redis does."""
+        if self.following is None or self.following.done():
+            raise Problem(503, "stopped", "the follower has ended; start the service again")
+        return answer({"live": True})
+
+    async def readyz(self, _: Request) -> Response:
+        """Answer 200 while lists can be served from fresh rows."""
+        shelf = self._shelf()
+        silent_s = self.follower.silent_s()
+        if silent_s > self.settings.service.ready_lag_s:
+            raise unavailable(f"no word from Redis for {silent_s:.1f} s: {self.follower.problem}")
+        return answer({"ready": True, "items": len(shelf.catalogue.items)})
+
+    async def metrics_page(self, request: Request) -> Response:
+        """Answer with the metrics in the format that is asked for."""
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self.metrics.registry), headers={"content-type": media_type})
+
+    async def openapi(self, _: Request) -> Response:
+        """Answer with the description of all this."""
+        return Response(self._openapi, media_type="application/json")
+
+    async def page(self, _: Request) -> Response:
+        """Answer with a page for people."""
+        shelf = self.follower.shelf
+        state = f"{len(shelf.catalogue.items)} items" if shelf else self.follower.problem
+        links = "".join(f'<li><a href="{link}">{link}</a>' for link in LINKS)
+        return HTMLResponse(PAGE.format(version=distribution_version(), state=state, links=links))
+
+
+def scored(shelf: Shelf, outcome: Outcome, rows: Rows, scores: Floats) -> list[Scored]:
+    """Return the items of these rows with their scores."""
+    ids, meta = shelf.catalogue.items.ids, shelf.catalogue.meta
+    items: list[Scored] = []
+    for row, value in zip(rows.tolist(), scores.tolist(), strict=True):
+        item = ids[row]
+        title: Any = meta[item].get("title") if item in meta else None
+        items.append(
+            Scored(
+                item_id=item.decode(),
+                title=title,
+                score=value,
+                propensity=None,
+                interval=outcome.interval(value),
+            )
+        )
+    return items
+
+
+def encoded(entity: str) -> bytes:
+    """Return an id of a path as bytes; one that no event can have is unknown."""
+    try:
+        return entity.encode()
+    except UnicodeEncodeError:
+        raise Problem(404, "not_found", "an id is UTF-8") from None

@@ -1,0 +1,82 @@
+"""Keeps the shelf fresh: loads all items once, then follows the change log."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from consumers.metrics import ServiceMetrics
+from consumers.service.shelf import Shelf, shape
+from model_store.reader import AsyncReader
+from stream.errors import CounterflowError, Inconsistent, Unavailable
+
+log = logging.getLogger("counterflow.service")
+
+BLOCK_MS = 500  # longest wait for a change; below the client's socket timeout
+WAIT_S = 0.1  # between two questions for a model that no trainer has published yet
+MODEL_S = 1.0  # between two looks at the model's description
+HOLD_S = 5.0  # after a refusal that an operator has to mend
+
+
+class Follower:
+    """One task beside the requests; `shelf` is None until a model has been loaded."""
+
+    def __init__(
+        self, reader: AsyncReader, metrics: ServiceMetrics, clock: Callable[[], float]
+    ) -> None:
+        self.shelf: Shelf | None = None
+        self.problem = "nothing was loaded yet"
+        self._reader = reader
+        self._metrics = metrics
+        self._clock = clock
+        self._contact_s = float("-inf")
+        self._asked_s = float("-inf")
+
+    def silent_s(self) -> float:
+        """Return for how long Redis has not answered the follower."""
+        return self._clock() - self._contact_s
+
+    async def run(self) -> None:
+        """Never returns; whatever Redis does, it goes on as soon as it can."""
+        while True:
+            try:
+                waiting_s = await self.turn()
+                self._contact_s = self._clock()
+            except CounterflowError as error:
+                self._metrics.store_errors.labels(store="redis").inc()
+                if self.problem != error.message:
+                    log.warning("holding: %s %s", error.message, error.remedy)
+                self.problem = error.message
+                waiting_s = error.retry_after_s if isinstance(error, Unavailable) else HOLD_S
+            if waiting_s:
+                await asyncio.sleep(waiting_s)
+
+    async def turn(self) -> float:
+        """The shelf is as fresh as the log after the call; returns how long to wait."""
+        if self.shelf is None or self._clock() - self._asked_s >= MODEL_S:
+            await self._look()
+        if self.shelf is None:
+            self.problem = "no trainer has published a model yet"
+            return WAIT_S
+        changes = await self._reader.refresh(self.shelf.catalogue, BLOCK_MS)
+        self.shelf.forget(changes)
+        self.problem = ""
+        self._metrics.rows.labels(kind="item").set(len(self.shelf.catalogue.items))
+        return 0.0
+
+    async def _look(self) -> None:
+        """The shelf has the shape of the model that Redis describes."""
+        model = await self._reader.model()
+        self._asked_s = self._clock()
+        if model is None:
+            return  # a lapsed description leaves what is loaded in use
+        try:
+            shape(model)
+        except (KeyError, TypeError, ValueError) as error:
+            raise Inconsistent(
+                "the model's description in Redis is not ours",
+                "another version wrote it: start this version's trainer",
+            ) from error
+        if self.shelf is not None and self.shelf.fits(model):
+            self.shelf.model = model
+            return
+        self.shelf = Shelf(model, await self._reader.load(*shape(model)))

@@ -1,0 +1,99 @@
+"""What requests may hold, and their reading; a wrong one names its field."""
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.requests import Request
+
+from consumers.service.problems import Problem, invalid
+
+K_MAX = 1_000
+ITEMS_MAX = 10_000
+EVENTS_MAX = 10_000
+ID_MAX_BYTES = 256
+
+Id = Annotated[str, Meta(min_length=1, max_length=ID_MAX_BYTES, description="at most 256 bytes")]
+Objective = Literal["outcome", "effect", "consumption"]
+Scalar = bool | int | float | str
+
+
+class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of a number; all that are given hold."""
+
+    gte: float | UnsetType = UNSET
+    gt: float | UnsetType = UNSET
+    lte: float | UnsetType = UNSET
+    lt: float | UnsetType = UNSET
+
+
+Filter = Scalar | list[Scalar] | Condition
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What both kinds of request choose."""
+
+    user_id: Id
+    outcome: Literal["rating", "click"] | UnsetType = UNSET
+    objective: Objective = "outcome"
+    do: dict[str, Any] | None = None
+
+
+class Recommend(Choice, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The best k of all items."""
+
+    k: Annotated[int, Meta(ge=1, le=K_MAX)] = 10
+    exclude: Annotated[list[Id], Meta(max_length=ITEMS_MAX)] = []
+    filters: Annotated[
+        dict[str, Filter],
+        Meta(description="attribute to a value, a list of values (any of them), or bounds"),
+    ] = {}
+
+
+class Rank(Choice, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The given items, best first."""
+
+    item_ids: Annotated[list[Id], Meta(max_length=ITEMS_MAX)]
+
+
+T = TypeVar("T")
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """Return the body; one beyond `most` bytes is a 413 before it is held in memory."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise Problem(413, "too_large", f"a body has at most {most} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Return the request; not JSON is a 400, a wrong field a 422 that names it."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        field, detail = where(str(error))
+        raise invalid(field, detail) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(400, "not_json", f"the body is not JSON: {error}") from None
+
+
+def where(message: str) -> tuple[str, str]:
+    """Return the field that msgspec's message names, and the message without the place.
+
+    >>> where("Expected `int` >= 1 - at `$.k`")
+    ('k', 'Expected `int` >= 1')
+    >>> where("Object missing required field `user_id`")
+    ('user_id', 'Object missing required field `user_id`')
+    """
+    detail, _, place = message.partition(" - at `")
+    field = re.sub(r"^(key in )?\$\.?", "", place.rstrip("`"))
+    named = re.search(r"field `([^`]*)`", detail)
+    if named:
+        field = f"{field}.{named[1]}" if field else named[1]
+    return field or "body", detail

@@ -1,0 +1,376 @@
+"""Settings: command line > environment > TOML > defaults; an unknown name is an error.
+
+Each section is a frozen struct, each field carries its description, from which `config show` and
+deploy/config.example.toml are made. In the environment a setting is `COUNTERFLOW_SECTION__KEY`;
+names without a double underscore are not settings. A secret can also be read from a file:
+`COUNTERFLOW_KAFKA__SASL_PLAIN_PASSWORD_FILE=/run/secrets/kafka`.
+"""
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from stream.errors import Inconsistent
+
+PREFIX = "COUNTERFLOW_"
+HIDDEN = "********"
+
+Count = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+Seconds = Annotated[float, Meta(gt=0)]
+Name = Annotated[str, Meta(min_length=1)]
+
+
+def described(text: str, secret: bool = False) -> Meta:
+    """Return the description of a field, and whether its value is ever printed."""
+    return Meta(description=text, extra={"secret": secret})
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A group of settings under one name."""
+
+
+class Kafka(Section, frozen=True, kw_only=True):
+    """The broker that events come from and dead letters go to."""
+
+    bootstrap_servers: Annotated[
+        Name, described("Brokers to ask first, host:port, separated by commas.")
+    ] = "127.0.0.1:9092"
+    topic_prefix: Annotated[
+        Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}$")],
+        described("Topics are {prefix}.rating.v1 and so on."),
+    ] = "counterflow"
+    group_id: Annotated[
+        Name, described("Group whose commits show the lag to other tools; never read back.")
+    ] = "counterflow"
+    client_id: Annotated[Name, described("Name of the clients in the broker's logs.")] = (
+        "counterflow"
+    )
+    isolation_level: Annotated[
+        Literal["read_committed", "read_uncommitted"],
+        described("read_committed leaves out the records of aborted transactions."),
+    ] = "read_committed"
+    fetch_max_wait_ms: Annotated[
+        Natural, described("Longest wait of the broker for data; part of the freshness.")
+    ] = 10
+    fetch_max_bytes: Annotated[Count, described("Most bytes of one fetch, all partitions.")] = (
+        64 << 20
+    )
+    request_timeout_ms: Annotated[Count, described("Longest wait for an answer.")] = 30_000
+    security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
+        described("How connections are protected."),
+    ] = "PLAINTEXT"
+    ssl_cafile: Annotated[str, described("Certificate authority, a PEM file.")] = ""
+    ssl_certfile: Annotated[str, described("Certificate of this client, a PEM file.")] = ""
+    ssl_keyfile: Annotated[str, described("Private key of this client, a PEM file.")] = ""
+    ssl_password: Annotated[str, described("Password of the private key.", secret=True)] = ""
+    ssl_check_hostname: Annotated[bool, described("Compare the broker's name.")] = True
+    sasl_mechanism: Annotated[
+        Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER"],
+        described("How this client proves who it is; empty without SASL."),
+    ] = ""
+    sasl_plain_username: Annotated[str, described("User of PLAIN and SCRAM.")] = ""
+    sasl_plain_password: Annotated[str, described("Password of PLAIN and SCRAM.", secret=True)] = ""
+    options: Annotated[
+        dict[str, Any],
+        described("Any further settings of the kafka-python clients (a table; JSON elsewhere)."),
+    ] = {}
+
+
+class Redis(Section, frozen=True, kw_only=True):
+    """The cache of vectors."""
+
+    url: Annotated[
+        Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")],
+        described("redis://, rediss:// or unix://; may carry user and password.", secret=True),
+    ] = "redis://127.0.0.1:6379/0"
+    prefix: Annotated[
+        Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")],
+        described("First part of every key."),
+    ] = "cf"
+    ttl_s: Annotated[
+        Annotated[int, Meta(ge=2)],
+        described("Rows vanish when no trainer rewrites them for so long."),
+    ] = 86_400
+
+
+class Snapshots(Section, frozen=True, kw_only=True):
+    """The trainer's state on disk."""
+
+    dir: Annotated[Name, described("Folder of the snapshots; one trainer a folder.")] = "snapshots"
+    interval_s: Annotated[
+        Seconds, described("Time between two snapshots; a crash repeats at most this much.")
+    ] = 5.0
+    keep: Annotated[Count, described("How many snapshots stay.")] = 3
+
+
+class Trainer(Section, frozen=True, kw_only=True):
+    """The learning process."""
+
+    batch_max: Annotated[
+        Count, described("Most events of one step; steps are as large as the queue below it.")
+    ] = 65_536
+    seed: Annotated[Natural, described("Same seed and same polls, same bits.")] = 0
+    metrics_host: Annotated[Name, described("Address of the trainer's /metrics.")] = "127.0.0.1"
+    metrics_port: Annotated[Port, described("Port of its /metrics; 0 takes a free one.")] = 9108
+    duplicates_window: Annotated[
+        Natural, described("How many (type, event_id) are remembered; a repetition is ignored.")
+    ] = 1_000_000
+
+
+class Service(Section, frozen=True, kw_only=True):
+    """The HTTP process."""
+
+    host: Annotated[Name, described("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[Port, described("Port to listen on; 0 takes a free one.")] = 8080
+    outcome: Annotated[
+        Literal["rating", "click"], described("Outcome of a request that names none.")
+    ] = "rating"
+    exclude_seen: Annotated[
+        bool, described("Items that the user has clicked or rated leave the recommendations.")
+    ] = True
+    seen_max: Annotated[Count, described("How many seen items of a user are remembered.")] = 2_000
+    body_max_bytes: Annotated[Count, described("Largest body of a request.")] = 4 << 20
+    produce_timeout_s: Annotated[
+        Seconds, described("Longest wait for the broker's acknowledgement of posted events.")
+    ] = 10.0
+    ready_lag_s: Annotated[
+        Seconds, described("Without word from Redis for so long, /readyz says no.")
+    ] = 10.0
+
+
+class Model(Section, frozen=True, kw_only=True):
+    """What is learned, and how."""
+
+    factors: Annotated[Annotated[int, Meta(ge=1, le=1024)], described("Length of the vectors.")] = (
+        32
+    )
+    device: Annotated[Literal["auto", "cpu", "cuda"], described("Where the step runs.")] = "auto"
+    step: Annotated[
+        Literal["auto", "compiled", "torch"],
+        described("compiled: one loop on the CPU; torch: waves of operations on any device."),
+    ] = "auto"
+    rating_min: Annotated[float, described("Lowest rating; a lower one is a bad event.")] = 1.0
+    rating_max: Annotated[float, described("Highest rating; a higher one is a bad event.")] = 5.0
+    negatives: Annotated[
+        Annotated[int, Meta(ge=0, le=64)], described("Unseen items that a click learns against.")
+    ] = 2
+    max_users: Annotated[Count, described("Rows of users; memory is taken as they come.")] = (
+        2_000_000
+    )
+    max_items: Annotated[Count, described("Rows of items; memory is taken as they come.")] = 500_000
+    max_features: Annotated[Count, described("Rows of attribute values.")] = 65_536
+    cache_dir: Annotated[
+        str, described("Folder of the compiled code; empty: beside the code, else uncached.")
+    ] = ""
+
+
+class Join(Section, frozen=True, kw_only=True):
+    """How exposures and outcomes find each other."""
+
+    window_s: Annotated[Seconds, described("How long an exposure stays open.")] = 3_600.0
+    idle_s: Annotated[
+        Seconds, described("A partition without records for so long leaves the watermark.")
+    ] = 60.0
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """All sections."""
+
+    kafka: Annotated[Kafka, described("The broker.")] = Kafka()
+    redis: Annotated[Redis, described("The cache of vectors.")] = Redis()
+    snapshots: Annotated[Snapshots, described("The trainer's state on disk.")] = Snapshots()
+    trainer: Annotated[Trainer, described("The learning process.")] = Trainer()
+    service: Annotated[Service, described("The HTTP process.")] = Service()
+    model: Annotated[Model, described("What is learned, and how.")] = Model()
+    join: Annotated[Join, described("Exposures and outcomes.")] = Join()
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "kafka": Kafka,
+    "redis": Redis,
+    "snapshots": Snapshots,
+    "trainer": Trainer,
+    "service": Service,
+    "model": Model,
+    "join": Join,
+}
+
+
+class WrongSetting(Inconsistent):
+    """A setting is unknown or its value does not fit; the remedy names what would."""
+
+
+def load(
+    cli: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    toml_path: str | os.PathLike[str] | None = None,
+) -> Settings:
+    """Return the settings of all sources, the command line before the environment before TOML.
+
+    `cli` maps `section.key` to text. Raises WrongSetting, naming the source and the nearest name.
+    """
+    chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    if toml_path is not None:
+        for source, section, key, value in read_toml(Path(toml_path)):
+            place(chosen, source, section, key, value, strict=True)
+    for name, text in sorted((environ or {}).items()):
+        if name.startswith(PREFIX) and "__" in name[len(PREFIX) :]:
+            section, _, key = name[len(PREFIX) :].lower().partition("__")
+            place(chosen, name, section, key, text, strict=False)
+    for name, text in (cli or {}).items():
+        section, _, key = name.partition(".")
+        place(chosen, name, section, key, text, strict=False)
+    sections: dict[str, Any] = {name: kind(**chosen[name]) for name, kind in SECTIONS.items()}
+    settings = Settings(**sections)
+    if settings.model.rating_min >= settings.model.rating_max:
+        raise WrongSetting(
+            f"model.rating_min {settings.model.rating_min} is not below"
+            f" model.rating_max {settings.model.rating_max}",
+            "set both ends of the rating scale",
+        )
+    return settings
+
+
+def read_toml(path: Path) -> Iterator[tuple[str, str, str, Any]]:
+    """Yield (source, section, key, value) of each setting in the file."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WrongSetting(f"{path}: {error.strerror}", "name a readable file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise WrongSetting(f"{path}: {error}", "write the file in TOML 1.0") from error
+    for section, table in tables.items():
+        if section not in SECTIONS:
+            raise unknown(f"{path}: [{section}]", section, SECTIONS)
+        if not isinstance(table, dict):
+            raise WrongSetting(f"{path}: {section} is not a table", f"write [{section}]")
+        for key, value in table.items():
+            yield f"{path}: {section}.{key}", section, key, value
+
+
+def place(
+    chosen: dict[str, dict[str, Any]],
+    source: str,
+    section: str,
+    key: str,
+    value: Any,
+    *,
+    strict: bool,
+) -> None:
+    """Check one value and put it where its section keeps it."""
+    if section not in SECTIONS:
+        raise unknown(source, f"{section}.{key}", every_name())
+    hints = get_type_hints(SECTIONS[section], include_extras=True)
+    if key not in hints and key.endswith("_file") and is_secret(hints.get(key[:-5])):
+        key, value = key[:-5], read_secret(source, value)
+    if key not in hints:
+        raise unknown(source, f"{section}.{key}", every_name())
+    try:
+        if hints[key].__origin__ == dict[str, Any] and isinstance(value, str):
+            value = json.loads(value)
+        chosen[section][key] = msgspec.convert(value, hints[key], strict=strict)
+    except (msgspec.ValidationError, json.JSONDecodeError) as error:
+        said = "" if is_secret(hints[key]) else f"={value!r}"
+        raise WrongSetting(f"{source}{said}: {error}", describe(section, key)) from error
+
+
+def read_secret(source: str, path: Any) -> str:
+    """Return the text of a secret's file, without the line's end."""
+    try:
+        return Path(str(path)).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WrongSetting(f"{source}: cannot read {path}", "name a readable file") from error
+
+
+def unknown(source: str, name: str, names: Mapping[str, Any] | list[str]) -> WrongSetting:
+    """Return the error for a name that no setting has, with the nearest one that exists."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
+    return WrongSetting(f"{source}: no such setting", f"the nearest is {near[0]}" if near else "")
+
+
+def every_name() -> list[str]:
+    """Return `section.key` of every setting."""
+    return [
+        f"{section}.{field.name}"
+        for section, kind in SECTIONS.items()
+        for field in msgspec.structs.fields(kind)
+    ]
+
+
+def is_secret(hint: Any) -> bool:
+    """Return whether a field's value is never printed."""
+    return any(
+        isinstance(meta, Meta) and (meta.extra or {}).get("secret")
+        for meta in getattr(hint, "__metadata__", ())
+    )
+
+
+def describe(section: str, key: str) -> str:
+    """Return the description of one setting."""
+    hint = get_type_hints(SECTIONS[section], include_extras=True)[key]
+    texts = [meta.description for meta in hint.__metadata__ if isinstance(meta, Meta)]
+    return f"{section}.{key}: {next(text for text in texts if text)}"
+
+
+def show(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return the settings as plain values, secrets hidden; a URL keeps all but its password."""
+    shown: dict[str, dict[str, Any]] = {}
+    for section, kind in SECTIONS.items():
+        values = msgspec.to_builtins(getattr(settings, section))
+        hints = get_type_hints(kind, include_extras=True)
+        for key, value in values.items():
+            if isinstance(value, str) and "://" in value:
+                values[key] = hide_password(value)
+            elif is_secret(hints[key]) and value:
+                values[key] = HIDDEN
+        if "options" in values:
+            values["options"] = {
+                key: HIDDEN if re.search("pass|secret|token|key", key, re.I) else value
+                for key, value in values["options"].items()
+            }
+        shown[section] = values
+    return shown
+
+
+def hide_password(url: str) -> str:
+    """Return the URL with its password, in the authority or the query, hidden."""
+    url = re.sub(r"(?<=://)([^:/?#]*):.*@", rf"\1:{HIDDEN}@", url)
+    return re.sub(r"(?i)([?&]password=)[^&#]*", rf"\1{HIDDEN}", url)
+
+
+def to_toml(settings: Settings) -> str:
+    """Return the settings as commented TOML that `load` reads back; secrets hidden."""
+    lines = [
+        "# Every setting with its value.",
+        f"# Each can also be given as {PREFIX}SECTION__KEY, which wins over this file.",
+    ]
+    for section, values in show(settings).items():
+        lines += ["", f"# {(SECTIONS[section].__doc__ or '').strip()}", f"[{section}]"]
+        for key, value in values.items():
+            text = describe(section, key).partition(": ")[2]
+            lines += [f"# {text}", f"{key} = {toml_value(value)}"]
+    return "\n".join(lines) + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """Return one value in TOML; JSON's text and numbers are TOML's, but for tables and null."""
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{json.dumps(key)} = {toml_value(each)}" for key, each in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def example() -> str:
+    """Return deploy/config.example.toml: the defaults, described."""
+    return to_toml(Settings())

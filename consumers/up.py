@@ -1,0 +1,212 @@
+"""All of it in one command: embedded broker and Redis, trainer, service, and a data set replayed.
+
+The trainer and the service are processes of their own, as in production; all end with this one,
+however it ends.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import redis
+from prometheus_client.parser import text_string_to_metric_families
+
+from consumers import datasets, playground, topics
+from consumers import settings as all_settings
+from consumers.replay import STEADY, replay
+from consumers.settings import Settings
+from stream.errors import CounterflowError
+
+READY_S = 180.0  # the first start compiles the learning step
+
+
+def run(
+    settings: Settings,
+    given: dict[str, str],
+    config: str | None,
+    *,
+    dataset: str | None,
+    once: bool,
+    json: bool,
+) -> int:
+    """Everything ran until Ctrl-C, or until the last event was learned, and has ended.
+
+    `given` and `config` are the command line's settings and file, handed on to the children.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with playground.playground() as servers, _folder(settings) as folder:
+        topics.create(servers.bootstrap_servers, settings.kafka.topic_prefix)
+        chosen = {
+            "kafka.bootstrap_servers": servers.bootstrap_servers,
+            "redis.url": servers.redis_url,
+            "snapshots.dir": str(folder),
+            "trainer.metrics_port": str(_port(settings.trainer.metrics_port)),
+            "service.port": str(_port(settings.service.port)),
+        }
+        both = given | chosen
+        here = all_settings.load(both, os.environ, config)
+        flags = [f"--set={name}={value}" for name, value in both.items()]
+        flags += ["--config", config] if config else []
+        with _child("train", flags, ["--json"]) as trainer, _child("serve", flags, []) as service:
+            metrics = f"http://127.0.0.1:{chosen['trainer.metrics_port']}/metrics"
+            url = f"http://{settings.service.host}:{chosen['service.port']}"
+            _wait("the service", lambda: _answers(f"{url}/readyz"), stop, trainer, service)
+            print(_greeting(url), file=sys.stderr, flush=True)
+            if dataset is not None and not stop.is_set():
+                backlog = datasets.load(dataset).outcomes - STEADY
+                sent = replay(
+                    dataset, here,
+                    lambda: _wait(
+                        "the backlog", lambda: _learned(metrics) >= backlog, stop, trainer, service
+                    ),
+                )  # fmt: skip
+                _wait(
+                    "the last event", lambda: _learned(metrics) >= sent, stop, trainer, service
+                )
+            if not once:
+                _wait("Ctrl-C", lambda: False, stop, trainer, service, limit_s=None)
+            trainer.send_signal(signal.SIGTERM)
+            out, _ = trainer.communicate(timeout=60)
+            result = orjson.loads(out.splitlines()[-1])
+            result["redis_keys"] = int(redis.Redis.from_url(servers.redis_url).dbsize())
+            if json:
+                sys.stdout.buffer.write(orjson.dumps(result) + b"\n")
+            else:
+                for name, value in result.items():
+                    print(f"{name:>16} {value}")
+            sys.stdout.flush()
+    return 0
+
+
+@contextmanager
+def _folder(settings: Settings) -> Iterator[Path]:
+    """Yield a fresh snapshot folder: the broker keeps nothing, so no older snapshot fits it."""
+    at = Path(settings.snapshots.dir)
+    if at.exists() and any(at.glob("up-*")):
+        print(
+            f"the embedded broker keeps nothing: beginning afresh, older runs in {at} are removed",
+            file=sys.stderr,
+        )
+        for old in at.glob("up-*"):
+            shutil.rmtree(old, ignore_errors=True)
+    at.mkdir(parents=True, exist_ok=True)
+    yield Path(tempfile.mkdtemp(prefix="up-", dir=at))
+
+
+@contextmanager
+def _child(
+    command: str, chosen: list[str], more: list[str]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run one of our own commands; it ends with this process."""
+    process = subprocess.Popen(
+        [
+            sys.executable, "-c", playground.LAUNCHER, str(os.getpid()),
+            sys.executable, "-m", "consumers", command, *more, *chosen,
+        ],
+        stdout=subprocess.PIPE if command == "train" else subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _port(wanted: int) -> int:
+    """Return the port if it is free, else another."""
+    import socket
+
+    try:
+        with socket.create_server(("127.0.0.1", wanted)) as held:
+            return int(held.getsockname()[1])
+    except OSError:
+        return playground.free_port()
+
+
+def _wait(
+    what: str,
+    done: Callable[[], bool],
+    stop: threading.Event,
+    *children: "subprocess.Popen[bytes]",
+    limit_s: float | None = READY_S,
+) -> None:
+    """Return when it is done or `stop` was set; a child's end or the limit is an error."""
+    until = time.monotonic() + limit_s if limit_s else None
+    while not stop.is_set() and not done():
+        for child in children:
+            if child.poll() is not None:
+                raise CounterflowError(
+                    f"a child process ended with exit status {child.returncode}",
+                    "its own message stands above",
+                )
+        if until and time.monotonic() > until:
+            raise CounterflowError(f"{what} did not come within {limit_s:.0f} s", "see the log")
+        stop.wait(0.05)
+
+
+def _get(url: str) -> bytes | None:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bytes(answer.read())
+    except OSError:
+        return None
+
+
+def _answers(url: str) -> bool:
+    return _get(url) is not None
+
+
+def _learned(url: str) -> float:
+    """Return how many clicks and ratings the trainer counts, duplicates and bad ones included."""
+    text = _get(url)
+    total = 0.0
+    for family in text_string_to_metric_families((text or b"").decode()):
+        for sample in family.samples:
+            if sample.name == "counterflow_events_total" and sample.labels["type"] in (
+                "rating", "click",
+            ) or sample.name in (
+                "counterflow_bad_events_total", "counterflow_duplicate_events_total",
+            ):  # fmt: skip
+                total += sample.value
+    return total
+
+
+def _greeting(url: str) -> str:
+    def curl(path: str, body: dict[str, Any]) -> str:
+        return (
+            f"  curl -s {url}{path} -H 'content-type: application/json'"
+            f" -d '{orjson.dumps(body).decode()}'"
+        )
+
+    rating = {
+        "type": "rating", "event_id": "try-1", "ts_ms": int(time.time() * 1_000),
+        "user_id": "7", "item_id": "50", "value": 1.0,
+    }  # fmt: skip
+    ask = curl("/v1/rank", {"user_id": "7", "item_ids": ["50", "172", "181"]})
+    return "\n".join(
+        [
+            f"counterflow answers at {url}",
+            curl("/v1/recommend", {"user_id": "7", "k": 5}),
+            curl("/v1/events", rating),
+            ask,
+        ]
+    )

@@ -1,0 +1,362 @@
+"""The servers' side of the vector cache: one user by one GET, all items in memory, kept fresh.
+
+What is asked is written once, as plans that yield commands and receive replies; `Reader` runs them
+on a blocking client, `AsyncReader` on an asyncio one. Nothing here writes, and no read creates.
+
+    load:     cursor = tail of the log -> SCAN + MGET of all items     (so no change falls between)
+    refresh:  XREAD after the cursor -> MGET of the changed items, or load again if the log was
+              trimmed beyond the cursor
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import redis
+import redis.asyncio
+
+from model_store.codec import FloatArray, Kind, Row, unpack, unpack_ids, unpack_many
+from model_store.vectors import GENERATION, escaped, keys, mapped
+from stream.errors import Inconsistent
+
+T = TypeVar("T")
+Plan = Generator[tuple[Any, ...], Any, T]
+
+SCAN_COUNT: Final = 1000
+READ_COUNT: Final = 512  # log entries a refresh
+
+
+class Items:
+    """Item rows side by side, in no particular order: `row[id]` is the place of an item."""
+
+    def __init__(self, outcomes: int, factors: int) -> None:
+        self.ids: list[bytes] = []
+        self.row: dict[bytes, int] = {}
+        self._shape = (outcomes, factors)
+        self._bias = np.zeros((0, outcomes), np.float32)
+        self._vector = np.zeros((0, factors), np.float32)
+        self._counts = np.zeros((0, 2), np.uint32)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def bias(self) -> FloatArray:
+        """(n, O), a view that the next `apply` may change."""
+        return self._bias[: len(self.ids)]
+
+    @property
+    def vector(self) -> FloatArray:
+        """(n, D), a view that the next `apply` may change."""
+        return self._vector[: len(self.ids)]
+
+    @property
+    def events(self) -> npt.NDArray[np.uint32]:
+        """(n,) outcomes learned of each item."""
+        return self._counts[: len(self.ids), 0]
+
+    @property
+    def exposures(self) -> npt.NDArray[np.uint32]:
+        """(n,) closed exposures of each item."""
+        return self._counts[: len(self.ids), 1]
+
+    def apply(self, ids: Sequence[bytes], payloads: Sequence[bytes | None]) -> None:
+        """These items stand as their rows say; those without a row of this shape are gone."""
+        columns = unpack_many(payloads, *self._shape)
+        for at in np.flatnonzero(~columns.present).tolist():
+            self._remove(ids[at])
+        kept = np.flatnonzero(columns.present)
+        places = np.fromiter((self._place(ids[at]) for at in kept.tolist()), np.int64, len(kept))
+        self._reserve(len(self.ids))
+        self._bias[places] = columns.bias[kept]
+        self._vector[places] = columns.vector[kept]
+        self._counts[places, 0] = columns.events[kept]
+        self._counts[places, 1] = columns.exposures[kept]
+
+    def _place(self, item: bytes) -> int:
+        place = self.row.setdefault(item, len(self.ids))
+        if place == len(self.ids):
+            self.ids.append(item)
+        return place
+
+    def _remove(self, item: bytes) -> None:
+        """The last item takes the place of the one that leaves."""
+        place = self.row.pop(item, None)
+        if place is None:
+            return
+        last, moved = len(self.ids) - 1, self.ids.pop()
+        if place != last:
+            self.ids[place], self.row[moved] = moved, place
+            for table in (self._bias, self._vector, self._counts):
+                table[place] = table[last]
+
+    def _reserve(self, count: int) -> None:
+        held = len(self._bias)
+        if count > held:
+            more = ((0, max(count, 2 * held, 64) - held), (0, 0))  # doubling: copies stay rare
+            self._bias = np.pad(self._bias, more)
+            self._vector = np.pad(self._vector, more)
+            self._counts = np.pad(self._counts, more)
+
+
+@dataclass(slots=True)
+class Catalogue:
+    """What a server holds of the cache; `version` rises with every change."""
+
+    items: Items
+    outcomes: int
+    factors: int
+    meta: dict[bytes, dict[str, Any]] = field(default_factory=dict)
+    globals_: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))  # (O,)
+    cursor: bytes = b"0-0"
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a refresh changed: ids of item rows and of titles, or everything."""
+
+    reloaded: bool
+    items: list[bytes]
+    meta: list[bytes]
+
+
+class Plans:
+    """Each question as commands and what their replies mean."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        base = f"{prefix}:{GENERATION}".encode()
+        self._log, self._globals, self._model = base + b":log", base + b":globals", base + b":model"
+        self._meta = base + b":meta:"
+        self._live = f"{prefix}:live".encode()
+
+    def row(self, kind: Kind, entity: bytes) -> Plan[Row | None]:
+        """One row, None if there is none."""
+        payload = yield ("GET", *keys(self._prefix, kind, [entity]))
+        return None if payload is None else unpack(payload)
+
+    def payloads(self, kind: Kind, ids: Sequence[bytes]) -> Plan[list[bytes | None]]:
+        """The rows' bytes in the order of the ids, None where there is none."""
+        return (yield from self._mget(keys(self._prefix, kind, ids)))
+
+    def meta(self, ids: Sequence[bytes]) -> Plan[list[dict[str, Any] | None]]:
+        """Title and attributes of items, None where there are none."""
+        found = yield from self._mget([self._meta + i for i in ids])
+        return [None if value is None else _parsed(value) for value in found]
+
+    def model(self) -> Plan[dict[str, Any] | None]:
+        """What the trainer says of its model, None before it said anything."""
+        value = yield ("GET", self._model)
+        return None if value is None else _parsed(value)
+
+    def live(self) -> Plan[str | None]:
+        """The live generation, None before a trainer has set it."""
+        value = yield ("GET", self._live)
+        return None if value is None else value.decode()
+
+    def load(self, outcomes: int, factors: int) -> Plan[Catalogue]:
+        """All items as they stand, and the place in the log from which to follow."""
+        catalogue = Catalogue(Items(outcomes, factors), outcomes, factors)
+        tail = yield ("XREVRANGE", self._log, "+", "-", "COUNT", 1)
+        catalogue.cursor = tail[0][0] if tail else b"0-0"
+        held = yield ("GET", self._globals)
+        catalogue.globals_ = _floats(held or b"")
+        head = keys(self._prefix, "item", [b""])[0]
+        for start, target in ((head, "rows"), (self._meta, "meta")):
+            cursor = -1
+            while cursor != 0:
+                cursor, found = yield (
+                    *("SCAN", max(cursor, 0)),
+                    *("MATCH", escaped(start) + b"*", "COUNT", SCAN_COUNT),
+                )
+                cursor, found = int(cursor), list(dict.fromkeys(found))
+                values = yield from self._mget(found)
+                ids = [key[len(start) :] for key in found]
+                if target == "rows":
+                    catalogue.items.apply(ids, values)
+                else:
+                    catalogue.meta.update(_stated(ids, values))
+        return catalogue
+
+    def refresh(self, catalogue: Catalogue, block_ms: int) -> Plan[Changes]:
+        """The catalogue is as fresh as the log; waits up to block_ms for the first change."""
+        wait = ("BLOCK", block_ms) if block_ms > 0 else ()
+        reply = yield ("XREAD", "COUNT", READ_COUNT, *wait, "STREAMS", self._log, catalogue.cursor)
+        entries = _entries(reply)
+        if (yield from self._lost(catalogue.cursor)):
+            fresh = yield from self.load(catalogue.outcomes, catalogue.factors)
+            for name in ("items", "meta", "globals_", "cursor"):
+                setattr(catalogue, name, getattr(fresh, name))
+            catalogue.version += 1
+            return Changes(True, list(catalogue.items.ids), list(catalogue.meta))
+        items: dict[bytes, None] = {}
+        meta: dict[bytes, None] = {}
+        held = b""
+        for _, fields in entries:
+            items.update(dict.fromkeys(unpack_ids(fields.get(b"i", b""))))
+            meta.update(dict.fromkeys(unpack_ids(fields.get(b"m", b""))))
+            held = fields.get(b"g", b"") or held
+        rows = yield from self.payloads("item", list(items))
+        values = yield from self._mget([self._meta + i for i in meta])
+        catalogue.items.apply(list(items), rows)
+        for i in meta:
+            catalogue.meta.pop(i, None)
+        catalogue.meta.update(_stated(list(meta), values))
+        if held:
+            catalogue.globals_ = _floats(held)
+        if entries:
+            catalogue.cursor = entries[-1][0]
+            catalogue.version += 1
+        return Changes(False, list(items), list(meta))
+
+    def _lost(self, cursor: bytes) -> Plan[bool]:
+        """Whether entries after the cursor may have been trimmed, or the log was begun anew.
+
+        Asked after reading: what was trimmed before the reading is trimmed now.
+        """
+        first = yield ("XRANGE", self._log, "-", "+", "COUNT", 1)
+        if not first:
+            return False
+        last = yield ("XREVRANGE", self._log, "+", "-", "COUNT", 1)
+        return _moment(first[0][0]) > _moment(cursor) or _moment(last[0][0]) < _moment(cursor)
+
+    def _mget(self, names: Sequence[bytes]) -> Plan[list[bytes | None]]:
+        values: list[bytes | None] = []
+        for start in range(0, len(names), SCAN_COUNT):
+            values += yield ("MGET", *names[start : start + SCAN_COUNT])
+        return values
+
+
+class Reader:
+    """Asks on a blocking client; block_ms has to stay below the client's socket timeout."""
+
+    def __init__(self, client: redis.Redis, prefix: str = "cf") -> None:
+        self._client: Any = client  # its command types cover sync and async at once
+        self._plans = Plans(prefix)
+
+    def user(self, user: bytes) -> Row | None:
+        """The user's row, None if unknown."""
+        return self._ask(self._plans.row("user", user))
+
+    def item(self, item: bytes) -> Row | None:
+        """The item's row, None if unknown."""
+        return self._ask(self._plans.row("item", item))
+
+    def payloads(self, kind: Kind, ids: Sequence[bytes]) -> list[bytes | None]:
+        """The rows' bytes in the order of the ids."""
+        return self._ask(self._plans.payloads(kind, ids))
+
+    def meta(self, ids: Sequence[bytes]) -> list[dict[str, Any] | None]:
+        """Title and attributes of items."""
+        return self._ask(self._plans.meta(ids))
+
+    def model(self) -> dict[str, Any] | None:
+        """What the trainer says of its model."""
+        return self._ask(self._plans.model())
+
+    def live(self) -> str | None:
+        """The live generation."""
+        return self._ask(self._plans.live())
+
+    def load(self, outcomes: int, factors: int) -> Catalogue:
+        """All items as they stand."""
+        return self._ask(self._plans.load(outcomes, factors))
+
+    def refresh(self, catalogue: Catalogue, block_ms: int = 0) -> Changes:
+        """The catalogue is as fresh as the log."""
+        return self._ask(self._plans.refresh(catalogue, block_ms))
+
+    def _ask(self, plan: Plan[T]) -> T:
+        reply: Any = None
+        while True:
+            try:
+                command = plan.send(reply)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            with mapped():
+                reply = self._client.execute_command(*command)
+
+
+class AsyncReader:
+    """Asks on an asyncio client; block_ms has to stay below the client's socket timeout."""
+
+    def __init__(self, client: redis.asyncio.Redis, prefix: str = "cf") -> None:
+        self._client: Any = client  # its command types cover sync and async at once
+        self._plans = Plans(prefix)
+
+    async def user(self, user: bytes) -> Row | None:
+        """The user's row, None if unknown."""
+        return await self._ask(self._plans.row("user", user))
+
+    async def item(self, item: bytes) -> Row | None:
+        """The item's row, None if unknown."""
+        return await self._ask(self._plans.row("item", item))
+
+    async def payloads(self, kind: Kind, ids: Sequence[bytes]) -> list[bytes | None]:
+        """The rows' bytes in the order of the ids."""
+        return await self._ask(self._plans.payloads(kind, ids))
+
+    async def meta(self, ids: Sequence[bytes]) -> list[dict[str, Any] | None]:
+        """Title and attributes of items."""
+        return await self._ask(self._plans.meta(ids))
+
+    async def model(self) -> dict[str, Any] | None:
+        """What the trainer says of its model."""
+        return await self._ask(self._plans.model())
+
+    async def live(self) -> str | None:
+        """The live generation."""
+        return await self._ask(self._plans.live())
+
+    async def load(self, outcomes: int, factors: int) -> Catalogue:
+        """All items as they stand."""
+        return await self._ask(self._plans.load(outcomes, factors))
+
+    async def refresh(self, catalogue: Catalogue, block_ms: int = 0) -> Changes:
+        """The catalogue is as fresh as the log."""
+        return await self._ask(self._plans.refresh(catalogue, block_ms))
+
+    async def _ask(self, plan: Plan[T]) -> T:
+        reply: Any = None
+        while True:
+            try:
+                command = plan.send(reply)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            with mapped():
+                reply = await self._client.execute_command(*command)
+
+
+def _entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """The entries of an XREAD of one stream, whichever protocol the client speaks."""
+    if not reply:
+        return []
+    found = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
+    return found[0] if found and isinstance(found[0], list) else found
+
+
+def _moment(entry: bytes) -> tuple[int, int]:
+    first, _, second = entry.partition(b"-")
+    return int(first), int(second or 0)
+
+
+def _floats(data: bytes) -> FloatArray:
+    return np.frombuffer(data, "<f4").astype(np.float32)
+
+
+def _stated(ids: Sequence[bytes], values: Sequence[bytes | None]) -> dict[bytes, dict[str, Any]]:
+    return {i: _parsed(v) for i, v in zip(ids, values, strict=True) if v is not None}
+
+
+def _parsed(value: bytes) -> dict[str, Any]:
+    try:
+        parsed = orjson.loads(value)
+    except ValueError as exc:
+        raise Inconsistent(f"the cache holds no JSON where it should: {exc}") from exc
+    if not isinstance(parsed, dict):
+        raise Inconsistent("the cache holds no JSON object where it should")
+    return parsed

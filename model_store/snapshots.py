@@ -1,0 +1,300 @@
+"""Snapshots on disk: the whole state in one atomic unit, or none of it.
+
+    DIR/lock                     held by the one process that writes (flock)
+    DIR/epoch                    the last epoch that was claimed
+    DIR/snapshot-000000000042/   state.safetensors and manifest.json, with their checksums
+    DIR/draft-…                  one being written or removed; the next save removes what is left
+
+A snapshot is written as a draft, forced to disk, renamed, and the folder is forced to disk; so what
+carries its final name is whole, whenever the power fails. No pickle: reading runs nobody's code.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from stream.errors import Inconsistent, Unavailable
+
+State = dict[str, npt.NDArray[Any]]
+
+FORMAT: Final = 1
+STATE: Final = "state.safetensors"
+MANIFEST: Final = "manifest.json"
+_NAME: Final = re.compile(r"snapshot-(\d{12})\Z")
+_LOG: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One snapshot as found on disk; `damage` says what is wrong with it, empty if nothing."""
+
+    path: Path
+    number: int
+    created_ms: int
+    bytes: int
+    meta: dict[str, Any]
+    damage: str = ""
+
+
+Found = list[Snapshot]
+
+
+class Damaged(Exception):
+    """A snapshot does not hold what its manifest says."""
+
+
+class Snapshots:
+    """The folder of one trainer. Reading needs no lock; the first writing takes it."""
+
+    def __init__(
+        self, directory: str | Path, keep: int = 3, clock: Callable[[], float] = time.time
+    ) -> None:
+        if keep < 1:
+            raise Inconsistent(f"keep = {keep} snapshots", "keep at least one")
+        self.directory = Path(directory)
+        self._keep = keep
+        self._clock = clock
+        self._held: int | None = None
+
+    def __enter__(self) -> "Snapshots":
+        self.lock()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def lock(self) -> None:
+        """This process alone writes here; another that does already raises Inconsistent."""
+        if self._held is not None:
+            return
+        with _mapped(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            owner = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(handle)
+            raise Inconsistent(
+                f"another process ({owner}) writes snapshots in {self.directory}",
+                "end it, or give this one a folder of its own (COUNTERFLOW_SNAPSHOTS__DIR)",
+            ) from exc
+        self._held = handle
+        with _mapped(self.directory):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, b"%d\n" % os.getpid(), 0)
+
+    def close(self) -> None:
+        """The lock is free; the next writing takes it again."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def save(self, state: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]) -> Path:
+        """The newest snapshot is this one, on disk whatever happens next; old ones beyond keep go.
+
+        Unavailable (disk full, folder gone) leaves the ones before untouched: try again.
+        """
+        self.lock()
+        with _mapped(self.directory):
+            number = max(self._numbers(), default=0) + 1
+            draft = self.directory / f"draft-{number:012d}"
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            safetensors.numpy.save_file(_dense(state), draft / STATE)
+            size, digest = _forced(draft / STATE)
+            manifest = {
+                "format": FORMAT,
+                "number": number,
+                "created_ms": int(self._clock() * 1000),
+                "files": {STATE: {"bytes": size, "sha256": digest}},
+                "meta": dict(meta),
+            }
+            (draft / MANIFEST).write_bytes(_sealed(manifest))
+            _forced(draft / MANIFEST)
+            _force(draft)
+            final = self.directory / f"snapshot-{number:012d}"
+            draft.rename(final)
+            _force(self.directory)
+            self._prune()
+        return final
+
+    def newest_valid(self, log: logging.Logger = _LOG) -> tuple[State, dict[str, Any]] | None:
+        """The newest whole snapshot as (state, meta), None without any; damaged ones are logged."""
+        for number in sorted(self._numbers(), reverse=True):
+            path = self._path(number)
+            try:
+                manifest = _manifest(path)
+                return _state(path, manifest), manifest["meta"]
+            except Damaged as exc:
+                log.error("snapshot %s is damaged: %s; the one before it is tried", path, exc)
+        return None
+
+    def list(self) -> Found:
+        """The snapshots from old to new, their manifests checked, their state only by its size."""
+        return self._found(whole=False)
+
+    def verify(self) -> Found:
+        """The snapshots from old to new, every byte checked."""
+        return self._found(whole=True)
+
+    def epoch(self) -> int:
+        """The last epoch that was claimed in this folder, 0 before the first."""
+        try:
+            text = (self.directory / "epoch").read_text()
+        except FileNotFoundError:
+            return 0
+        try:
+            return int(text)
+        except ValueError as exc:
+            raise Inconsistent(
+                f"{self.directory / 'epoch'} holds {text[:20]!r}, not a number",
+                "remove it if Redis still holds its own epoch key, else write a higher number",
+            ) from exc
+
+    def claim_epoch(self, at_least: int) -> int:
+        """The epoch is above every one claimed here, not below at_least, and safe on disk."""
+        self.lock()
+        with _mapped(self.directory):
+            epoch = max(self.epoch() + 1, at_least)
+            draft = self.directory / "draft-epoch"
+            draft.write_text(f"{epoch}\n")
+            _forced(draft)
+            draft.replace(self.directory / "epoch")
+            _force(self.directory)
+        return epoch
+
+    def _path(self, number: int) -> Path:
+        return self.directory / f"snapshot-{number:012d}"
+
+    def _numbers(self) -> Iterator[int]:
+        if self.directory.is_dir():
+            for path in self.directory.iterdir():
+                if match := _NAME.match(path.name):
+                    yield int(match.group(1))
+
+    def _prune(self) -> None:
+        """What is older than the newest `keep` is gone, and so is every draft left by a crash.
+
+        First the name goes, then the files, so that no reader takes half of one for damage.
+        """
+        for number in sorted(self._numbers())[: -self._keep]:
+            self._path(number).rename(self.directory / f"draft-old-{number:012d}")
+        for draft in self.directory.glob("draft-*"):
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                draft.unlink(missing_ok=True)
+
+    def _found(self, whole: bool) -> Found:
+        found = [self._inspect(number, whole) for number in sorted(self._numbers())]
+        # one that was pruned while we read it is not damaged, it is gone
+        return [snapshot for snapshot in found if not snapshot.damage or snapshot.path.is_dir()]
+
+    def _inspect(self, number: int, whole: bool) -> Snapshot:
+        path, size, damage = self._path(number), 0, ""
+        manifest: dict[str, Any] = {}
+        try:
+            size = sum(file.stat().st_size for file in path.iterdir())
+            manifest = _manifest(path)
+            if whole:
+                _state(path, manifest)
+            elif (path / STATE).stat().st_size != manifest["files"][STATE]["bytes"]:
+                raise Damaged(f"{STATE} has another size than the manifest says")
+        except (Damaged, OSError) as exc:
+            damage = str(exc)
+        created, meta = manifest.get("created_ms", 0), manifest.get("meta", {})
+        return Snapshot(path, number, created, size, meta, damage)
+
+
+def _dense(state: Mapping[str, npt.NDArray[Any]]) -> State:
+    """The arrays in C order: safetensors writes the memory as it lies."""
+    for name, array in state.items():
+        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+            raise Inconsistent(f"state {name!r} is of {array.dtype}, which a snapshot cannot hold")
+    return {
+        name: array if array.flags.c_contiguous else array.copy(order="C")
+        for name, array in state.items()
+    }
+
+
+def _sealed(manifest: dict[str, Any]) -> bytes:
+    """The manifest as a line of JSON, and its own checksum on the next."""
+    body = orjson.dumps(manifest, option=orjson.OPT_SORT_KEYS)
+    return body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n"
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        body, _, seal = (path / MANIFEST).read_bytes().partition(b"\n")
+    except OSError as exc:
+        raise Damaged(f"{MANIFEST} cannot be read: {exc.strerror}") from exc
+    if seal != hashlib.sha256(body).hexdigest().encode() + b"\n":
+        raise Damaged(f"{MANIFEST} does not match its checksum")
+    manifest: dict[str, Any] = orjson.loads(body)
+    if manifest["format"] != FORMAT:
+        raise Damaged(f"format {manifest['format']} is not ours ({FORMAT})")
+    return manifest
+
+
+def _state(path: Path, manifest: dict[str, Any]) -> State:
+    try:
+        data = (path / STATE).read_bytes()
+    except OSError as exc:
+        raise Damaged(f"{STATE} cannot be read: {exc.strerror}") from exc
+    expected = manifest["files"][STATE]
+    if len(data) != expected["bytes"]:
+        raise Damaged(f"{STATE} has {len(data)} bytes, not {expected['bytes']}")
+    if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        raise Damaged(f"{STATE} does not match its checksum")
+    try:
+        loaded = safetensors.numpy.load(data)
+    except SafetensorError as exc:
+        raise Damaged(f"{STATE}: {exc}") from exc
+    return {name: np.array(array) for name, array in loaded.items()}  # writable, of its own
+
+
+def _forced(path: Path) -> tuple[int, str]:
+    """Size and SHA-256 of the file, which is on disk now."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256")
+        return file.tell(), digest.hexdigest()
+
+
+def _force(directory: Path) -> None:
+    """The names in the folder are on disk."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _mapped(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise Unavailable(
+            f"snapshots cannot be written in {directory}: {exc.strerror or exc}",
+            5.0,
+            "free disk space, or make the folder writable",
+        ) from exc
+    except SafetensorError as exc:  # its writer hides the error of the disk
+        raise Unavailable(f"snapshots cannot be written in {directory}: {exc}", 5.0) from exc

@@ -1,0 +1,250 @@
+"""The reference reading of one event: every reason of the contract, the first that holds.
+
+The fast scanner may only accept what this accepts, with the same result. Free of numba and torch,
+so that the HTTP service judges posted events by the same code.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import orjson
+
+from stream.errors import BadEvent
+from stream.schemas import (
+    ATTRIBUTES_MAX,
+    DAY_MS,
+    EVENTS,
+    ID_MAX_BYTES,
+    MEMBERS_MAX,
+    VALUE_MAX_BYTES,
+    VERSION,
+    Event,
+)
+
+REASONS = (
+    "no_value",
+    "too_large",
+    "not_utf8",
+    "not_json",
+    "not_object",
+    "unknown_version",
+    "unknown_type",
+    "missing_field",
+    "wrong_type",
+    "not_finite",
+    "bad_id",
+    "bad_time",
+    "out_of_range",
+    "too_many",
+)
+Scale = tuple[float, float]
+IDS = ("event_id", "user_id", "item_id", "impression_id")
+PROBABILITIES = ("propensity", "show_probability")
+_FIELDS = {kind: frozenset(event.__struct_fields__) for kind, event in EVENTS.items()}
+_REQUIRED = {
+    kind: tuple(
+        name
+        for name in ("event_id", "ts_ms", "user_id", "item_id", "value")
+        if name in event.__struct_fields__
+    )
+    for kind, event in EVENTS.items()
+}
+
+
+def parse(
+    kind: str | None,
+    value: bytes | None,
+    kafka_ts_ms: int,
+    *,
+    rating_scale: Scale = (1.0, 5.0),
+) -> Event:
+    """Return the event that the value of a record holds, else raise BadEvent.
+
+    `kind` is the topic's; None where only the event itself names its type. `kafka_ts_ms` below 0
+    means that the record has no time of its own.
+    """
+    return check(kind, load(value), kafka_ts_ms, rating_scale=rating_scale)
+
+
+def load(value: bytes | None) -> object:
+    """Return the JSON document that a value holds, else raise BadEvent."""
+    if value is None:
+        raise BadEvent("no_value", "the record's value is null")
+    if len(value) > VALUE_MAX_BYTES:
+        raise BadEvent("too_large", f"{len(value)} bytes, {VALUE_MAX_BYTES} at most")
+    try:
+        value.decode()
+    except UnicodeDecodeError as error:
+        raise BadEvent("not_utf8", f"byte {error.start}: {error.reason}") from None
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        return _load_rare(value, str(error))
+
+
+def check(
+    kind: str | None,
+    document: object,
+    kafka_ts_ms: int,
+    *,
+    rating_scale: Scale = (1.0, 5.0),
+) -> Event:
+    """Return the event that a decoded JSON document is, else raise BadEvent."""
+    if not isinstance(document, dict):
+        raise BadEvent("not_object", f"the value is {_name(document)}")
+    version = document.get("v", VERSION)
+    if type(version) is not int or version != VERSION:
+        raise BadEvent("unknown_version", f"v is {_show(version)}, not {VERSION}")
+    kind = _kind(kind, document)
+    fields = {name: document[name] for name in _FIELDS[kind] if name in document}
+    for name in _REQUIRED[kind]:
+        if name not in fields:
+            raise BadEvent("missing_field", name)
+    for rule in (_types, _finite, _ids):
+        rule(fields)
+    _time(fields["ts_ms"], kafka_ts_ms)
+    _ranges(fields, rating_scale)
+    _counts(fields.get("attributes", {}))
+    if "value" in fields:
+        fields["value"] = float(fields["value"])
+    return EVENTS[kind](**fields)
+
+
+def check_id(name: str, text: str | bytes) -> None:
+    """Return if the text is an id, else raise BadEvent."""
+    size = len(text.encode() if isinstance(text, str) else text)
+    if not 0 < size <= ID_MAX_BYTES:
+        raise BadEvent("bad_id", f"{name} has {size} bytes, not 1 to {ID_MAX_BYTES}")
+
+
+def _load_rare(value: bytes, refusal: str) -> object:
+    """Return what orjson refuses and is JSON all the same: numbers beyond a double, as infinite."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(constant)
+
+    def whole(digits: str) -> int | float:
+        return int(digits) if len(digits) < 19 else float(digits)
+
+    try:
+        document = json.loads(value.decode(), parse_constant=refuse, parse_int=whole)
+        # a lone surrogate has no UTF-8 form, so it could neither be an id nor be shown
+        json.dumps(document, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise BadEvent("not_json", refusal) from None
+    return document
+
+
+def _kind(kind: str | None, document: dict[str, Any]) -> str:
+    if kind is None:
+        if "type" not in document:
+            raise BadEvent("missing_field", "type")
+        kind = document["type"]
+        if not isinstance(kind, str) or kind not in EVENTS:
+            raise BadEvent("unknown_type", f"type is {_show(kind)}")
+    elif document.get("type", kind) != kind:
+        raise BadEvent("unknown_type", f"type is {_show(document['type'])}, the topic's is {kind}")
+    return kind
+
+
+def _whole(content: object) -> bool:
+    # orjson reads an integer beyond 64 bits as a float: whole, and out of every range
+    return type(content) is int or (type(content) is float and abs(content) >= 2.0**63)
+
+
+def _number(content: object) -> bool:
+    return type(content) in (int, float)
+
+
+def _text(content: object) -> bool:
+    return type(content) is str
+
+
+def _attributes(content: object) -> bool:
+    return isinstance(content, dict) and all(map(_attribute, content.values()))
+
+
+def _attribute(content: object) -> bool:
+    if type(content) is list:
+        return all(map(_text, content))
+    return type(content) in (bool, int, float, str)
+
+
+_TYPES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "event_id": (_text, "a string"),
+    "ts_ms": (_whole, "an integer"),
+    "user_id": (_text, "a string"),
+    "item_id": (_text, "a string"),
+    "value": (_number, "a number"),
+    "impression_id": (_text, "a string"),
+    "position": (_whole, "an integer"),
+    "propensity": (_number, "a number"),
+    "shown": (lambda content: type(content) is bool, "a boolean"),
+    "show_probability": (_number, "a number"),
+    "title": (_text, "a string"),
+    "attributes": (
+        _attributes,
+        "an object of numbers, booleans, strings or lists of strings",
+    ),
+}
+
+
+def _types(fields: dict[str, Any]) -> None:
+    for name, (holds, wanted) in _TYPES.items():
+        if name in fields and not holds(fields[name]):
+            raise BadEvent("wrong_type", f"{name} is {_name(fields[name])}, not {wanted}")
+
+
+def _finite(fields: dict[str, Any]) -> None:
+    for name in ("ts_ms", "value", "position", *PROBABILITIES):
+        if name in fields and not math.isfinite(fields[name]):
+            raise BadEvent("not_finite", name)
+    for name, content in fields.get("attributes", {}).items():
+        if type(content) is float and not math.isfinite(content):
+            raise BadEvent("not_finite", f"attribute {name[:80]}")
+
+
+def _ids(fields: dict[str, Any]) -> None:
+    for name in IDS:
+        if name in fields:
+            check_id(name, fields[name])
+
+
+def _time(ts_ms: int | float, kafka_ts_ms: int) -> None:
+    if ts_ms < 0:
+        raise BadEvent("bad_time", f"ts_ms is {ts_ms}")
+    ahead = kafka_ts_ms >= 0 and ts_ms > kafka_ts_ms + DAY_MS
+    if ahead or ts_ms >= 2**63:
+        raise BadEvent("bad_time", f"ts_ms is {ts_ms}, the record's Kafka time {kafka_ts_ms}")
+
+
+def _ranges(fields: dict[str, Any], rating_scale: Scale) -> None:
+    low, high = rating_scale
+    if "value" in fields and not low <= fields["value"] <= high:
+        raise BadEvent("out_of_range", f"value is {fields['value']}, not {low} to {high}")
+    if "position" in fields and not 1 <= fields["position"] < 2**31:
+        raise BadEvent("out_of_range", f"position is {fields['position']}, they count from 1")
+    for name in PROBABILITIES:
+        if name in fields and not 0 < fields[name] <= 1:
+            raise BadEvent("out_of_range", f"{name} is {fields[name]}, not in (0, 1]")
+
+
+def _counts(attributes: dict[str, Any]) -> None:
+    if len(attributes) > ATTRIBUTES_MAX:
+        raise BadEvent("too_many", f"{len(attributes)} attributes, {ATTRIBUTES_MAX} at most")
+    members = sum(len(content) for content in attributes.values() if type(content) is list)
+    if members > MEMBERS_MAX:
+        raise BadEvent("too_many", f"{members} list members, {MEMBERS_MAX} at most")
+
+
+def _show(content: object) -> str:
+    return repr(content)[:80]
+
+
+def _name(content: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    if content is None:
+        return "null"
+    return names.get(type(content), "a number")

@@ -1,0 +1,116 @@
+"""A producer's repeated event is counted and ignored, inside a bounded window.
+
+The window holds 128 bits of each of the last `window` (type, event_id) pairs: two lanes of
+`hash_bytes`, so that a million ids meet by accident once in 10^26 windows.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from stream.hashing import hash_bytes
+
+_LANE_A = np.uint64(0xBB67AE8584CAA73B)
+_LANE_B = np.uint64(0x3C6EF372FE94F82B)
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _place(table, ring, mask, n):  # type: ignore[no-untyped-def]
+    slot = np.int64(ring[n, 0] & np.uint64(mask))
+    while table[slot] >= 0:
+        slot = (slot + 1) & mask
+    table[slot] = n
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _remove(table, ring, mask, n):  # type: ignore[no-untyped-def]
+    """Take ring entry n out of the table, closing the gap (linear probing, no tombstones)."""
+    slot = np.int64(ring[n, 0] & np.uint64(mask))
+    while table[slot] != n:
+        slot = (slot + 1) & mask
+    hole = slot
+    while True:
+        slot = (slot + 1) & mask
+        other = table[slot]
+        if other < 0:
+            break
+        home = np.int64(ring[other, 0] & np.uint64(mask))
+        if ((slot - home) & mask) >= ((slot - hole) & mask):
+            table[hole] = other
+            hole = slot
+    table[hole] = -1
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _fresh(table, ring, count, data, kind, at, length, out):  # type: ignore[no-untyped-def]
+    mask = len(table) - 1
+    window = len(ring)
+    for n in range(len(at)):
+        salt = np.uint64(kind[n] + 1)
+        a = hash_bytes(data, at[n], length[n], _LANE_A ^ salt)
+        b = hash_bytes(data, at[n], length[n], _LANE_B ^ salt)
+        slot = np.int64(a & np.uint64(mask))
+        seen = False
+        while table[slot] >= 0:
+            entry = table[slot]
+            if ring[entry, 0] == a and ring[entry, 1] == b:
+                seen = True
+                break
+            slot = (slot + 1) & mask
+        out[n] = not seen
+        if seen:
+            continue
+        entry = count % window
+        if count >= window:
+            _remove(table, ring, mask, entry)
+        ring[entry, 0] = a
+        ring[entry, 1] = b
+        _place(table, ring, mask, entry)
+        count += 1
+    return count
+
+
+class Duplicates:
+    """The last `window` accepted (type, event_id) pairs."""
+
+    def __init__(self, window: int = 1_000_000) -> None:
+        self.window = window
+        self._count = 0
+        self._ring = np.zeros((window, 2), np.uint64)
+        self._table = self._empty()
+
+    def _empty(self) -> NDArray[np.int32]:
+        return np.full(1 << max(10, (2 * self.window - 1).bit_length()), -1, np.int32)
+
+    def fresh(
+        self,
+        data: NDArray[np.uint8],
+        kind: NDArray[np.int8],
+        at: NDArray[np.int64],
+        length: NDArray[np.int32],
+    ) -> NDArray[np.bool_]:
+        """Every event is in the window after the call; returns which were not before (N,)."""
+        out = np.empty(len(at), np.bool_)
+        self._count = int(
+            _fresh(self._table, self._ring, self._count, data, kind, at, length, out)
+        )
+        return out
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return copies of what is needed to load it again."""
+        used = min(self._count, self.window)
+        return {"ring": self._ring[:used].copy(), "count": np.array([self._count], np.int64)}
+
+    def load(self, state: dict[str, NDArray[Any]]) -> None:
+        """The window is the saved one after the call; a smaller one keeps the newest pairs."""
+        ring, count = state["ring"], int(state["count"][0])
+        oldest = count % len(ring) if len(ring) and count > len(ring) else 0
+        newest = np.roll(ring, -oldest, axis=0)[-self.window :]
+        self._ring[:] = 0
+        self._ring[: len(newest)] = newest
+        self._count = len(newest)
+        self._table = self._empty()
+        for n in range(len(newest)):
+            _place(self._table, self._ring, len(self._table) - 1, n)

@@ -1,0 +1,343 @@
+"""The wire: events, and the decoding of a whole poll into columns.
+
+Importing this needs neither numba nor torch; the first `decode` loads the compiled scanner.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from msgspec import UNSET
+from numpy.typing import NDArray
+
+from stream.careful import REASONS, check, check_id, load, parse
+from stream.errors import BadEvent, Inconsistent
+from stream.framing import unframe
+from stream.records import RecordBatch
+from stream.schemas import (
+    KINDS,
+    Click,
+    Event,
+    Impression,
+    Item,
+    Rating,
+    User,
+    schemas,
+    topic_kind,
+)
+
+__all__ = [
+    "KINDS",
+    "REASONS",
+    "AttributeEvent",
+    "BadRecord",
+    "Click",
+    "Decoded",
+    "Event",
+    "Impression",
+    "Item",
+    "Rating",
+    "User",
+    "check",
+    "decode",
+    "load",
+    "parse",
+    "schemas",
+    "topic_kind",
+]
+_REMOVABLE = ("user", "item")
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeEvent:
+    """What a user or item record says; `attributes` None removes the entity."""
+
+    index: int  # into the columns
+    kind: str
+    id: str
+    title: str | None
+    attributes: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A record that is no event, its parts as they came."""
+
+    batch: int  # index into the decoded batches
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+    timestamp_ms: int
+    reason: str
+    detail: str
+    stage: str = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The accepted records of a poll, in its order, as columns of length N; and the others.
+
+    An id is data[at : at + length]; length 0 where the event has none.
+    """
+
+    data: NDArray[np.uint8]
+    kind: NDArray[np.int8]  # (N,) index into KINDS
+    batch: NDArray[np.int32]  # (N,)
+    offset: NDArray[np.int64]  # (N,)
+    kafka_ts_ms: NDArray[np.int64]  # (N,)
+    ts_ms: NDArray[np.int64]  # (N,)
+    event_at: NDArray[np.int64]  # (N,)
+    event_len: NDArray[np.int32]  # (N,)
+    user_at: NDArray[np.int64]  # (N,)
+    user_len: NDArray[np.int32]  # (N,)
+    item_at: NDArray[np.int64]  # (N,)
+    item_len: NDArray[np.int32]  # (N,)
+    impression_at: NDArray[np.int64]  # (N,)
+    impression_len: NDArray[np.int32]  # (N,)
+    value: NDArray[np.float64]  # (N,) nan: none
+    position: NDArray[np.int32]  # (N,) 0: none
+    propensity: NDArray[np.float64]  # (N,) nan: none
+    show_probability: NDArray[np.float64]  # (N,)
+    shown: NDArray[np.bool_]  # (N,)
+    attributes: list[AttributeEvent]
+    bad: list[BadRecord]
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+
+def decode(
+    batches: Sequence[RecordBatch], *, rating_scale: tuple[float, float] = (1.0, 5.0)
+) -> Decoded:
+    """Return the records of a poll at or above their fetch offsets, each judged on its own.
+
+    An empty poll compiles or loads the scanner, so `decode([])` warms it up. Raises Inconsistent
+    when the framing of a batch is broken, which the broker's checks rule out.
+    """
+    from stream.scan import scan
+
+    low, high = map(float, rating_scale)
+    data, places = _arena(batches)
+    rows = _Rows(sum(batch.count for batch in batches))
+    scan(data.ctypes.data, places, low, high, *rows.columns())
+    used, broken, unsettled = (int(number) for number in rows.result)
+    if broken >= 0:
+        raise _misframed(batches[broken])
+    if unsettled == 0:
+        return rows.decoded(data, places, slice(0, used), [], [])
+    return _settle(batches, data, places, rows, used, (low, high))
+
+
+class _Rows:
+    """The columns as the scanner fills them."""
+
+    def __init__(self, count: int) -> None:
+        self.status = np.zeros(count, np.int8)
+        self.batch = np.empty(count, np.int32)
+        self.offset = np.empty(count, np.int64)
+        self.kafka_ts = np.empty(count, np.int64)
+        self.frame_at = np.empty(count, np.int64)
+        self.value_at = np.empty(count, np.int64)
+        self.value_len = np.empty(count, np.int64)
+        self.key_at = np.empty(count, np.int64)
+        self.key_len = np.empty(count, np.int64)
+        self.at = np.empty((4, count), np.int64)  # event, user, item, impression
+        self.length = np.empty((4, count), np.int32)
+        self.number = np.empty((3, count), np.float64)  # value, propensity, show_probability
+        self.ts = np.empty(count, np.int64)
+        self.position = np.empty(count, np.int32)
+        self.shown = np.empty(count, np.bool_)
+        self.result = np.zeros(3, np.int64)
+
+    def columns(self) -> tuple[NDArray[Any], ...]:
+        """Return the scanner's arguments, in its order."""
+        return tuple(vars(self).values())
+
+    def fill(self, row: int, event: Event, arena: "_Extra") -> None:
+        """Write a carefully parsed event into its row."""
+        self.status[row] = 1
+        self.ts[row] = event.ts_ms
+        for j, name in enumerate(("event_id", "user_id", "item_id", "impression_id")):
+            text = getattr(event, name, UNSET)
+            content = b"" if text is UNSET else text.encode()
+            self.at[j, row], self.length[j, row] = arena.add(content)
+        for j, (name, default) in enumerate(
+            (("value", np.nan), ("propensity", np.nan), ("show_probability", 1.0))
+        ):
+            given = getattr(event, name, UNSET)
+            self.number[j, row] = default if given is UNSET else given
+        place = getattr(event, "position", UNSET)
+        self.position[row] = 0 if place is UNSET else place
+        self.shown[row] = getattr(event, "shown", True)
+
+    def remove(self, row: int, kind: str, key: bytes, arena: "_Extra") -> None:
+        """Write the removal of a user or item into its row."""
+        self.status[row] = 1
+        self.ts[row] = self.kafka_ts[row]
+        self.at[:, row] = 0
+        self.length[:, row] = 0
+        j = 1 if kind == "user" else 2
+        self.at[j, row], self.length[j, row] = arena.add(key)
+        self.number[:, row] = (np.nan, np.nan, 1.0)
+        self.position[row] = 0
+        self.shown[row] = True
+
+    def decoded(
+        self,
+        data: NDArray[np.uint8],
+        places: NDArray[np.int64],
+        kept: slice | NDArray[np.intp],
+        attributes: list[AttributeEvent],
+        bad: list[BadRecord],
+    ) -> Decoded:
+        """Return the kept rows as the poll's columns."""
+        batch = self.batch[kept]
+        at = [column[kept] for column in self.at]
+        length = [column[kept] for column in self.length]
+        return Decoded(
+            data=data,
+            kind=places[:, 7].astype(np.int8)[batch],
+            batch=batch,
+            offset=self.offset[kept],
+            kafka_ts_ms=self.kafka_ts[kept],
+            ts_ms=self.ts[kept],
+            event_at=at[0],
+            event_len=length[0],
+            user_at=at[1],
+            user_len=length[1],
+            item_at=at[2],
+            item_len=length[2],
+            impression_at=at[3],
+            impression_len=length[3],
+            value=self.number[0][kept],
+            position=self.position[kept],
+            propensity=self.number[1][kept],
+            show_probability=self.number[2][kept],
+            shown=self.shown[kept],
+            attributes=attributes,
+            bad=bad,
+        )
+
+
+@dataclass(slots=True)
+class _Extra:
+    """Bytes behind the arena: ids whose text is not their spelling in the record."""
+
+    start: int
+    data: bytearray = field(default_factory=bytearray)
+
+    def add(self, content: bytes) -> tuple[int, int]:
+        if not content:
+            return 0, 0
+        at = self.start + len(self.data)
+        self.data += content
+        return at, len(content)
+
+
+def _arena(batches: Sequence[RecordBatch]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the batches' bytes in one array, and where and what each batch is.
+
+    8 unused bytes stand behind them, since the scanner reads words.
+    """
+    data = np.empty(sum(len(batch.data) for batch in batches) + 8, np.uint8)  # 8: see scan
+    places = np.empty((len(batches), 9), np.int64)
+    start = 0
+    for row, batch in enumerate(batches):
+        stop = start + len(batch.data)
+        data[start:stop] = np.frombuffer(batch.data, np.uint8)
+        places[row] = (
+            start,
+            stop,
+            batch.base_offset,
+            batch.fetch_offset,
+            batch.first_ts_ms,
+            batch.max_ts_ms,
+            batch.log_append,
+            KINDS.index(batch.kind),
+            batch.count,
+        )
+        start = stop
+    return data, places
+
+
+def _settle(
+    batches: Sequence[RecordBatch],
+    data: NDArray[np.uint8],
+    places: NDArray[np.int64],
+    rows: _Rows,
+    used: int,
+    scale: tuple[float, float],
+) -> Decoded:
+    """Return the columns after the careful path judged every record that the scanner left."""
+    view = data.data
+    extra = _Extra(len(data))
+    said: list[AttributeEvent] = []
+    bad: list[BadRecord] = []
+    for row in np.flatnonzero(rows.status[:used] != 1).tolist():
+        kind = batches[rows.batch[row]].kind
+        value = _part(view, rows.value_at[row], rows.value_len[row])
+        try:
+            if value is None and kind in _REMOVABLE:
+                key = _part(view, rows.key_at[row], rows.key_len[row])
+                name = _removed(kind, key)
+                rows.remove(row, kind, name.encode(), extra)
+                said.append(AttributeEvent(row - len(bad), kind, name, None, None))
+                continue
+            event = parse(kind, value, int(rows.kafka_ts[row]), rating_scale=scale)
+        except BadEvent as error:
+            try:
+                bad.append(_bad(view, rows, row, error))
+            except Inconsistent:  # its headers
+                raise _misframed(batches[rows.batch[row]]) from None
+            continue
+        rows.fill(row, event, extra)
+        index = row - len(bad)  # every earlier row is either accepted or among the bad ones
+        if isinstance(event, User):
+            said.append(AttributeEvent(index, kind, event.user_id, None, event.attributes))
+        elif isinstance(event, Item):
+            title = None if event.title is UNSET else event.title
+            said.append(AttributeEvent(index, kind, event.item_id, title, event.attributes))
+    kept = np.flatnonzero(rows.status[:used] == 1) if bad else slice(0, used)
+    if extra.data:
+        data = np.concatenate((data, np.frombuffer(extra.data, np.uint8)))
+    return rows.decoded(data, places, kept, said, bad)
+
+
+def _misframed(batch: RecordBatch) -> Inconsistent:
+    place = f"{batch.topic}-{batch.partition}@{batch.base_offset}"
+    return Inconsistent(
+        f"the batch {place} is not framed as Kafka frames records",
+        "the broker or the disk damaged it, or its producer never framed it: restore or delete"
+        f" the records before offset {batch.next_offset} of that partition",
+    )
+
+
+def _part(view: memoryview, at: int, size: int) -> bytes | None:
+    return None if size < 0 else bytes(view[at : at + size])
+
+
+def _removed(kind: str, key: bytes | None) -> str:
+    """Return the id that a null value removes, else raise BadEvent."""
+    if key is None:
+        raise BadEvent("missing_field", "a null value removes its key, and the key is null")
+    check_id(f"the {kind}'s key", key)
+    try:
+        return key.decode()
+    except UnicodeDecodeError as error:
+        raise BadEvent("bad_id", f"the {kind}'s key is not UTF-8: byte {error.start}") from None
+
+
+def _bad(view: memoryview, rows: _Rows, row: int, error: BadEvent) -> BadRecord:
+    key, value, headers = unframe(view, int(rows.frame_at[row]))
+    return BadRecord(
+        batch=int(rows.batch[row]),
+        offset=int(rows.offset[row]),
+        key=key,
+        value=value,
+        headers=headers,
+        timestamp_ms=int(rows.kafka_ts[row]),
+        reason=error.reason,
+        detail=error.detail,
+    )

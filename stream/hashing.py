@@ -1,0 +1,45 @@
+"""Compiled hashing of byte ranges: 64 bits for tables, two lanes of it where no bytes are kept."""
+
+import numpy as np
+from numba import njit
+
+PRIME = np.uint64(0x9E3779B97F4A7C15)
+_C1 = np.uint64(0xFF51AFD7ED558CCD)
+_C2 = np.uint64(0xC4CEB9FE1A85EC53)
+_S33 = np.uint64(33)
+_S29 = np.uint64(29)
+_S32 = np.uint64(32)
+_EIGHT = np.uint64(8)
+
+
+@njit(nogil=True, cache=True, inline="always")  # type: ignore[untyped-decorator]
+def mix(x: np.uint64) -> np.uint64:
+    """Return x with every input bit spread over every output bit (murmur3's finaliser)."""
+    x ^= x >> _S33
+    x *= _C1
+    x ^= x >> _S33
+    x *= _C2
+    x ^= x >> _S33
+    return x
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def hash_bytes(data, at, length, seed):  # type: ignore[no-untyped-def]
+    """Return 64 bits of data[at:at+length] under a seed; eight bytes a round."""
+    h = mix(seed ^ (np.uint64(length) * PRIME))
+    i = 0
+    while i + 8 <= length:
+        word = np.uint64(0)
+        for b in range(8):
+            word |= np.uint64(data[at + i + b]) << (np.uint64(b) * _EIGHT)
+        h = mix((h ^ word) * PRIME)
+        i += 8
+    if i < length:
+        word = np.uint64(0)
+        b = 0
+        while i < length:
+            word |= np.uint64(data[at + i]) << (np.uint64(b) * _EIGHT)
+            i += 1
+            b += 1
+        h = mix((h ^ word) * PRIME)
+    return h

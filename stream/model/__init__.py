@@ -1,0 +1,10 @@
+"""What is learned and how: one law, run as a compiled loop or as torch waves.
+
+    config   what can be chosen, and its defaults
+    tables   the memory: one packed row per user, item and attribute value
+    loop     the law, one event after the other, compiled
+    waves    the same law in torch operations, on any device
+    learner  Learner.step / set_attributes / rows / state / load
+
+This file imports nothing: who needs only the configuration loads neither torch nor numba.
+"""

@@ -1,0 +1,111 @@
+"""The events as types; their JSON Schemas are made from these."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+KINDS = ("rating", "click", "impression", "user", "item")
+VERSION = 1
+VALUE_MAX_BYTES = 64 * 1024
+ID_MAX_BYTES = 256
+ATTRIBUTES_MAX = 64
+MEMBERS_MAX = 256  # of all lists of one event together
+DAY_MS = 86_400_000
+
+Id = Annotated[str, Meta(min_length=1, max_length=ID_MAX_BYTES, description="at most 256 bytes")]
+Time = Annotated[int, Meta(ge=0, description="event time, milliseconds since 1970, UTC")]
+Probability = Annotated[float, Meta(gt=0, le=1)]
+Attribute = bool | int | float | str | list[str]
+Attributes = Annotated[dict[str, Attribute], Meta(max_length=ATTRIBUTES_MAX)]
+
+
+class Rating(msgspec.Struct, frozen=True, kw_only=True):
+    """A user gave an item a value on the outcome's scale."""
+
+    v: Literal[1] = 1
+    type: Literal["rating"] = "rating"
+    event_id: Id
+    ts_ms: Time
+    user_id: Id
+    item_id: Id
+    value: float
+    impression_id: Id | UnsetType = UNSET
+
+
+class Click(msgspec.Struct, frozen=True, kw_only=True):
+    """A user followed an item."""
+
+    v: Literal[1] = 1
+    type: Literal["click"] = "click"
+    event_id: Id
+    ts_ms: Time
+    user_id: Id
+    item_id: Id
+    impression_id: Id | UnsetType = UNSET
+
+
+class Impression(msgspec.Struct, frozen=True, kw_only=True):
+    """An item stood before a user, or was withheld on purpose (`shown` false)."""
+
+    v: Literal[1] = 1
+    type: Literal["impression"] = "impression"
+    event_id: Id
+    ts_ms: Time
+    user_id: Id
+    item_id: Id
+    impression_id: Id | UnsetType = UNSET
+    position: Annotated[int, Meta(ge=1, le=2**31 - 1)] | UnsetType = UNSET
+    propensity: Probability | UnsetType = UNSET
+    shown: bool = True
+    show_probability: Probability = 1.0
+
+
+class User(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known about a user; a null value on the topic removes it."""
+
+    v: Literal[1] = 1
+    type: Literal["user"] = "user"
+    event_id: Id
+    ts_ms: Time
+    user_id: Id
+    attributes: Attributes = {}
+
+
+class Item(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known about an item; a null value on the topic removes it."""
+
+    v: Literal[1] = 1
+    type: Literal["item"] = "item"
+    event_id: Id
+    ts_ms: Time
+    item_id: Id
+    title: str | UnsetType = UNSET
+    attributes: Attributes = {}
+
+
+Event = Rating | Click | Impression | User | Item
+EVENTS: dict[str, type[Event]] = {
+    "rating": Rating,
+    "click": Click,
+    "impression": Impression,
+    "user": User,
+    "item": Item,
+}
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Return the JSON Schema of each event, by kind."""
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return {
+        kind: {**dialect, "$id": f"counterflow.{kind}.v{VERSION}", **msgspec.json.schema(event)}
+        for kind, event in EVENTS.items()
+    }
+
+
+def topic_kind(topic: str, prefix: str | None = None) -> str | None:
+    """Return the kind of event that a topic `{prefix}.{kind}.v1` carries, None if it is no such."""
+    head, _, version = topic.rpartition(".")
+    found, _, kind = head.rpartition(".")
+    known = kind in EVENTS and version == f"v{VERSION}" and found != ""
+    return kind if known and prefix in (None, found) else None
