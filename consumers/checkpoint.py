@@ -90,4 +90,3 @@ def pack_positions(positions: Positions) -> list[list[Any]]:
 def unpack_positions(packed: list[list[Any]]) -> Positions:
     """Return the offsets that a manifest holds."""
     return {(str(topic), int(partition)): int(offset) for topic, partition, offset in packed}
-

@@ -94,5 +94,3 @@ def parser() -> argparse.ArgumentParser:
     config.add_argument("action", choices=["show"])
     command("doctor", commands.doctor, "check Kafka, the topics, Redis and the snapshot folder")
     return top
-
-

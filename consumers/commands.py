@@ -165,9 +165,7 @@ def doctor(args: argparse.Namespace, settings: Settings) -> int:
     k = settings.kafka
 
     def kafka() -> str:
-        problems = all_topics.check(
-            k.bootstrap_servers, k.topic_prefix, client=clients.options(k)
-        )
+        problems = all_topics.check(k.bootstrap_servers, k.topic_prefix, client=clients.options(k))
         all_topics.require(problems)
         return f"{k.bootstrap_servers}, topics {k.topic_prefix}.*"
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition, errors
 from kafka.codec import has_lz4
+from kafka.net.compat import KafkaNetClient
 from kafka.serializer import Serializer
 from kafka.structs import OffsetAndMetadata
 
@@ -97,12 +98,20 @@ class _LastWord(logging.Handler):
 def connect(make: Callable[..., Any], bootstrap_servers: str, options: Mapping[str, Any]) -> Any:
     """Return the connected client, or raise with the reason that the client only logs."""
     heard = _LastWord()
+    inner: list[Any] = []
+
+    def network(**how: Any) -> Any:
+        inner.append(KafkaNetClient(**how))
+        return inner[-1]
+
     logger = logging.getLogger("kafka")
     logger.addHandler(heard)
     try:
         with broker_errors(f"connecting to {bootstrap_servers}"):
-            return make(bootstrap_servers=bootstrap_servers, **options)
+            return make(bootstrap_servers=bootstrap_servers, kafka_client=network, **options)
     except CounterflowError as error:
+        for client in inner:
+            client.close()  # a failed constructor leaves its thread and sockets behind
         if heard.said:
             error.args = (f"{error.message} ({heard.said})",)
             error.message = error.args[0]
@@ -280,6 +289,7 @@ class KafkaSource:
         return polled
 
     def _fetch(self, wait_ms: int, items: int) -> list[RecordBatch]:
+        self._unpark()
         with broker_errors("polling"):
             got = self._consumer.poll(timeout_ms=wait_ms, max_records=items)
         if self._unproven:
@@ -374,6 +384,17 @@ class KafkaSource:
         self._consumer.seek(tp, offset)
         self._unproven[partition] = offset, self._consumer.highwater(tp)
 
+    def _unpark(self) -> None:
+        """Let records that were parked at a pause come back after its end.
+
+        The client (3.0.12) takes them up only where its slot for the records in line is None, and
+        leaves the last, used up records there: a resumed partition would stall for ever.
+        """
+        fetcher = self._consumer._fetcher  # noqa: SLF001
+        if getattr(fetcher, "_paused_partition_records", None):
+            if not fetcher._next_partition_records:  # noqa: SLF001
+                fetcher._next_partition_records = None  # noqa: SLF001
+
     def _prove(self) -> None:
         """Raise for a start behind the end, which Apache Kafka calls out of range and Tansu not."""
         for partition, (offset, stale) in list(self._unproven.items()):
@@ -393,7 +414,7 @@ def _name(partition: Partition) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One record to produce; without a timestamp the client's clock, without a key any partition."""
+    """One record to produce; no timestamp: the client's clock; no key: any partition."""
 
     topic: str
     value: bytes | None
@@ -418,7 +439,7 @@ class _Headers(list[tuple[str, bytes | None]]):
         return False
 
 
-class _AsItCame(Serializer):
+class _AsItCame(Serializer):  # type: ignore[misc]
     """Lets a record through whose header values, or whose key and value together, are null.
 
     Kafka has such records and the client's checks refuse them; it serializes after its checks.
@@ -485,14 +506,17 @@ class Sink:
 
     def produce(self, records: Sequence[Outgoing], timeout_s: float = REQUEST_S) -> None:
         """Produce all records and return when all are acknowledged; raises Unacknowledged."""
-        futures = []
+        futures: list[Any] = []
         said = ""
         try:
             for record in records:
                 futures.append(self.send(record))
-            self.flush(timeout_s)
         except CounterflowError as error:
             said = error.message
+        try:
+            self.flush(timeout_s)  # also after a failure: those before it are on their way
+        except CounterflowError as error:
+            said = said or error.message
         done = [at for at, future in enumerate(futures) if future.succeeded()]
         if len(done) < len(records):
             failed = [future.exception for future in futures if future.failed()]
@@ -500,8 +524,13 @@ class Sink:
             raise Unacknowledged(f"{len(done)} of {len(records)} acknowledged: {said}", done)
 
     def close(self, timeout_s: float = REQUEST_S) -> None:
-        """Send what waits and leave."""
-        self._producer.close(timeout=timeout_s)
+        """Send what waits and leave; what is not acknowledged by then is given up and logged."""
+        try:
+            self._producer.close(timeout=timeout_s)
+        except errors.KafkaTimeoutError as error:
+            log.warning("records are given up: %s", error)
+            self._producer._sender.force_close()  # noqa: SLF001 - the client's close stops halfway
+            self._producer.close(timeout=1)
 
     def __enter__(self) -> "Sink":
         return self

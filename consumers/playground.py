@@ -21,7 +21,7 @@ from pathlib import Path
 from stream.errors import CounterflowError
 
 READY_S = 10.0  # both are up in 30 ms; a loaded machine is not
-STOP_S = 5.0
+STOP_S = 0.5  # nothing is kept, so nothing is lost; Tansu waits for its clients
 ATTEMPTS = 3  # another process may take the free port between its choice and its use
 
 # Ask for SIGKILL at the parent's death, then become the program. A launcher and not preexec_fn,
@@ -124,7 +124,7 @@ def _running(what: str, command: Callable[[int], list[str]], port: int) -> Itera
     with tempfile.TemporaryDirectory(prefix="counterflow-") as folder:
         log = Path(folder) / "log"
         for attempt in range(ATTEMPTS):
-            at = port or free_port()
+            at = free_port(port)
             with log.open("wb") as out:
                 process = subprocess.Popen(
                     [sys.executable, "-ISc", LAUNCHER, str(os.getpid()), *command(at)],
@@ -173,7 +173,12 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def free_port() -> int:
-    """Return a loopback port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return int(held.getsockname()[1])
+def free_port(wanted: int = 0) -> int:
+    """Return a loopback port that was free a moment ago: the wanted one, or with 0 any."""
+    try:
+        with socket.create_server(("127.0.0.1", wanted)) as held:
+            return int(held.getsockname()[1])
+    except OSError as error:
+        raise CounterflowError(
+            f"port {wanted} cannot be had: {error.strerror}", "choose another, or 0 for a free one"
+        ) from error

@@ -35,6 +35,7 @@ CONSTRUCTED_WITH = (
 ).split()
 ASKED_FOR = ("__bool__", "take", "drain")
 
+
 def _zstd(data: bytes) -> bytes:
     # Not the client's own: that one stops at 1 MiB where the frame does not name its size (Java's).
     import zstandard
@@ -172,9 +173,8 @@ class BatchRecords:
         return bool(batch.is_control_batch)
 
     def _whole(self, batch: Any) -> RecordBatch:
-        data: bytes | memoryview = memoryview(batch._buffer)[HEADER_BYTES:]  # noqa: SLF001
-        if batch.compression_type:
-            data = decompress(batch.compression_type, data)
+        packed = memoryview(batch._buffer)[HEADER_BYTES:]  # noqa: SLF001
+        packing = batch.compression_type
         return RecordBatch(
             topic=self.topic_partition.topic,
             kind=self._kind,
@@ -186,7 +186,7 @@ class BatchRecords:
             max_ts_ms=batch.max_timestamp,
             log_append=batch.timestamp_type == LOG_APPEND,
             count=batch.records_count,
-            data=data,
+            data=decompress(packing, packed) if packing else packed,
         )
 
     def _reframe(self, batch: Any) -> Iterator[RecordBatch]:

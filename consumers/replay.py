@@ -36,9 +36,7 @@ class Progress:
         )
 
 
-def replay(
-    name: str, settings: Settings, before_last: Callable[[], None] = lambda: None
-) -> int:
+def replay(name: str, settings: Settings, before_last: Callable[[], None] = lambda: None) -> int:
     """Every event is acknowledged after the call; returns how many clicks and ratings were sent.
 
     `before_last` is called before the last 2,000, which go out at 1,000 a second.

@@ -7,6 +7,7 @@ topic is away, the loop holds its place and tries again: nothing is polled meanw
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -17,11 +18,13 @@ from consumers.checkpoint import Checkpoint, Positions, pack_positions, unpack_p
 from consumers.kafka import DeadLetters, KafkaSource, Sink
 from consumers.metrics import TrainerMetrics
 from model_store import codec
+from model_store.codec import Kind
 from model_store.snapshots import Snapshots
 from model_store.vectors import RedisVectors
 from stream.engine import Engine, Learned
 from stream.errors import Inconsistent, Unavailable
 from stream.records import RecordBatch
+from stream.vocabulary import Vocabulary
 
 log = logging.getLogger("counterflow.trainer")
 
@@ -72,7 +75,7 @@ class Trainer:
         self._checkpoint = Checkpoint(snapshots, source.commit, metrics, clock)
         self._saved_s = clock()
         self._refreshed_s = clock()
-        self._refresh_at = {"user": 0, "item": 0}
+        self._refresh_at: dict[Kind, int] = {"user": 0, "item": 0}
         self._dirty = False
 
     # start ---------------------------------------------------------------------------------------
@@ -97,7 +100,9 @@ class Trainer:
             log.info("resumed from snapshot %s", meta.get("name", ""))
         self.source.start(positions)
         self.epoch = self._until_done(
-            "redis", lambda: self.vectors.claim_epoch(self.snapshots.claim_epoch(epoch))
+            "redis", lambda: self.snapshots.claim_epoch(
+                self.vectors.claim_epoch(max(epoch, self.snapshots.epoch()))
+            )
         )
         log.info("epoch %d", self.epoch)
         self._until_done("redis", lambda: self.vectors.publish_model(self._describe()))
@@ -108,7 +113,7 @@ class Trainer:
 
     def _publish_all(self) -> None:
         """Every row that is missing in Redis or older than this epoch is written."""
-        for kind, vocabulary in (("user", self.engine.users), ("item", self.engine.items)):
+        for kind, vocabulary in self._vocabularies():
             for begin in range(0, len(vocabulary), REFRESH_ROWS):
                 rows = np.arange(begin, min(begin + REFRESH_ROWS, len(vocabulary)), dtype=np.int32)
                 self._write({kind: rows})
@@ -156,12 +161,13 @@ class Trainer:
         """Rows that a null value removed are gone from Redis after the call."""
         for kind in codec.KINDS:
             gone = [
-                a.id.encode()
-                for a in learned.attributes
-                if a.kind == kind and a.attributes is None
+                a.id.encode() for a in learned.attributes if a.kind == kind and a.attributes is None
             ]
             if gone:
-                self._until_done("redis", lambda k=kind, ids=gone: self.vectors.erase(k, ids))
+                self._until_done("redis", partial(self.vectors.erase, kind, gone))
+
+    def _vocabularies(self) -> tuple[tuple[Kind, Vocabulary], ...]:
+        return ("user", self.engine.users), ("item", self.engine.items)
 
     def _put_meta(self, items: NDArray[np.int32]) -> None:
         """Titles and attributes of those items that have any are readable after the call."""
@@ -172,7 +178,7 @@ class Trainer:
                 "redis", lambda: self.vectors.put_meta(dict(zip(ids, meta, strict=True)))
             )
 
-    def _write(self, rows: dict[str, NDArray[np.int32]]) -> None:
+    def _write(self, rows: dict[Kind, NDArray[np.int32]]) -> None:
         """The rows are readable in Redis after the call, under a sequence of their own."""
         self.sequence += 1
         ids: dict[str, list[bytes]] = {}
@@ -184,7 +190,7 @@ class Trainer:
             columns = self.engine.learner.rows(kind, wanted)
             ids[kind] = vocabulary.ids(wanted)
             payloads[kind] = codec.pack(
-                "user" if kind == "user" else "item",
+                kind,
                 self.epoch, self.sequence, columns.events, np.zeros_like(columns.events),
                 columns.bias, columns.vector,
             )  # fmt: skip
@@ -222,7 +228,7 @@ class Trainer:
 
     def _refresh(self, elapsed_s: float) -> None:
         """Rewrite the share of the rows that keeps each one younger than a quarter of its TTL."""
-        for kind, vocabulary in (("user", self.engine.users), ("item", self.engine.items)):
+        for kind, vocabulary in self._vocabularies():
             size = len(vocabulary)
             if not size:
                 continue

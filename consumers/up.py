@@ -73,9 +73,7 @@ def run(
                         "the backlog", lambda: _learned(metrics) >= backlog, stop, trainer, service
                     ),
                 )  # fmt: skip
-                _wait(
-                    "the last event", lambda: _learned(metrics) >= sent, stop, trainer, service
-                )
+                _wait("the last event", lambda: _learned(metrics) >= sent, stop, trainer, service)
             if not once:
                 _wait("Ctrl-C", lambda: False, stop, trainer, service, limit_s=None)
             trainer.send_signal(signal.SIGTERM)
@@ -107,9 +105,7 @@ def _folder(settings: Settings) -> Iterator[Path]:
 
 
 @contextmanager
-def _child(
-    command: str, chosen: list[str], more: list[str]
-) -> Iterator["subprocess.Popen[bytes]"]:
+def _child(command: str, chosen: list[str], more: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
     """Run one of our own commands; it ends with this process."""
     process = subprocess.Popen(
         [

@@ -17,9 +17,11 @@ import numpy.typing as npt
 import orjson
 import redis
 import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from model_store.codec import FloatArray, Kind, Row, unpack, unpack_ids, unpack_many
-from model_store.vectors import GENERATION, escaped, keys, mapped
+from model_store.vectors import BAD_URL, GENERATION, URL_REMEDY, escaped, keys, mapped
 from stream.errors import Inconsistent
 
 T = TypeVar("T")
@@ -279,6 +281,20 @@ class Reader:
                 return stop.value  # type: ignore[no-any-return]
             with mapped():
                 reply = self._client.execute_command(*command)
+
+
+def connect_async(url: str, timeout_s: float = 5.0) -> redis.asyncio.Redis:
+    """A client as `AsyncReader` needs it; it connects when it is first used, and retries once."""
+    try:
+        return redis.asyncio.Redis.from_url(
+            url,
+            decode_responses=False,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 1),
+        )
+    except ValueError as exc:
+        raise Inconsistent(BAD_URL, URL_REMEDY) from exc
 
 
 class AsyncReader:

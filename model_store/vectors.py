@@ -8,16 +8,20 @@ what no trainer rewrites lapses. docs/redis.md lists the keys.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 import redis
 from redis import exceptions as errors
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from model_store.codec import KINDS, LAYOUT, Kind, order, pack_ids, unpack
 from stream.errors import Inconsistent, Unavailable
+
+Named = TypeVar("Named", bound=str)  # Kind, or str where the caller's mapping says no more
 
 GENERATION: Final = str(LAYOUT)
 LETTER: Final[dict[Kind, bytes]] = {"user": b"u", "item": b"i"}
@@ -28,7 +32,7 @@ ID_MAX: Final = 256  # bytes, as the wire format has it
 
 # Numbers, not strings, are compared: Lua orders strings by the server's locale. Three words of 32
 # bits each, because a Lua number holds 53 bits. An equal pair is the same writer repeating itself.
-# MSETEX (Valkey 9.1, Redis 8.4) makes 455 k rows/s, a SET a row elsewhere 345 k.
+# MSETEX (Valkey 9.1, Redis 8.4) makes 455 k rows/s, a SET a row elsewhere 340 k.
 WRITE: Final = """
 local read = struct.unpack
 local ttl = ARGV[1]
@@ -80,6 +84,8 @@ _DENIED: Final = (
     errors.AuthorizationError,
     errors.NoPermissionError,
 )
+BAD_URL: Final = "the URL of Redis cannot be read"
+URL_REMEDY: Final = "write redis://[user:password@]host:port/db, rediss:// (TLS) or unix:///path"
 _PASSING: Final = ("LOADING", "BUSY", "MISCONF", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "OOM")
 
 
@@ -100,11 +106,27 @@ def mapped() -> Iterator[None]:
         ) from exc
 
 
-def keys(
-    prefix: str, kind: Kind, ids: Sequence[bytes], generation: str = GENERATION
-) -> list[bytes]:
+def connect(url: str, timeout_s: float = 5.0) -> redis.Redis:
+    """A client as `RedisVectors` and `Reader` need it; it connects when it is first used.
+
+    One retry without a pause covers a connection that died while idle; longer absence is the
+    caller's to wait for (the default would hold a trainer for seconds unseen).
+    """
+    try:
+        return redis.Redis.from_url(
+            url,
+            decode_responses=False,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 1),
+        )
+    except ValueError as exc:
+        raise Inconsistent(BAD_URL, URL_REMEDY) from exc
+
+
+def keys(prefix: str, kind: Kind, ids: Sequence[bytes]) -> list[bytes]:
     """The keys of these rows: `cf:3:u:7`."""
-    head = b"%s:%s:%s:" % (prefix.encode(), generation.encode(), LETTER[kind])
+    head = b"%s:%s:%s:" % (prefix.encode(), GENERATION.encode(), LETTER[kind])
     return [head + i for i in ids]
 
 
@@ -131,7 +153,7 @@ class RedisVectors:
         self.epoch = 0
         base = f"{prefix}:{GENERATION}".encode()
         self._log, self._globals, self._model = base + b":log", base + b":globals", base + b":model"
-        self._meta = base + b":meta:"
+        self._meta, self._seen = base + b":meta:", base + b":s:"  # s: see seen.py
         self._live, self._epoch_key = f"{prefix}:live".encode(), f"{prefix}:epoch".encode()
         self._heads: dict[Kind, list[bytes]] = {
             kind: [
@@ -166,22 +188,22 @@ class RedisVectors:
 
     def write(
         self,
-        ids: Mapping[Kind, Sequence[bytes]],
-        payloads: Mapping[Kind, Sequence[bytes]],
+        ids: Mapping[Named, Sequence[bytes]],
+        payloads: Mapping[Named, Sequence[bytes]],
         globals_: bytes = b"",
     ) -> int:
         """Each row stands unless a newer one did; returns how many were written.
 
-        The ids of a kind are unique. One round trip: the rows, then the globals (float32, (O,)),
-        then the log entry that tells followers, in this order. On Unavailable some may stand:
-        write the same rows again.
+        Both are keyed by KINDS; the ids of a kind are unique. One round trip: the rows, then the
+        globals (float32, (O,)), then the log entry that tells followers, in this order. On
+        Unavailable some may stand: write the same rows again.
         """
-        commands = []
-        for kind in KINDS:
-            if kind in ids:
-                commands += self._row_commands(kind, ids[kind], payloads[kind])
+        if ids.keys() != payloads.keys() or not ids.keys() <= set(KINDS):
+            raise Inconsistent(f"ids of {list(ids)} for rows of {list(payloads)}")
+        commands, items = [], cast("Mapping[str, Sequence[bytes]]", ids).get("item", ())
+        for name in ids:
+            commands += self._row_commands(cast(Kind, name), ids[name], payloads[name])
         scripts = len(commands)
-        items = ids.get("item", ())
         if globals_:
             commands.append(_command(b"SET", self._globals, globals_, b"EX", b"%d" % self._ttl_s))
         if globals_ or items:
@@ -200,13 +222,15 @@ class RedisVectors:
         self._send([*commands, self._entry(b"m", pack_ids(list(meta))), *self._touch()])
 
     def erase(self, kind: Kind, ids: Sequence[bytes]) -> int:
-        """Rows and titles of these ids are gone, and followers are told; returns the rows there."""
+        """What stood under these ids is gone, and followers know; returns how many rows stood."""
         if not ids:
             return 0
         commands = [_command(b"DEL", key) for key in keys(self._prefix, kind, ids)]
         if kind == "item":
             commands += [_command(b"DEL", self._meta + i) for i in ids]
             commands.append(self._entry(b"i", pack_ids(ids), b"m", pack_ids(ids)))
+        else:
+            commands += [_command(b"DEL", self._seen + i) for i in ids]
         return sum(int(reply) for reply in self._send(commands)[: len(ids)])
 
     def stale(

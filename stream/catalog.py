@@ -38,7 +38,13 @@ class Catalog:
         """The entries are the saved ones after the call."""
         ends = np.cumsum(state["lengths"]).tolist()
         data = state["bytes"].tobytes()
-        self._json = {
-            row: data[begin:end]
-            for row, begin, end in zip(state["rows"].tolist(), [0, *ends[:-1]], ends, strict=True)
-        } if ends else {}
+        self._json = (
+            {
+                row: data[begin:end]
+                for row, begin, end in zip(
+                    state["rows"].tolist(), [0, *ends[:-1]], ends, strict=True
+                )
+            }
+            if ends
+            else {}
+        )

@@ -18,7 +18,7 @@ BLOCK = 128  # events a mean
 _KEEP = 2_048  # inputs replayed; 262,144 events
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True)
 def _blocks(open_, outcome, loss, predicted):  # type: ignore[no-untyped-def]
     """Add the events one by one; return which outcomes' blocks closed and their two means."""
     n = len(outcome)
@@ -50,7 +50,9 @@ class Detector:
     def _make(self) -> Any:
         # delta .002 is river's default; PageHinkley's threshold of .5 is half a star of summed
         # excess over its tolerance, on means whose noise is near .08.
-        return ADWIN() if self.method == "adwin" else PageHinkley(delta=0.02, threshold=0.5)
+        if self.method == "adwin":
+            return ADWIN()  # type: ignore[no-untyped-call]
+        return PageHinkley(delta=0.02, threshold=0.5)
 
     def update(self, x: float) -> bool:
         """The detector has seen x after the call; returns whether it now reports drift."""

@@ -16,7 +16,7 @@ _LANE_A = np.uint64(0xBB67AE8584CAA73B)
 _LANE_B = np.uint64(0x3C6EF372FE94F82B)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True)
 def _place(table, ring, mask, n):  # type: ignore[no-untyped-def]
     slot = np.int64(ring[n, 0] & np.uint64(mask))
     while table[slot] >= 0:
@@ -24,7 +24,7 @@ def _place(table, ring, mask, n):  # type: ignore[no-untyped-def]
     table[slot] = n
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True)
 def _remove(table, ring, mask, n):  # type: ignore[no-untyped-def]
     """Take ring entry n out of the table, closing the gap (linear probing, no tombstones)."""
     slot = np.int64(ring[n, 0] & np.uint64(mask))
@@ -43,7 +43,7 @@ def _remove(table, ring, mask, n):  # type: ignore[no-untyped-def]
     table[hole] = -1
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True)
 def _fresh(table, ring, count, data, kind, at, length, out):  # type: ignore[no-untyped-def]
     mask = len(table) - 1
     window = len(ring)
@@ -93,9 +93,7 @@ class Duplicates:
     ) -> NDArray[np.bool_]:
         """Every event is in the window after the call; returns which were not before (N,)."""
         out = np.empty(len(at), np.bool_)
-        self._count = int(
-            _fresh(self._table, self._ring, self._count, data, kind, at, length, out)
-        )
+        self._count = int(_fresh(self._table, self._ring, self._count, data, kind, at, length, out))
         return out
 
     def state(self) -> dict[str, NDArray[Any]]:

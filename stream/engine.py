@@ -19,7 +19,7 @@ from stream.evaluation import Progressive
 from stream.events import KINDS, AttributeEvent, BadRecord, Decoded, decode
 from stream.framing import frame
 from stream.model.config import ModelConfig
-from stream.model.learner import Learner
+from stream.model.learner import Kind, Learner
 from stream.records import RecordBatch
 from stream.vocabulary import Vocabulary
 
@@ -118,7 +118,9 @@ class Engine:
         """Everything compiled is compiled after the call; nothing is learned."""
         small = replace(self.config, max_users=8, max_items=8, max_features=64)
         other = Engine(small, self.seed, self.batch_max, window=16)
-        value = b'{"event_id":"w","ts_ms":1,"user_id":"u","item_id":"i","value":%g}' % self._scale[0]
+        value = (
+            b'{"event_id":"w","ts_ms":1,"user_id":"u","item_id":"i","value":%g}' % self._scale[0]
+        )
         item = b'{"event_id":"w","ts_ms":1,"item_id":"i","attributes":{"a":"b"}}'
         for kind, record in (("item", item), ("rating", value), ("click", value)):
             data = frame(0, 0, b"u", record)
@@ -177,19 +179,20 @@ class Engine:
     def _attribute(
         self, event: AttributeEvent, user: NDArray[np.int32], item: NDArray[np.int32]
     ) -> NDArray[np.int32]:
-        rows = user if event.kind == "user" else item
+        kind: Kind = "user" if event.kind == "user" else "item"
+        rows = user if kind == "user" else item
         row = int(rows[event.index])
         if row < 0:  # a tombstone has no value, so its id is the key
-            vocabulary = self.users if event.kind == "user" else self.items
+            vocabulary = self.users if kind == "user" else self.items
             found = vocabulary.find(event.id.encode())
             if found is None:
                 return np.empty(0, np.int32)
             row = found
         if event.attributes is None:
-            self.learner.forget(event.kind, row)
+            self.learner.forget(kind, row)
         else:
-            self.learner.set_attributes(event.kind, row, event.attributes)
-        if event.kind == "item":
+            self.learner.set_attributes(kind, row, event.attributes)
+        if kind == "item":
             self.catalog.put(row, event.title, event.attributes)
         return np.array([row], np.int32)
 

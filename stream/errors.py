@@ -1,9 +1,9 @@
 """Errors, sorted by what the loop does next.
 
-    CounterflowError
-    ├── BadEvent        dead letter with the reason, go on
-    ├── Unavailable     hold the partitions, wait retry_after_s, try again; nothing is lost
-    └── Inconsistent    stop; the remedy says what the operator does
+CounterflowError
+├── BadEvent        dead letter with the reason, go on
+├── Unavailable     hold the partitions, wait retry_after_s, try again; nothing is lost
+└── Inconsistent    stop; the remedy says what the operator does
 """
 
 

@@ -9,7 +9,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True)
 def _add(sums, logit, outcome, label, predicted, loss):  # type: ignore[no-untyped-def]
     """Add the events one by one: a sum must not depend on where a poll was cut."""
     for i in range(len(outcome)):

@@ -12,7 +12,7 @@ _S32 = np.uint64(32)
 _EIGHT = np.uint64(8)
 
 
-@njit(nogil=True, cache=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, inline="always")
 def mix(x: np.uint64) -> np.uint64:
     """Return x with every input bit spread over every output bit (murmur3's finaliser)."""
     x ^= x >> _S33
@@ -23,7 +23,7 @@ def mix(x: np.uint64) -> np.uint64:
     return x
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True)
 def hash_bytes(data, at, length, seed):  # type: ignore[no-untyped-def]
     """Return 64 bits of data[at:at+length] under a seed; eight bytes a round."""
     h = mix(seed ^ (np.uint64(length) * PRIME))

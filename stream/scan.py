@@ -5,6 +5,7 @@ ASCII strings, short decimals and literals; all else it marks for the careful pa
 which alone refuses a record.
 """
 
+import importlib
 import logging
 import sys
 from collections.abc import Callable
@@ -12,11 +13,12 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from stream.schemas import DAY_MS, ID_MAX_BYTES, KINDS, VALUE_MAX_BYTES
+
+ir: Any = importlib.import_module("llvmlite.ir")  # it has no types
 
 # what stands in `status` after the call
 ACCEPTED, CAREFUL = 1, 2

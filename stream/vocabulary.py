@@ -17,7 +17,7 @@ _SEED = np.uint64(0x6A09E667F3BCC908)
 _FULL, _GROW_TABLE, _GROW_ARENA = -2, -3, -4
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True)
 def _slot(table, hashes, arena, starts, data, at, length, h):  # type: ignore[no-untyped-def]
     """Return the slot that holds the id, or the free slot where it belongs."""
     mask = len(table) - 1
@@ -38,7 +38,7 @@ def _slot(table, hashes, arena, starts, data, at, length, h):  # type: ignore[no
         slot = (slot + 1) & mask
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True)
 def _rows(table, hashes, arena, starts, size, limit, data, at, length, begin, out, known):  # type: ignore[no-untyped-def]
     """Fill out and known from `begin` on; return (next event, size, 0 or what must grow)."""
     for n in range(begin, len(at)):
@@ -69,13 +69,13 @@ def _rows(table, hashes, arena, starts, size, limit, data, at, length, begin, ou
     return len(at), size, 0
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True)
 def _find(table, hashes, arena, starts, data, at, length):  # type: ignore[no-untyped-def]
     h = hash_bytes(data, at, length, _SEED)
     return table[_slot(table, hashes, arena, starts, data, at, length, h)]
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True)
 def _place(table, hashes, size):  # type: ignore[no-untyped-def]
     mask = len(table) - 1
     for row in range(size):

@@ -13,6 +13,15 @@ import pytest
 from consumers import playground
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the client's refused connections go: it leaves their sockets to the collector."""
+    for ignored in (
+        "ignore:unclosed <socket.socket:ResourceWarning",
+        "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning",
+    ):
+        config.addinivalue_line("filterwarnings", ignored)
+
+
 @pytest.fixture(scope="session")
 def apache() -> bool:
     """Tell whether the broker is Apache Kafka: the embedded one lacks some of its laws."""

@@ -451,6 +451,24 @@ def test_a_poll_of_mutated_records_is_judged_as_each_alone(kind: str, data: st.D
     assert_same_judgement(kind, values)
 
 
+@pytest.mark.parametrize("kind", ["rating", "click", "impression"])
+def test_every_change_of_one_byte_is_judged_as_the_reference_does(kind: str) -> None:
+    whole = orjson.dumps(SAMPLES[kind])
+    spots = range(len(whole))
+    values: list[bytes | None] = [whole[:i] + whole[i + 1 :] for i in spots]
+    values += [whole[:i] for i in spots]
+    values += [whole[:i] + bytes([byte]) + whole[i + 1 :] for i in spots for byte in range(256)]
+    decoded = assert_same_judgement(kind, values)
+    assert len(decoded) > len(spots) and len(decoded.bad) > len(spots)
+
+
+def test_the_time_bounds_are_exact_in_the_scanner() -> None:
+    limit = T + DAY
+    for ts_ms, wanted in ((limit, []), (limit + 1, ["bad_time"]), (0, []), (-1, ["bad_time"])):
+        decoded = decode([batch_of([orjson.dumps({**RATING, "ts_ms": ts_ms})])])
+        assert [record.reason for record in decoded.bad] == wanted
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.floats(1, 5) | st.decimals(1, 5, places=6).map(float), st.sampled_from("gfe"))
 def test_decimals_are_read_to_the_nearest_double(value: float, spelling: str) -> None:

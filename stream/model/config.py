@@ -70,7 +70,7 @@ class ModelConfig:
         if self.negatives < 0:
             raise ValueError("model.negatives must not be negative")
         if self.step == "compiled" and self.device == "cuda":
-            raise ValueError("model.step compiled runs on the CPU; use torch with model.device cuda")
+            raise ValueError("model.step compiled runs on the CPU; model.device cuda needs torch")
 
     def outcome(self, name: str) -> int:
         """Return the index of the outcome of that name."""

@@ -13,7 +13,7 @@ from stream.batch import Batch
 from stream.errors import Inconsistent
 from stream.model import loop, waves
 from stream.model.config import ModelConfig
-from stream.model.tables import Layout, Table, reserve
+from stream.model.tables import PARTS, Layout, Table, reserve
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Update:
 class Rows:
     """Rows as they are served: attributes are folded in, so a score is a sum and a product."""
 
-    bias: NDArray[np.float32]  # (n, O)
+    bias: NDArray[np.float32]  # (n, Y)
     vector: NDArray[np.float32]  # (n, D)
     events: NDArray[np.uint32]  # (n,)
 
@@ -74,6 +74,7 @@ class Learner:
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        """Reserve the memory; no row exists yet."""
         self.config = config
         self.seed = seed
         self.compiled, self.device = choose(config)
@@ -116,7 +117,7 @@ class Learner:
         return self.user_links if kind == "user" else self.item_links
 
     def step(self, batch: Batch) -> Update:
-        """Learn the events in order; return what changed, attributes set since the last included."""
+        """Learn the events in order; return what changed, attributes set since then included."""
         self._admit("user", batch.user)
         self._admit("item", np.maximum(batch.item, batch.known_items - 1))
         user, item, outcome, label, source, users, items = self._draw(batch)
@@ -196,10 +197,13 @@ class Learner:
         return Rows(side.bias.cpu().numpy(), side.vector.cpu().numpy(), events)
 
     def global_bias(self) -> NDArray[np.float32]:
-        """Return the global term of each outcome (O,): the link of the labels' running mean."""
+        """Return the global term of each outcome (Y,): the link of the labels' running mean."""
         mean = (self.label_total + self._middle) / (self.label_count + 1)
         safe = np.where(self._logit, mean, 0.5)
-        return np.where(self._logit, np.log(safe / (1 - safe)), mean).astype(np.float32)
+        out: NDArray[np.float32] = np.where(self._logit, np.log(safe / (1 - safe)), mean).astype(
+            "f4"
+        )
+        return out
 
     def forget(self, kind: Kind, row: int) -> None:
         """Make the row as if it had never been: parameters, counts, attributes, history."""
@@ -214,8 +218,8 @@ class Learner:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return copies of everything that `load` needs, rows in use only."""
-        names = [name.encode() for name in self.features]
-        out: dict[str, NDArray[Any]] = {
+        names = [name.encode(errors="surrogatepass") for name in self.features]
+        state: dict[str, NDArray[Any]] = {
             "shape": self._shape(),
             "label.count": self.label_count.copy(),
             "label.total": self.label_total.copy(),
@@ -227,15 +231,9 @@ class Learner:
             "user.changed": np.array(sorted(self._changed["user"]), np.int32),
             "item.changed": np.array(sorted(self._changed["item"]), np.int32),
         }
-        at = self.layout
         for name, table in self._tables():
-            packed = table.read(slice(0, table.used))
-            out[f"{name}.vector"] = packed[:, : at.bias].copy()
-            out[f"{name}.bias"] = packed[:, at.bias : at.bias_sum].copy()
-            out[f"{name}.bias_sum"] = packed[:, at.bias_sum : at.vector_sum].copy()
-            out[f"{name}.vector_sum"] = packed[:, at.vector_sum].copy()
-            out[f"{name}.events"] = packed.view(np.uint32)[:, at.events].copy()
-        return out
+            state |= {f"{name}.{part}": value for part, value in table.state().items()}
+        return state
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take a saved state in place of this one; going on then equals never having stopped."""
@@ -247,18 +245,11 @@ class Learner:
                 "go back to the settings it was saved with, or start from an empty folder",
             )
         self._check_room(state)
-        at = self.layout
+        self.user_links[: self.user.used] = 0
+        self.item_links[: self.item.used] = 0
+        self.history[: self.user.used] = 0
         for name, table in self._tables():
-            used = max(table.used, len(state[f"{name}.vector"]))
-            packed = np.zeros((used, at.width), np.float32)
-            n = len(state[f"{name}.vector"])
-            packed[:n, : at.bias] = state[f"{name}.vector"]
-            packed[:n, at.bias : at.bias_sum] = state[f"{name}.bias"]
-            packed[:n, at.bias_sum : at.vector_sum] = state[f"{name}.bias_sum"]
-            packed[:n, at.vector_sum] = state[f"{name}.vector_sum"]
-            packed.view(np.uint32)[:n, at.events] = state[f"{name}.events"]
-            table.write(0, packed)
-            table.used = n
+            table.load({part: state[f"{name}.{part}"] for part in PARTS})
         for held, name in (
             (self.user_links, "user.links"),
             (self.item_links, "item.links"),
@@ -271,7 +262,8 @@ class Learner:
         arena = state["feature.names"].tobytes()
         starts = ends - state["feature.lengths"]
         self.features = {
-            arena[a:b].decode(): k for k, (a, b) in enumerate(zip(starts, ends, strict=True))
+            arena[a:b].decode(errors="surrogatepass"): k
+            for k, (a, b) in enumerate(zip(starts, ends, strict=True))
         }
         self._changed = {
             "user": set(state["user.changed"].tolist()),
@@ -294,9 +286,7 @@ class Learner:
 
     def _shape(self) -> NDArray[np.int64]:
         c = self.config
-        return np.array(
-            [c.factors, len(c.outcomes), c.max_links, c.history, self.seed], np.int64
-        )
+        return np.array([c.factors, len(c.outcomes), c.max_links, c.history, self.seed], np.int64)
 
     def _check_room(self, state: Mapping[str, NDArray[Any]]) -> None:
         for name, table in self._tables():
@@ -322,9 +312,7 @@ class Learner:
         spread = np.float32(c.spread_feature if salt == loop.FEATURE else c.spread_factor)
         seed = np.uint64(self.seed)
         if self.device.type == "cpu":
-            loop.ensure(
-                table.array, rows, salt, seed, spread, self._start, at.factors, at.outcomes
-            )
+            loop.ensure(table.array, rows, salt, seed, spread, self._start, at.factors, at.outcomes)
             return
         held = table.read(rows)
         new = rows[held[:, at.vector_sum] == 0]
@@ -340,13 +328,15 @@ class Learner:
     def _draw(self, batch: Batch) -> tuple[NDArray[Any], ...]:
         clicks = int(np.count_nonzero(self._logit[batch.outcome]))
         room = len(batch) + clicks * self.config.negatives
-        out = [np.empty(room, t) for t in (np.int32, np.int32, np.int8, np.float32, np.int32)]
+        user, item, source = (np.empty(room, np.int32) for _ in range(3))
+        outcome, label = np.empty(room, np.int8), np.empty(room, np.float32)
         users, items = np.empty(len(batch), np.int32), np.empty(room, np.int32)
         n, nu, ni = loop.draw(
             batch.user, batch.item, batch.outcome, batch.label, batch.known_items, batch.key,
             self.history, self._logit, self.config.negatives, self._mark_user, self._mark_item,
-            *out, users, items,
+            user, item, outcome, label, source, users, items,
         )  # fmt: skip
+        out = (user, item, outcome, label, source)
         return (*(x[:n] for x in out), np.sort(users[:nu]), np.sort(items[:ni]))
 
     def _with(self, kind: Kind, rows: NDArray[np.int32]) -> NDArray[np.int32]:

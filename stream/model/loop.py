@@ -10,18 +10,44 @@ accumulator a row (row-wise, as in Mudigere et al. 2022): G += mean(grad^2); x -
 
 No fast-math: the bits are promised. Nothing here looks beyond its event, so how a stream is cut
 into batches cannot matter. The kernels hold no Python object and release the GIL.
+
+Alphabet: D factors, Y outcomes; d, o one of them; j an event, k a link, f a feature row.
 """
 
-from typing import Any
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+log = logging.getLogger(__name__)
+
 Array = NDArray[Any]
 USER, ITEM, FEATURE = 0, 1, 2  # rows of the rates and the salt of a new row's vector
 TRIES = 8  # draws per negative; a user who saw nearly all items gets fewer negatives
-compiled = numba.njit(nogil=True, cache=True)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(law: F, inline: str = "never") -> F:
+    """Return the law compiled, without the GIL, and kept on disk where a folder can be written.
+
+    The numpy error model leaves out checks for division by zero, which cannot happen here: the
+    accumulators start above 0. With them the loop takes twice the time.
+    """
+    how: dict[str, Any] = {"nogil": True, "error_model": "numpy", "inline": inline}
+    try:
+        made = numba.njit(cache=True, **how)(law)
+    except RuntimeError as exc:  # numba found no folder that it may write
+        log.warning("compiling at each start, for lack of a cache (set NUMBA_CACHE_DIR): %s", exc)
+        made = numba.njit(**how)(law)
+    return cast(F, made)
+
+
+def inlined(law: F) -> F:
+    """Return the law compiled into its callers: a call would count references of its arrays."""
+    return compiled(law, "always")
 
 
 @compiled
@@ -35,8 +61,14 @@ def mix(key: np.uint64) -> np.uint64:
 
 @compiled
 def create(
-    table: Array, row: int, salt: int, seed: np.uint64, spread: np.float32, start: Array, D: int,
-    O: int,
+    table: Array,
+    row: int,
+    salt: int,
+    seed: np.uint64,
+    spread: np.float32,
+    start: Array,
+    D: int,
+    Y: int,
 ) -> None:
     """Make the row exist: a small vector drawn from (seed, salt, row), accumulators at start."""
     base = mix(mix(seed + np.uint64(salt)) ^ np.uint64(row))
@@ -47,24 +79,30 @@ def create(
             total += (bits >> np.uint64(16 * k)) & np.uint64(0xFFFF)
         unit = np.float32(total) / np.float32(65535.0) - np.float32(2.0)
         table[row, d] = unit * np.float32(1.7320508) * spread
-    for o in range(O):
-        table[row, D + O + o] = start[0]
-    table[row, D + 2 * O] = start[1]
+    for o in range(Y):
+        table[row, D + Y + o] = start[0]
+    table[row, D + 2 * Y] = start[1]
 
 
 @compiled
 def ensure(
-    table: Array, rows: Array, salt: int, seed: np.uint64, spread: np.float32, start: Array, D: int,
-    O: int,
+    table: Array,
+    rows: Array,
+    salt: int,
+    seed: np.uint64,
+    spread: np.float32,
+    start: Array,
+    D: int,
+    Y: int,
 ) -> None:
     """Make every named row exist."""
     for j in range(rows.size):
-        if table[rows[j], D + 2 * O] == 0:
-            create(table, rows[j], salt, seed, spread, start, D, O)
+        if table[rows[j], D + 2 * Y] == 0:
+            create(table, rows[j], salt, seed, spread, start, D, Y)
 
 
 @compiled
-def seen(ring: Array, item: int) -> bool:
+def seen(ring: Array, item: np.int32) -> bool:
     """Tell whether the item is among the user's remembered ones."""
     for k in range(1, min(ring[0], ring.size - 1) + 1):
         if ring[k] == item:
@@ -74,10 +112,24 @@ def seen(ring: Array, item: int) -> bool:
 
 @compiled
 def draw(
-    user: Array, item: Array, outcome: Array, label: Array, known: Array, key: Array,
-    history: Array, sampled: Array, negatives: int, mark_user: Array, mark_item: Array,
-    out_user: Array, out_item: Array, out_outcome: Array, out_label: Array, out_source: Array,
-    users: Array, items: Array,
+    user: Array,
+    item: Array,
+    outcome: Array,
+    label: Array,
+    known: Array,
+    key: Array,
+    history: Array,
+    sampled: Array,
+    negatives: int,
+    mark_user: Array,
+    mark_item: Array,
+    out_user: Array,
+    out_item: Array,
+    out_outcome: Array,
+    out_label: Array,
+    out_source: Array,
+    users: Array,
+    items: Array,
 ) -> tuple[int, int, int]:
     """Write the events with their negatives, remember what was seen, and name the rows touched.
 
@@ -126,7 +178,12 @@ def draw(
 
 @compiled
 def baseline(
-    outcome: Array, label: Array, count: Array, total: Array, middle: Array, logit: Array,
+    outcome: Array,
+    label: Array,
+    count: Array,
+    total: Array,
+    middle: Array,
+    logit: Array,
     out: Array,
 ) -> None:
     """Write the global term that each interaction sees, and count its label afterwards."""
@@ -138,7 +195,7 @@ def baseline(
         total[o] += label[j]
 
 
-@compiled
+@inlined
 def linked(links: Array, row: int) -> int:
     """Return how many attribute values the row is linked to."""
     n = 0
@@ -147,13 +204,20 @@ def linked(links: Array, row: int) -> int:
     return n
 
 
-@compiled
+@inlined
 def gather(
-    out: Array, table: Array, row: int, features: Array, links: Array, n: int,
-    weight: np.float32, o: int, D: int,
+    out: Array,
+    table: Array,
+    row: int,
+    features: Array,
+    links: Array,
+    n: int,
+    weight: np.float32,
+    o: int,
+    D: int,
 ) -> np.float32:
     """Write the composed vector to out and return the composed bias."""
-    bias = table[row, D + o]
+    bias: np.float32 = table[row, D + o]
     for d in range(D):
         out[d] = table[row, d]
     for k in range(n):
@@ -164,7 +228,7 @@ def gather(
     return bias
 
 
-@compiled
+@inlined
 def square(x: Array, D: int) -> np.float32:
     """Return the mean of squares, in four sums that do not wait for each other."""
     a = b = c = e = np.float32(0)
@@ -179,7 +243,7 @@ def square(x: Array, D: int) -> np.float32:
     return ((a + b) + (c + e)) / np.float32(D)
 
 
-@compiled
+@inlined
 def product(x: Array, y: Array, D: int) -> np.float32:
     """Return the inner product, in four sums that do not wait for each other."""
     a = b = c = e = np.float32(0)
@@ -194,28 +258,52 @@ def product(x: Array, y: Array, D: int) -> np.float32:
     return (a + b) + (c + e)
 
 
-@compiled
+@inlined
 def descend(
-    table: Array, row: int, error: np.float32, weight: np.float32, other: Array,
-    size: np.float32, lr_bias: np.float32, lr_factor: np.float32, o: int, D: int, O: int,
+    table: Array,
+    row: int,
+    error: np.float32,
+    weight: np.float32,
+    other: Array,
+    size: np.float32,
+    lr_bias: np.float32,
+    lr_factor: np.float32,
+    o: int,
+    D: int,
+    Y: int,
 ) -> None:
     """Take one Adagrad step on a row that enters the score with `weight`, against `other`."""
     g = error * weight
-    bias_sum = table[row, D + O + o] + g * g
-    vector_sum = table[row, D + 2 * O] + g * g * size
+    bias_sum = table[row, D + Y + o] + g * g
+    vector_sum = table[row, D + 2 * Y] + g * g * size
     step = lr_factor * g / np.sqrt(vector_sum)
     for d in range(D):
         table[row, d] -= step * other[d]
     table[row, D + o] -= lr_bias * g / np.sqrt(bias_sum)
-    table[row, D + O + o] = bias_sum
-    table[row, D + 2 * O] = vector_sum
+    table[row, D + Y + o] = bias_sum
+    table[row, D + 2 * Y] = vector_sum
 
 
 @compiled
 def learn(
-    user: Array, item: Array, outcome: Array, label: Array, source: Array, base: Array,
-    users: Array, items: Array, features: Array, user_links: Array, item_links: Array,
-    logit: Array, low: Array, high: Array, rates: Array, D: int, O: int, prediction: Array,
+    user: Array,
+    item: Array,
+    outcome: Array,
+    label: Array,
+    source: Array,
+    base: Array,
+    users: Array,
+    items: Array,
+    features: Array,
+    user_links: Array,
+    item_links: Array,
+    logit: Array,
+    low: Array,
+    high: Array,
+    rates: Array,
+    D: int,
+    Y: int,
+    prediction: Array,
 ) -> None:
     """Learn the interactions in order; write each event's prediction before it was learned."""
     gu = np.empty(D, np.float32)
@@ -239,21 +327,27 @@ def learn(
         error = score - label[j]
         if source[j] >= 0:
             prediction[source[j]] = min(max(score, low[o]), high[o])
-            user_bits[u, D + 2 * O + 1] += np.uint32(1)
-            item_bits[i, D + 2 * O + 1] += np.uint32(1)
-        descend(users, u, error, one, gi, ii, lr_ub, lr_uf, o, D, O)
-        descend(items, i, error, one, gu, uu, lr_ib, lr_if, o, D, O)
+            user_bits[u, D + 2 * Y + 1] += np.uint32(1)
+            item_bits[i, D + 2 * Y + 1] += np.uint32(1)
+        descend(users, u, error, one, gi, ii, lr_ub, lr_uf, o, D, Y)
+        descend(items, i, error, one, gu, uu, lr_ib, lr_if, o, D, Y)
         for k in range(nu):
             f = user_links[u, k] - 1
-            descend(features, f, error, wu, gi, ii, lr_fb, lr_ff, o, D, O)
+            descend(features, f, error, wu, gi, ii, lr_fb, lr_ff, o, D, Y)
         for k in range(ni):
             f = item_links[i, k] - 1
-            descend(features, f, error, wi, gu, uu, lr_fb, lr_ff, o, D, O)
+            descend(features, f, error, wi, gu, uu, lr_fb, lr_ff, o, D, Y)
 
 
 @compiled
 def compose(
-    rows: Array, table: Array, features: Array, links: Array, D: int, O: int, bias: Array,
+    rows: Array,
+    table: Array,
+    features: Array,
+    links: Array,
+    D: int,
+    Y: int,
+    bias: Array,
     vector: Array,
 ) -> None:
     """Write the rows as they enter the score: their own part plus their attributes'."""
@@ -261,13 +355,13 @@ def compose(
         row = rows[j]
         for d in range(D):
             vector[j, d] = table[row, d]
-        for o in range(O):
+        for o in range(Y):
             bias[j, o] = table[row, D + o]
         n = linked(links, row)
         weight = np.float32(1) / np.sqrt(np.float32(max(n, 1)))
         for k in range(n):
             f = links[row, k] - 1
-            for o in range(O):
+            for o in range(Y):
                 bias[j, o] += weight * features[f, D + o]
             for d in range(D):
                 vector[j, d] += weight * features[f, d]

@@ -2,19 +2,22 @@
 
 A row of a table is one piece of 64-byte-aligned memory, so that an event touches few cache lines:
 
-    vector (D) | bias (O) | bias_sum (O) | vector_sum (1) | events (1, bits of a uint32) | padding
+    vector (D) | bias (Y) | bias_sum (Y) | vector_sum (1) | events (1, bits of a uint32) | padding
 
 `*_sum` are the accumulators of row-wise Adagrad. A row with `vector_sum` 0 does not exist yet.
 """
 
 import mmap
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+PARTS = ("vector", "bias", "bias_sum", "vector_sum", "events")
 LINE = 16  # float32 values in a cache line of 64 bytes
 
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -68,6 +71,7 @@ class Table:
     """
 
     def __init__(self, rows: int, layout: Layout, device: torch.device) -> None:
+        """Reserve `rows` rows on the device; none is used yet."""
         self.rows = rows
         self.layout = layout
         self.device = device
@@ -102,12 +106,12 @@ class Table:
 
     @property
     def bias(self) -> torch.Tensor:
-        """Return the own biases (rows, O), a view."""
+        """Return the own biases (rows, Y), a view."""
         return self.packed[:, self.layout.bias : self.layout.bias_sum]
 
     @property
     def bias_sum(self) -> torch.Tensor:
-        """Return the biases' accumulators (rows, O), a view."""
+        """Return the biases' accumulators (rows, Y), a view."""
         return self.packed[:, self.layout.bias_sum : self.layout.vector_sum]
 
     @property
@@ -126,7 +130,26 @@ class Table:
             return np.array(self.packed[rows].cpu().numpy(), copy=True)
         return self.packed[torch.from_numpy(rows).long().to(self.device)].cpu().numpy()
 
-    def write(self, start: int, packed: NDArray[np.float32]) -> None:
-        """Put packed rows at `start`."""
-        self.touch(start + len(packed))
-        self.packed[start : start + len(packed)] = torch.from_numpy(packed).to(self.device)
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return copies of the used rows, part by part."""
+        packed, at = self.read(slice(0, self.used)), self.layout
+        return {
+            "vector": packed[:, : at.bias].copy(),
+            "bias": packed[:, at.bias : at.bias_sum].copy(),
+            "bias_sum": packed[:, at.bias_sum : at.vector_sum].copy(),
+            "vector_sum": packed[:, at.vector_sum].copy(),
+            "events": packed.view(np.uint32)[:, at.events].copy(),
+        }
+
+    def load(self, parts: Mapping[str, NDArray[Any]]) -> None:
+        """Take saved rows in place of all that were used."""
+        n, at = len(parts["vector"]), self.layout
+        packed = np.zeros((max(n, self.used), at.width), np.float32)
+        packed[:n, : at.bias] = parts["vector"]
+        packed[:n, at.bias : at.bias_sum] = parts["bias"]
+        packed[:n, at.bias_sum : at.vector_sum] = parts["bias_sum"]
+        packed[:n, at.vector_sum] = parts["vector_sum"]
+        packed.view(np.uint32)[:n, at.events] = parts["events"]
+        self.touch(len(packed))
+        self.packed[: len(packed)] = torch.from_numpy(packed).to(self.device)
+        self.used = n

@@ -7,6 +7,7 @@ is the loop's law to rounding.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class Side:
     owner: Tensor  # (m,) which interaction a link belongs to
     links: Tensor  # (m,) rows of the feature table
     weight: Tensor  # (n,) 1 / sqrt(links of the row), 0 without any
-    bias: Tensor  # (n, O)
+    bias: Tensor  # (n, Y)
     vector: Tensor  # (n, D)
 
 
@@ -69,7 +70,7 @@ def descend(
     step divides by what the square of the sum would give: the same for a row that comes once, and
     never above the rate for a row that comes a thousand times with one opinion.
     """
-    distinct, place = rows.unique(return_inverse=True)  # (r,), (n,)
+    distinct, place = torch.unique(rows, return_inverse=True)  # (r,), (n,)
     cell = (place, outcome)
     shape = (len(distinct), table.bias.shape[1])
     total = g.new_zeros(shape).index_put(cell, g, accumulate=True)
@@ -103,8 +104,11 @@ def learn(
     logit = torch.tensor([o.link == "logit" for o in config.outcomes], device=device)
     low = torch.tensor([o.low for o in config.outcomes], device=device)
     high = torch.tensor([o.high for o in config.outcomes], device=device)
+    user_rates = (config.lr_user_bias, config.lr_user_factor)
+    item_rates = (config.lr_item_bias, config.lr_item_factor)
+    feature_rates = (config.lr_feature_bias, config.lr_feature_factor)
     prediction = torch.zeros(len(columns[0]), device=device)
-    for start, stop in zip(borders[:-1], borders[1:], strict=True):
+    for start, stop in pairwise(borders.tolist()):
         user, item, outcome, label, base, counts = (c[start:stop] for c in columns)
         u = compose(tables[0], tables[2], links[0], user)
         i = compose(tables[1], tables[2], links[1], item)
@@ -115,15 +119,14 @@ def learn(
         error = expected - label
         prediction[start:stop] = expected.clamp(low[outcome], high[outcome])
         grad_user, grad_item = gradients(error, u.vector, i.vector)
-        rates = (config.lr_feature_bias, config.lr_feature_factor)
         owner = torch.cat([u.owner, i.owner])
         weight = torch.cat([u.weight[u.owner], i.weight[i.owner]])
         grad = torch.cat([grad_user[u.owner], grad_item[i.owner]]) * weight[:, None]
-        descend(tables[0], user, outcome, error, grad_user, (config.lr_user_bias, config.lr_user_factor))
-        descend(tables[1], item, outcome, error, grad_item, (config.lr_item_bias, config.lr_item_factor))
+        descend(tables[0], user, outcome, error, grad_user, user_rates)
+        descend(tables[1], item, outcome, error, grad_item, item_rates)
         if len(owner):
             linked = torch.cat([u.links, i.links])
-            descend(tables[2], linked, outcome[owner], error[owner] * weight, grad, rates)
+            descend(tables[2], linked, outcome[owner], error[owner] * weight, grad, feature_rates)
         tables[0].events[user] += counts
         tables[1].events.index_add_(0, item, counts)
     return prediction

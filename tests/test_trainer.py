@@ -1,0 +1,262 @@
+"""The path on a real broker and a real Redis, with crashes as elements of the input."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from threading import Event
+
+import orjson
+import pytest
+from prometheus_client import CollectorRegistry
+
+from consumers import build, settings, topics
+from consumers.kafka import KafkaSource, Outgoing, Sink
+from model_store.vectors import RedisVectors
+
+T0 = 1_700_000_000_000
+ARROWS = (
+    "before write",
+    "after write",
+    "before save",
+    "after save",
+    "before commit",
+    "after commit",
+)
+
+
+class Crash(Exception):
+    """The process is gone."""
+
+
+class Place:
+    """One broker prefix, one Redis, one snapshot folder: what outlives a trainer."""
+
+    def __init__(self, broker, prefix, redis_url, folder):
+        self.broker, self.prefix = broker, prefix
+        self.environ = {
+            "COUNTERFLOW_KAFKA__BOOTSTRAP_SERVERS": broker,
+            "COUNTERFLOW_KAFKA__TOPIC_PREFIX": prefix,
+            "COUNTERFLOW_REDIS__URL": redis_url,
+            "COUNTERFLOW_REDIS__PREFIX": prefix,
+            "COUNTERFLOW_SNAPSHOTS__DIR": str(folder),
+            "COUNTERFLOW_SNAPSHOTS__INTERVAL_S": "0.05",
+            "COUNTERFLOW_TRAINER__METRICS_PORT": "0",
+            "COUNTERFLOW_TRAINER__DUPLICATES_WINDOW": "100000",
+        }
+        self.settings = settings.load({}, self.environ)
+        topics.create(broker, prefix, partitions=2)
+
+    def send(self, records):
+        with Sink(bootstrap_servers=self.broker) as sink:
+            sink.produce(
+                [
+                    Outgoing(topics.name(self.prefix, kind), value, key)
+                    for kind, key, value in records
+                ]
+            )
+
+    def trainer(self):
+        return build.trainer(self.settings, CollectorRegistry(), Event())
+
+    def learn_all(self):
+        trainer = self.trainer()
+        try:
+            trainer.start()
+            trainer.run_until(trainer.source.ends())
+        finally:
+            trainer.close()
+        return trainer
+
+    def counts(self):
+        rows = build.vectors(self.settings).export()
+        found = {(row["kind"], row["id"]): row["events"] for row in rows}
+        return {k: v for k, v in found.items() if v}
+
+    def dead_letters(self):
+        topic = topics.name(self.prefix, topics.DEAD_LETTERS)
+        with KafkaSource(
+            bootstrap_servers=self.broker, topics={topic: "rating"}, whole=False
+        ) as source:
+            source.start()
+            ends = source.ends()
+            from stream.events import decode
+
+            letters = []
+            while any(source.positions()[p] < end for p, end in ends.items()):
+                polled = source.poll()
+                if polled:
+                    letters += decode(polled).bad
+        return letters
+
+
+@pytest.fixture
+def place(broker, prefix, redis_url, tmp_path):
+    return Place(broker, prefix, redis_url, tmp_path / "snapshots")
+
+
+def rating(n, user, item, value=4.0):
+    body = {"event_id": f"r-{n}", "ts_ms": T0 + n, "user_id": user, "item_id": item, "value": value}
+    return "rating", user.encode(), orjson.dumps(body)
+
+
+def ratings(count, seed=0, start=0):
+    r = random.Random(seed)
+    return [
+        rating(n, str(r.randrange(20)), str(r.randrange(30)), r.randrange(1, 6))
+        for n in range(start, start + count)
+    ]
+
+
+def expected(records):
+    counts: Counter[tuple[str, str]] = Counter()
+    for _, _, value in records:
+        body = json.loads(value)
+        counts["user", body["user_id"]] += 1
+        counts["item", body["item_id"]] += 1
+    return dict(counts)
+
+
+def crash_at(trainer, arrow, turn):
+    """The trainer raises Crash at the turn-th passing of an arrow."""
+    when, what = arrow.split()
+    owner, name = {
+        "write": (trainer.vectors, "write"),
+        "save": (trainer.snapshots, "save"),
+        "commit": (trainer._checkpoint, "_commit"),
+    }[what]
+    real, passed = getattr(owner, name), itertools.count(1)
+
+    def through(*args, **kwargs):
+        due = next(passed) == turn
+        if due and when == "before":
+            raise Crash(arrow)
+        result = real(*args, **kwargs)
+        if due:
+            raise Crash(arrow)
+        return result
+
+    setattr(owner, name, through)
+
+
+@pytest.mark.parametrize("arrow", ARROWS)
+def test_a_crash_at_any_arrow_repeats_work_and_loses_none(place, arrow):
+    sent = ratings(300)
+    for part in (sent[:100], sent[100:200], sent[200:]):
+        place.send(part)
+        trainer = place.trainer()
+        try:
+            trainer.start()
+            crash_at(trainer, arrow, 2 if "write" in arrow else 1)
+            trainer.run_until(trainer.source.ends())
+        except Crash:
+            pass
+        finally:
+            trainer.close()
+    last = place.learn_all()
+    assert place.counts() == expected(sent)
+    assert last.engine.progressive.figures("rating")["count"] == 300
+
+
+def test_every_bad_record_is_a_dead_letter_and_every_good_one_is_learned(place):
+    good = ratings(50)
+    bad = [("rating", b"k", b"{"), ("rating", b"k", None), ("click", b"k", b"[]")]
+    mixed = [*good[:20], *bad, *good[20:]]
+    place.send(mixed)
+    trainer = place.learn_all()
+    assert place.counts() == expected(good)
+    assert trainer.bad_events == 3
+    letters = place.dead_letters()
+    told = sorted(dict(letter.headers)["dlq.reason"] for letter in letters)
+    assert told == [b"no_value", b"not_json", b"not_object"]
+    assert {letter.value for letter in letters} == {b"{", None, b"[]"}
+
+
+def test_a_repeated_event_counts_once_also_across_a_restart(place):
+    place.send(ratings(20))
+    place.learn_all()
+    place.send(ratings(20))
+    assert place.learn_all().duplicates == 20
+    assert place.counts() == expected(ratings(20))
+
+
+def test_rows_lost_by_redis_are_written_again_at_the_start(place):
+    place.send(ratings(40))
+    place.learn_all()
+    store = build.redis_client(place.settings)
+    for key in store.scan_iter(f"{place.prefix}:*"):
+        store.delete(key)
+    place.learn_all()
+    assert place.counts() == expected(ratings(40))
+
+
+def test_an_old_trainer_cannot_overwrite_a_newer_row(place):
+    place.send(ratings(40))
+    old = place.trainer()
+    old.start()
+    newer: RedisVectors = build.vectors(place.settings)
+    epoch = newer.claim_epoch(old.epoch)
+    assert epoch > old.epoch
+    old.close()
+    first = {row["id"]: row["epoch"] for row in newer.export()}
+    place.learn_all()
+    assert all(row["epoch"] > first.get(row["id"], 0) for row in newer.export())
+
+
+def test_another_clusters_snapshot_stops_the_trainer_with_the_remedy(place):
+    place.send(ratings(10))
+    place.learn_all()
+    trainer = place.trainer()
+    identity = trainer.source.identity()
+    trainer.source.identity = lambda: identity | {"cluster": "another"}
+    try:
+        with pytest.raises(Exception, match="cluster") as stopped:
+            trainer.start()
+        assert stopped.value.remedy
+    finally:
+        trainer.close()
+
+
+def test_sigterm_finishes_the_batch_snapshots_and_leaves_with_0(place):
+    place.send(ratings(200))
+    with subprocess.Popen(
+        [sys.executable, "-m", "consumers", "train", "--json"],
+        env=os.environ | place.environ, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        vectors = build.vectors(place.settings)
+        wait = Event()
+        for _ in range(600):
+            if sum(row["events"] for row in vectors.export()) == 400:
+                break
+            wait.wait(0.05)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert orjson.loads(out.splitlines()[-1])["events"] == 200
+    assert place.learn_all().learned == 0
+
+
+def test_kill_9_at_random_moments_counts_each_event_once(place):
+    r, sent, wait = random.Random(5), [], Event()
+    for kill in range(4):
+        part = ratings(500, seed=kill, start=500 * kill)
+        sent += part
+        place.send(part)
+        with subprocess.Popen(
+            [sys.executable, "-m", "consumers", "train"],
+            env=os.environ | place.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        ) as process:  # fmt: skip
+            store = build.redis_client(place.settings)
+            before = store.get(f"{place.prefix}:epoch")
+            for _ in range(400):  # it has claimed its epoch: somewhere between there and the end
+                if store.get(f"{place.prefix}:epoch") != before:
+                    break
+                wait.wait(0.05)
+            wait.wait(r.random() * 0.2)
+            process.kill()
+    place.learn_all()
+    assert place.counts() == expected(sent)
