@@ -13,8 +13,9 @@ from consumers.kafka import DeadLetters, KafkaSource, Sink
 from consumers.metrics import TrainerMetrics
 from consumers.settings import Settings
 from consumers.trainer import Trainer
+from model_store.seen import Seen
 from model_store.snapshots import Snapshots
-from model_store.vectors import RedisVectors
+from model_store.vectors import RedisVectors, connect
 from stream.engine import Engine
 from stream.model.config import ModelConfig, Outcome
 
@@ -47,13 +48,18 @@ def engine(settings: Settings) -> Engine:
 
 def redis_client(settings: Settings) -> redis.Redis:
     """Return a client of the vector cache; it connects when first used."""
-    client: redis.Redis = redis.Redis.from_url(settings.redis.url, socket_timeout=10.0)
-    return client
+    return connect(settings.redis.url)
 
 
 def vectors(settings: Settings) -> RedisVectors:
     """Return the trainer's side of the vector cache."""
     return RedisVectors(redis_client(settings), settings.redis.prefix, settings.redis.ttl_s)
+
+
+def seen(settings: Settings) -> Seen:
+    """Return the lists of what each user has clicked or rated."""
+    r = settings.redis
+    return Seen(redis_client(settings), r.prefix, r.ttl_s, settings.service.seen_max)
 
 
 def trainer(settings: Settings, registry: CollectorRegistry, stop: Event) -> Trainer:
@@ -82,6 +88,7 @@ def trainer(settings: Settings, registry: CollectorRegistry, stop: Event) -> Tra
         interval_s=settings.snapshots.interval_s,
         ttl_s=settings.redis.ttl_s,
         stop=stop,
+        seen=seen(settings) if settings.service.exclude_seen else None,
         model=model(settings),
     )
 

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-
 from consumers import commands, settings
 from stream.errors import CounterflowError
 

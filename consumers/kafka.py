@@ -81,23 +81,45 @@ def broker_errors(doing: str) -> Iterator[None]:
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".removesuffix(": ")
+    name, text = type(error).__name__, str(error)
+    return text if name in text else f"{name}: {text}".removesuffix(": ")
 
 
-class _LastWord(logging.Handler):
-    """The client's last warning: a wrong password or protocol is told nowhere else."""
+# What the client only logs while it tries to connect, and what the operator does about it.
+TOLD_IN_THE_LOG = (
+    ("SaslAuthenticationFailed", "check user name, password and mechanism"),
+    ("UnsupportedSaslMechanism", "the broker does not offer this sasl_mechanism"),
+    ("CERTIFICATE_VERIFY_FAILED", "name the CA of the broker's certificate in ssl_cafile"),
+    ("Invalid frame length", "this listener speaks TLS: set security_protocol to SSL or SASL_SSL"),
+)
+
+HUNG_UP = "is it up? It hangs up: check security_protocol, user name and password too"
+
+
+class _Overheard(logging.Handler):
+    """What the client logs: why it cannot connect is told nowhere else."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.said = ""
+        self.remedy = ""
+        self.reason = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said = record.getMessage()
+        said = record.getMessage()
+        for sign, remedy in TOLD_IN_THE_LOG:
+            if sign in said:
+                self.reason, self.remedy = said, remedy
+        if not self.remedy and "failed: " in said and "Unable to bootstrap" not in said:
+            self.reason = said
 
 
 def connect(make: Callable[..., Any], bootstrap_servers: str, options: Mapping[str, Any]) -> Any:
-    """Return the connected client, or raise with the reason that the client only logs."""
-    heard = _LastWord()
+    """Return the connected client, or raise with the reason that the client only logs.
+
+    A refused connection is Unavailable; wrong credentials and a wrong protocol are not mended by
+    waiting, and raise CounterflowError.
+    """
+    heard = _Overheard()
     inner: list[Any] = []
 
     def network(**how: Any) -> Any:
@@ -109,13 +131,15 @@ def connect(make: Callable[..., Any], bootstrap_servers: str, options: Mapping[s
     try:
         with broker_errors(f"connecting to {bootstrap_servers}"):
             return make(bootstrap_servers=bootstrap_servers, kafka_client=network, **options)
-    except CounterflowError as error:
+    except Unavailable as error:
         for client in inner:
             client.close()  # a failed constructor leaves its thread and sockets behind
-        if heard.said:
-            error.args = (f"{error.message} ({heard.said})",)
-            error.message = error.args[0]
-        raise
+        message = f"{error.message} ({heard.reason})" if heard.reason else error.message
+        if heard.remedy:
+            raise CounterflowError(message, heard.remedy) from error
+        hung_up = "socket disconnected" in heard.reason
+        remedy = HUNG_UP if hung_up else error.remedy
+        raise Unavailable(message, error.retry_after_s, remedy) from error
     finally:
         logger.removeHandler(heard)
 
@@ -354,7 +378,8 @@ class KafkaSource:
                 numbers = self._consumer.partitions_for_topic(topic)
             if not numbers:
                 raise CounterflowError(
-                    f"the topic {topic} does not exist", "counterflow topics create"
+                    f"the topic {topic} does not exist, or is not shown to this user",
+                    "counterflow topics create; where ACLs rule, grant describe and read",
                 )
             for number in sorted(numbers):
                 if kind == "item" or number % self._world == self._rank:

@@ -19,10 +19,11 @@ from consumers.kafka import DeadLetters, KafkaSource, Sink
 from consumers.metrics import TrainerMetrics
 from model_store import codec
 from model_store.codec import Kind
+from model_store.seen import Seen, group
 from model_store.snapshots import Snapshots
 from model_store.vectors import RedisVectors
 from stream.engine import Engine, Learned
-from stream.errors import Inconsistent, Unavailable
+from stream.errors import Unavailable
 from stream.records import RecordBatch
 from stream.vocabulary import Vocabulary
 
@@ -49,6 +50,7 @@ class Trainer:
         interval_s: float = 5.0,
         ttl_s: int = 86_400,
         stop: Event | None = None,
+        seen: Seen | None = None,
         model: dict[str, Any] | None = None,
     ) -> None:
         self.engine = engine
@@ -68,6 +70,8 @@ class Trainer:
         self.first_poll_s: float | None = None
         self.last_write_s: float | None = None
         self.freshness_s: deque[float] = deque(maxlen=FRESHNESS)
+        self.seen = seen
+        self._packed: list[bytes] = []  # by item row, as the seen lists hold it
         self._model = model or {}
         self._clock = clock
         self._interval_s = interval_s
@@ -100,9 +104,10 @@ class Trainer:
             log.info("resumed from snapshot %s", meta.get("name", ""))
         self.source.start(positions)
         self.epoch = self._until_done(
-            "redis", lambda: self.snapshots.claim_epoch(
+            "redis",
+            lambda: self.snapshots.claim_epoch(
                 self.vectors.claim_epoch(max(epoch, self.snapshots.epoch()))
-            )
+            ),
         )
         log.info("epoch %d", self.epoch)
         self._until_done("redis", lambda: self.vectors.publish_model(self._describe()))
@@ -123,7 +128,7 @@ class Trainer:
     # one turn ------------------------------------------------------------------------------------
 
     def turn(self, timeout_s: float = 0.05) -> int:
-        """Everything polled is learned and readable in Redis after the call; returns the records."""
+        """Everything polled is learned and in Redis after the call; returns the records polled."""
         batches = self.source.poll(timeout_s)
         if batches:
             if self.first_poll_s is None:
@@ -139,6 +144,7 @@ class Trainer:
         if learned.bad:
             self._bury(batches, learned)
         self._write({"user": learned.users, "item": learned.items})
+        self._mark_seen(learned)
         if learned.attributes:
             self._put_meta(learned.items)
         self._remove(learned)
@@ -165,6 +171,17 @@ class Trainer:
             ]
             if gone:
                 self._until_done("redis", partial(self.vectors.erase, kind, gone))
+
+    def _mark_seen(self, learned: Learned) -> None:
+        """The learned items leave their users' lists after the call, if so configured."""
+        if self.seen is None or not learned.learned:
+            return
+        have = len(self._packed)
+        new = np.arange(have, len(self.engine.items), dtype=np.int32)
+        self._packed += [codec.pack_ids([id_]) for id_ in self.engine.items.ids(new)]
+        rows, packed = group(learned.user, learned.item, self._packed)
+        users = self.engine.users.ids(rows)
+        self._until_done("redis", partial(self.seen.mark, dict(zip(users, packed, strict=True))))
 
     def _vocabularies(self) -> tuple[tuple[Kind, Vocabulary], ...]:
         return ("user", self.engine.users), ("item", self.engine.items)
@@ -225,6 +242,7 @@ class Trainer:
             self._refresh(now - self._refreshed_s)
             self._refreshed_s = now
             self._gauges()
+            self._until_done("redis", lambda: self.vectors.publish_model(self._describe()))
 
     def _refresh(self, elapsed_s: float) -> None:
         """Rewrite the share of the rows that keeps each one younger than a quarter of its TTL."""
@@ -332,6 +350,10 @@ class Trainer:
                 {"name": o.name, "link": o.link, "low": o.low, "high": o.high}
                 for o in self.engine.config.outcomes
             ],
+            "residual_sd": {
+                o.name: self.engine.progressive.figures(o.name).get("rmse")
+                for o in self.engine.config.outcomes
+            },
             "global_bias": self.engine.learner.global_bias().tolist(),
         }
 

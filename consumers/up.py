@@ -177,11 +177,14 @@ def _learned(url: str) -> float:
     total = 0.0
     for family in text_string_to_metric_families((text or b"").decode()):
         for sample in family.samples:
-            if sample.name == "counterflow_events_total" and sample.labels["type"] in (
-                "rating", "click",
-            ) or sample.name in (
-                "counterflow_bad_events_total", "counterflow_duplicate_events_total",
-            ):  # fmt: skip
+            outcome = sample.name == "counterflow_events_total" and sample.labels["type"] in (
+                "rating",
+                "click",
+            )
+            if outcome or sample.name in (
+                "counterflow_bad_events_total",
+                "counterflow_duplicate_events_total",
+            ):
                 total += sample.value
     return total
 

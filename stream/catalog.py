@@ -1,4 +1,4 @@
-"""What is known of items beside what is learned: title and attributes, as the service shows them."""
+"""What is known of items beside what is learned: title and attributes, for the service to show."""
 
 from typing import Any
 

@@ -94,7 +94,7 @@ class Drift:
         loss: NDArray[np.float64],
         predicted: NDArray[np.float32],
     ) -> list[str]:
-        """The detectors have seen every block that the events close; returns the signals that fired.
+        """The detectors have seen every block that is now full; returns the signals that fired.
 
         Blocks are cut by event count, never by batch, so the same events give the same blocks.
         """

@@ -38,7 +38,9 @@ class Learned:
     events: dict[str, int]  # accepted, by kind, duplicates left out
     duplicates: int
     drifted: list[str]
-    kafka_ts_ms: NDArray[np.int64]  # of the clicks and ratings learned
+    kafka_ts_ms: NDArray[np.int64]  # (n,) of the clicks and ratings learned
+    user: NDArray[np.int32]  # (n,) their users' rows, in poll order
+    item: NDArray[np.int32]  # (n,)
 
     @property
     def learned(self) -> int:
@@ -112,6 +114,8 @@ class Engine:
             duplicates=int((~fresh).sum()),
             drifted=drifted,
             kafka_ts_ms=decoded.kafka_ts_ms[index],
+            user=batch.user,
+            item=batch.item,
         )
 
     def warm_up(self) -> None:

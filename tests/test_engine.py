@@ -1,5 +1,7 @@
 """The engine's laws: polls may be cut anywhere, and a restart changes nothing."""
 
+from itertools import pairwise
+
 import numpy as np
 import orjson
 import pytest
@@ -67,7 +69,7 @@ def test_the_bits_do_not_depend_on_how_polls_are_cut(seed, cuts, batch_max):
     whole, cut = Engine(CONFIG, 3, window=500), Engine(CONFIG, 3, batch_max, window=500)
     whole.learn(polled)
     edges = [0, *sorted(cuts), len(polled)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         if begin < end:
             cut.learn(polled[begin:end])
     assert differing(whole, cut) == []

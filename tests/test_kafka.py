@@ -413,7 +413,7 @@ class TestSource:
         with open_source(broker, f"{prefix}.rating.v1", None) as source:
             with pytest.raises(CounterflowError) as raised:
                 source.start()
-        assert raised.value.remedy == "counterflow topics create"
+        assert raised.value.remedy.startswith("counterflow topics create")
 
     def test_a_broker_that_is_away_is_unavailable(self) -> None:
         away = f"127.0.0.1:{playground.free_port()}"

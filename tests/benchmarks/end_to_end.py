@@ -30,7 +30,8 @@ def run() -> None:
             if peer:
                 out = subprocess.run(
                     [sys.executable, peer, "--bootstrap", w.bootstrap, "--topic",
-                     topics.name(w.prefix, "rating"), "--redis", w.redis_url, "--count", str(COUNT)],
+                     topics.name(w.prefix, "rating"), "--redis", w.redis_url,
+                     "--count", str(COUNT)],
                     stdout=subprocess.PIPE, check=True,
                 ).stdout  # fmt: skip
                 other = orjson.loads(out.splitlines()[-1])

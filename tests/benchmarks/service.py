@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 
 import httpx
@@ -32,12 +31,15 @@ def run() -> None:
                 with httpx.Client(base_url=url) as client:
                     for n in range(REQUESTS + 200):
                         start = time.perf_counter()
-                        answer = client.post("/v1/recommend", json={"user_id": str(n % 943), "k": 10})
+                        answer = client.post(
+                            "/v1/recommend", json={"user_id": str(n % 943), "k": 10}
+                        )
                         took.append(time.perf_counter() - start)
                         answer.raise_for_status()
                 ms = np.array(took[200:]) * 1e3
-                print(f"recommend 10 of 1,682 items, {REQUESTS:,} requests, one client: p50 "
-                      f"{np.quantile(ms, 0.5):.2f} ms, p99 {np.quantile(ms, 0.99):.2f} ms")  # fmt: skip
+                p50, p99 = np.quantile(ms, 0.5), np.quantile(ms, 0.99)
+                print(f"recommend 10 of 1,682 items, {REQUESTS:,} requests, one client:")
+                print(f"p50 {p50:.2f} ms, p99 {p99:.2f} ms")
             finally:
                 server.terminate()
 

@@ -70,7 +70,9 @@ def ratings(count: int, start: int = 0, users: int = 943, items: int = 1_682) ->
     r = np.random.default_rng(start)
     taste, trait = r.normal(0, 0.5, (users, 8)), r.normal(0, 0.5, (items, 8))
     user, item = r.integers(users, size=count), r.integers(items, size=count)
-    value = np.clip(np.rint(3.5 + (taste[user] * trait[item]).sum(1) + r.normal(0, 0.5, count)), 1, 5)
+    value = np.clip(
+        np.rint(3.5 + (taste[user] * trait[item]).sum(1) + r.normal(0, 0.5, count)), 1, 5
+    )
     now_ms = time.time_ns() // 1_000_000
     for n, (u, i, y) in enumerate(zip(user.tolist(), item.tolist(), value.tolist(), strict=True)):
         yield str(u).encode(), orjson.dumps(
