@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from threading import Event
 
@@ -17,7 +18,10 @@ from prometheus_client import CollectorRegistry
 from consumers import build, settings, topics
 from consumers.kafka import KafkaSource, Outgoing, Sink
 from model_store.vectors import RedisVectors
+from stream.careful import parse
+from stream.errors import BadEvent
 
+KILLS = int(os.environ.get("COUNTERFLOW_TEST_KILLS", "4"))
 T0 = 1_700_000_000_000
 ARROWS = (
     "before write",
@@ -176,6 +180,55 @@ def test_every_bad_record_is_a_dead_letter_and_every_good_one_is_learned(place):
     assert {letter.value for letter in letters} == {b"{", None, b"[]"}
 
 
+def mutate(r, value):
+    """Return the record with a byte changed, cut or doubled, or a field gone or of another type."""
+    draw = r.random()
+    at = r.randrange(len(value))
+    if draw < 0.3:
+        return value[:at] + bytes([r.randrange(256)]) + value[at + 1 :]
+    if draw < 0.5:
+        return value[:at]
+    if draw < 0.6:
+        return value[at:] + value
+    body = json.loads(value)
+    name = r.choice(sorted(body))
+    if draw < 0.8:
+        del body[name]
+    else:
+        body[name] = r.choice([None, True, -1, 1e300, 99, "", "x" * 300, [], {}, 2**70, "é"])
+    return json.dumps(body).encode()
+
+
+def test_of_10_000_mutated_records_each_bad_one_is_buried_and_each_good_one_learned(place):
+    r = random.Random(11)
+    good = ratings(2_000)
+    records, n = [], 10_000
+    for number in range(n):
+        kind, key, value = ratings(1, seed=number, start=10_000 + number)[0]
+        records.append((kind, key, mutate(r, value)))
+        if number % 5 == 0:
+            records.append(good[number // 5])
+    place.send(records)
+    trainer = place.learn_all()
+    letters = place.dead_letters()
+    assert trainer.bad_events + trainer.learned + trainer.duplicates == n + len(good)
+    assert len(letters) == trainer.bad_events > n // 2
+    sent = Counter(value for _, _, value in records)
+    assert not Counter(letter.value for letter in letters) - sent
+    places = {
+        tuple(dict(letter.headers)[f"dlq.{name}"] for name in ("topic", "partition", "offset"))
+        for letter in letters
+    }
+    assert len(places) == len(letters)
+    for letter in letters:
+        with pytest.raises(BadEvent) as judged:
+            parse("rating", letter.value, time.time_ns() // 10**6)
+        assert judged.value.reason.encode() == dict(letter.headers)["dlq.reason"]
+    counts = place.counts()
+    for name, least in expected(good).items():
+        assert counts[name] >= least
+
+
 def test_a_repeated_event_counts_once_also_across_a_restart(place):
     place.send(ratings(20))
     place.learn_all()
@@ -242,7 +295,7 @@ def test_sigterm_finishes_the_batch_snapshots_and_leaves_with_0(place):
 
 def test_kill_9_at_random_moments_counts_each_event_once(place):
     r, sent, wait = random.Random(5), [], Event()
-    for kill in range(4):
+    for kill in range(KILLS):
         part = ratings(500, seed=kill, start=500 * kill)
         sent += part
         place.send(part)
