@@ -1,13 +1,12 @@
 """The engine's laws: polls may be cut anywhere, and a restart changes nothing."""
 
-from itertools import pairwise
-
 import numpy as np
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stream import testing
 from stream.engine import Engine
 from stream.framing import frame
 from stream.model.config import ModelConfig
@@ -56,37 +55,28 @@ def world(seed, count=300):
     return batches(events)
 
 
-def differing(a, b):
-    a, b = a.state(), b.state()
-    assert a.keys() == b.keys()
-    return [k for k in a if not np.array_equal(a[k], b[k], equal_nan=a[k].dtype.kind == "f")]
-
-
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 1_000), st.lists(st.integers(0, 300), max_size=8), st.integers(1, 64))
 def test_the_bits_do_not_depend_on_how_polls_are_cut(seed, cuts, batch_max):
-    polled = world(seed)
-    whole, cut = Engine(CONFIG, 3, window=500), Engine(CONFIG, 3, batch_max, window=500)
-    whole.learn(polled)
-    edges = [0, *sorted(cuts), len(polled)]
-    for begin, end in pairwise(edges):
-        if begin < end:
-            cut.learn(polled[begin:end])
-    assert differing(whole, cut) == []
+    testing.cuts_do_not_matter(
+        lambda: Engine(CONFIG, 3, window=500),
+        lambda: Engine(CONFIG, 3, batch_max, window=500),
+        world(seed),
+        cuts,
+    )
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 1_000), st.integers(1, 299))
 def test_stop_restore_continue_equals_never_stopped(seed, cut):
     polled = world(seed)
-    never, stopped = Engine(CONFIG, window=500), Engine(CONFIG, window=500)
-    for part in (polled[:cut], polled[cut:]):
-        never.learn(part)
-        stopped.learn(part)
-        restored = Engine(CONFIG, window=500)
-        restored.load(stopped.state())
-        stopped = restored
-    assert differing(never, stopped) == []
+    testing.restarts_do_not_matter(lambda: Engine(CONFIG, window=500), (polled[:cut], polled[cut:]))
+
+
+def test_reading_never_creates():
+    engine = Engine(CONFIG)
+    engine.learn(world(1))
+    testing.reading_never_creates(engine)
 
 
 def test_a_repeated_event_is_counted_and_changes_nothing():
@@ -95,7 +85,7 @@ def test_a_repeated_event_is_counted_and_changes_nothing():
     once.learn(batches([rating]))
     twice.learn(batches([rating]))
     assert twice.learn(batches([rating])).duplicates == 1
-    assert differing(once, twice) == []
+    assert testing.differing(once, twice) == []
 
 
 def test_the_same_id_under_two_types_is_two_events():
@@ -115,7 +105,7 @@ def test_another_seed_gives_other_bits():
     a, b = Engine(CONFIG, 1), Engine(CONFIG, 2)
     a.learn(world(0))
     b.learn(world(0))
-    assert differing(a, b)
+    assert testing.differing(a, b)
 
 
 def test_a_bad_record_stops_nothing_and_keeps_its_place():

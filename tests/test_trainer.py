@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from threading import Event
 
+import numpy as np
 import orjson
 import pytest
 from prometheus_client import CollectorRegistry
@@ -245,6 +246,31 @@ def test_rows_lost_by_redis_are_written_again_at_the_start(place):
         store.delete(key)
     place.learn_all()
     assert place.counts() == expected(ratings(40))
+
+
+def test_one_rating_moves_the_served_score_by_what_it_moved_the_learners(place):
+    def learners(trainer):
+        rows = {
+            kind: trainer.engine.learner.rows(kind, np.array([vocabulary.find(id_)], np.int32))
+            for kind, vocabulary, id_ in (
+                ("user", trainer.engine.users, b"7"),
+                ("item", trainer.engine.items, b"3"),
+            )
+        }
+        user, item = rows["user"], rows["item"]
+        return float(user.bias[0, 0] + item.bias[0, 0] + user.vector[0] @ item.vector[0])
+
+    def served():
+        rows = {(row["kind"], row["id"]): row for row in build.vectors(place.settings).export()}
+        user, item = rows["user", "7"], rows["item", "3"]
+        return user["bias"][0] + item["bias"][0] + float(np.dot(user["vector"], item["vector"]))
+
+    place.send(ratings(200))
+    before, served_before = learners(place.learn_all()), served()
+    place.send([rating(10_000, "7", "3", 1.0)])
+    moved, served_moved = learners(place.learn_all()) - before, served() - served_before
+    assert abs(moved) > 0.01
+    assert served_moved / moved == pytest.approx(1.0, abs=0.2)
 
 
 def test_an_old_trainer_cannot_overwrite_a_newer_row(place):

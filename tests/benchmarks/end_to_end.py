@@ -1,6 +1,7 @@
 """Events a second from Kafka to Redis, beside a peer on the same broker, topic and Redis."""
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,8 @@ def run() -> None:
             said = w.train_until_end(turn)
             assert said["events"] == COUNT, said
             ours.append(said["events_per_s"])
+            if turn == 0:  # no other child has run yet but the embedded servers
+                most_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
             print(f"counterflow {ours[-1]:>12,} events/s, MAE {said['mae']:.4f}", flush=True)
             if peer:
                 out = subprocess.run(
@@ -38,6 +41,7 @@ def run() -> None:
                 theirs.append(other["events_per_s"])
                 print(f"peer        {theirs[-1]:>12,} events/s, bare reading "
                       f"{other['bare_events_per_s']:,}", flush=True)  # fmt: skip
+        print(f"largest process of ours: {most_mib:,} MiB resident at its peak")
         print(f"counterflow, median of {RUNS}: {statistics.median(ours):,.0f} events/s")
         if theirs:
             ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
