@@ -21,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    logging.getLogger("kafka").setLevel(logging.ERROR)
+    # The client repeats itself at every attempt; what it says last is part of our own error.
+    logging.getLogger("kafka").setLevel(logging.WARNING)
+    logging.getLogger("kafka").propagate = args.verbose
     try:
         chosen = dict(pair.split("=", 1) for pair in args.set)
     except ValueError:

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from threading import Event
 
@@ -82,3 +84,48 @@ def test_kill_9_of_the_first_ends_all_and_a_second_start_says_that_it_begins_afr
     assert any("beginning afresh" in line for line in lines)
     assert second.returncode == 0
     assert orjson.loads(out.splitlines()[-1])["events"] == 0
+
+
+def post(url, path, body):
+    request = urllib.request.Request(
+        url + path, orjson.dumps(body), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return orjson.loads(answer.read())
+
+
+def test_a_posted_rating_is_in_the_next_answer_as_soon_as_it_is_learned(tmp_path):
+    wait = Event()
+    with subprocess.Popen(
+        up(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        url = next(line.split()[-1] for line in process.stderr if "counterflow answers at" in line)
+
+        def rate(name, user, item, value):
+            rating = {
+                "type": "rating", "event_id": name, "ts_ms": time.time_ns() // 10**6,
+                "user_id": user, "item_id": item, "value": value,
+            }  # fmt: skip
+            assert post(url, "/v1/events", rating) == {"accepted": 1}
+
+        def listed(user):
+            answer = post(url, "/v1/recommend", {"user_id": user, "k": 10})
+            return answer["user"]["known"], [item["item_id"] for item in answer["items"]]
+
+        def until(right):
+            for _ in range(200):
+                if right():
+                    return
+                wait.wait(0.05)
+            raise AssertionError(listed("u"))
+
+        for n in range(5):
+            rate(f"other-{n}", "other", f"i{n}", 1.0 + n)
+        until(lambda: len(listed("u")[1]) == 5)
+        assert listed("u")[0] is False
+        rate("mine", "u", "i4", 5.0)
+        until(lambda: listed("u") == (True, ["i3", "i2", "i1", "i0"]))
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+    assert orjson.loads(out.splitlines()[-1])["events"] == 6
