@@ -103,12 +103,16 @@ class Trainer:
             self.learned_before = int(meta["learned"])
             log.info("resumed from snapshot %s", meta.get("name", ""))
         self.source.start(positions)
-        self.epoch = self._until_done(
-            "redis",
-            lambda: self.snapshots.claim_epoch(
-                self.vectors.claim_epoch(max(epoch, self.snapshots.epoch()))
-            ),
-        )
+        self._publish(epoch)
+
+    def _publish(self, above: int) -> None:
+        """Redis holds the whole model under an epoch above all others after the call."""
+
+        def claim() -> int:
+            safe = self.snapshots.epoch()
+            return self.snapshots.claim_epoch(self.vectors.claim_epoch(max(above, safe)))
+
+        self.epoch = int(self._until_done("redis", claim))
         log.info("epoch %d", self.epoch)
         self._until_done("redis", lambda: self.vectors.publish_model(self._describe()))
         self._publish_all()
@@ -117,7 +121,7 @@ class Trainer:
     learned_before = 0
 
     def _publish_all(self) -> None:
-        """Every row that is missing in Redis or older than this epoch is written."""
+        """Every row, title and attribute is written under this epoch."""
         for kind, vocabulary in self._vocabularies():
             for begin in range(0, len(vocabulary), REFRESH_ROWS):
                 rows = np.arange(begin, min(begin + REFRESH_ROWS, len(vocabulary)), dtype=np.int32)
@@ -239,6 +243,9 @@ class Trainer:
                 self._begin_save()
         if now - self._refreshed_s >= 1.0:
             self.source.discover()
+            if self.vectors.lost:
+                log.warning("Redis has forgotten the model; all of it is written again")
+                self._publish(self.epoch)
             self._refresh(now - self._refreshed_s)
             self._refreshed_s = now
             self._gauges()

@@ -151,6 +151,7 @@ class RedisVectors:
         self._log_entries = log_entries
         self._chunk = chunk
         self.epoch = 0
+        self.lost = False  # the live pointer was gone at a write: Redis forgot all of it
         base = f"{prefix}:{GENERATION}".encode()
         self._log, self._globals, self._model = base + b":log", base + b":globals", base + b":model"
         self._meta, self._seen = base + b":meta:", base + b":s:"  # s: see seen.py
@@ -185,6 +186,7 @@ class RedisVectors:
         """The live pointer names this generation."""
         with mapped():
             self._client.set(self._live, GENERATION, ex=self._ttl_s)
+        self.lost = False
 
     def write(
         self,
@@ -209,7 +211,10 @@ class RedisVectors:
         if globals_ or items:
             commands.append(self._entry(b"i", pack_ids(items), b"g", globals_))
         commands += self._touch()
-        return sum(int(reply) for reply in self._send(commands)[:scripts])
+        replies = self._send(commands)
+        *_, live, _epoch = replies
+        self.lost = self.lost or not live
+        return sum(int(reply) for reply in replies[:scripts])
 
     def put_meta(self, meta: Mapping[bytes, bytes]) -> None:
         """Titles and attributes (JSON bytes) of these items stand, and followers are told."""

@@ -248,6 +248,24 @@ def test_rows_lost_by_redis_are_written_again_at_the_start(place):
     assert place.counts() == expected(ratings(40))
 
 
+def test_rows_lost_while_it_runs_are_all_written_again_within_seconds(place):
+    place.send(ratings(40))
+    trainer, wait = place.trainer(), Event()
+    try:
+        trainer.start()
+        trainer.run_until(trainer.source.ends())
+        build.redis_client(place.settings).flushall()
+        for _ in range(200):
+            trainer.turn()
+            if place.counts() == expected(ratings(40)):
+                break
+            wait.wait(0.05)
+        assert place.counts() == expected(ratings(40))
+        assert trainer.epoch > 1
+    finally:
+        trainer.close()
+
+
 def test_one_rating_moves_the_served_score_by_what_it_moved_the_learners(place):
     def learners(trainer):
         rows = {
