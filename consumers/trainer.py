@@ -66,6 +66,7 @@ class Trainer:
         self.bad_events = 0
         self.duplicates = 0
         self.learned = 0
+        self.learned_before = 0  # in the snapshot that it resumed from
         self.snapshot = ""
         self.first_poll_s: float | None = None
         self.last_write_s: float | None = None
@@ -101,7 +102,7 @@ class Trainer:
             positions = unpack_positions(meta["positions"])
             epoch = int(meta["epoch"])
             self.learned_before = int(meta["learned"])
-            log.info("resumed from snapshot %s", meta.get("name", ""))
+            log.info("resumed where %d clicks and ratings were learned", self.learned_before)
         self.source.start(positions)
         self._publish(epoch)
 
@@ -117,8 +118,6 @@ class Trainer:
         self._until_done("redis", lambda: self.vectors.publish_model(self._describe()))
         self._publish_all()
         self._until_done("redis", self.vectors.set_live)
-
-    learned_before = 0
 
     def _publish_all(self) -> None:
         """Every row, title and attribute is written under this epoch."""
