@@ -203,7 +203,9 @@ class Trainer:
         self.sequence += 1
         ids: dict[str, list[bytes]] = {}
         payloads: dict[str, list[bytes]] = {}
-        for kind, wanted in rows.items():
+        for kind, named in rows.items():
+            # A removed row keeps its place in the vocabulary and must not come back as zeros.
+            wanted = named[self.engine.learner.exist(kind, named)]
             if not len(wanted):
                 continue
             vocabulary = self.engine.users if kind == "user" else self.engine.items

@@ -266,6 +266,17 @@ def test_rows_lost_while_it_runs_are_all_written_again_within_seconds(place):
         trainer.close()
 
 
+def test_what_a_null_value_removed_does_not_come_back_at_the_next_start(place):
+    described = {"event_id": "m", "ts_ms": T0, "item_id": "new", "attributes": {"a": "b"}}
+    place.send([*ratings(40), ("item", b"new", orjson.dumps(described))])
+    place.learn_all()
+    place.send([("item", b"3", None)])
+    place.learn_all()
+    place.learn_all()
+    items = {row["id"] for row in build.vectors(place.settings).export() if row["kind"] == "item"}
+    assert items == {id_ for kind, id_ in expected(ratings(40)) if kind == "item"} - {"3"} | {"new"}
+
+
 def test_one_rating_moves_the_served_score_by_what_it_moved_the_learners(place):
     def learners(trainer):
         rows = {

@@ -196,6 +196,15 @@ class Learner:
         events = table.events[at].cpu().numpy().view(np.uint32)
         return Rows(side.bias.cpu().numpy(), side.vector.cpu().numpy(), events)
 
+    def exist(self, kind: Kind, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Return which rows were learned or described, and not forgotten since (n,)."""
+        table = self.table(kind)
+        found = rows < table.used
+        at = torch.from_numpy(rows[found]).long().to(table.packed.device)
+        learned = (table.packed[at] != 0).any(1).cpu().numpy()
+        found[found] = learned | (self.links(kind)[rows[found]] != 0).any(1)
+        return found
+
     def global_bias(self) -> NDArray[np.float32]:
         """Return the global term of each outcome (Y,): the link of the labels' running mean."""
         mean = (self.label_total + self._middle) / (self.label_count + 1)
