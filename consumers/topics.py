@@ -8,7 +8,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-from consumers.kafka import broker_errors, connect
+from consumers.kafka.connection import NO_TOPIC, broker_errors, connect
 from stream.errors import CounterflowError
 
 EVENTS = ("impression", "click", "rating", "user", "item")  # what a trainer reads
@@ -16,8 +16,6 @@ BY_USER = ("impression", "click", "rating", "user")  # keyed by user_id: equally
 COMPACTED = ("user", "item")
 DEAD_LETTERS = "dlq"
 DLQ_MESSAGE_BYTES = 4 * 1024 * 1024  # a record at the broker's default of 1 MiB, and our headers
-
-CREATE_REMEDY = "counterflow topics create"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,7 @@ def check(
         described = {entry["name"]: entry for entry in admin.describe_topics(found or None)}
         cut = {topic: len(described[topic]["partitions"]) for topic in found}
         problems = [
-            Problem(topic, "does not exist", CREATE_REMEDY) for topic in kinds if topic not in cut
+            Problem(topic, "does not exist", NO_TOPIC) for topic in kinds if topic not in cut
         ]
         problems += _unequal({topic: cut[topic] for topic in found if kinds[topic] in BY_USER})
         for topic, settings in _settings(admin, found).items():

@@ -20,15 +20,16 @@ from typing import Any
 
 import orjson
 import redis
-from prometheus_client.parser import text_string_to_metric_families
 
-from consumers import datasets, playground, topics
+from consumers import clients, playground, topics
 from consumers import settings as all_settings
-from consumers.replay import STEADY, replay
+from consumers.kafka import KafkaSource
+from consumers.replay import replay
 from consumers.settings import Settings
 from stream.errors import CounterflowError
 
 READY_S = 180.0  # the first start compiles the learning step
+WATCH_S = 1.0  # between two snapshots: the commit behind each tells how far the trainer is
 
 
 def run(
@@ -53,6 +54,7 @@ def run(
             "kafka.bootstrap_servers": servers.bootstrap_servers,
             "redis.url": servers.redis_url,
             "snapshots.dir": str(folder),
+            "snapshots.interval_s": str(min(settings.snapshots.interval_s, WATCH_S)),
             "trainer.metrics_port": str(_port(settings.trainer.metrics_port)),
             "service.port": str(_port(settings.service.port)),
         }
@@ -61,19 +63,17 @@ def run(
         flags = [f"--set={name}={value}" for name, value in both.items()]
         flags += ["--config", config] if config else []
         with _child("train", flags, ["--json"]) as trainer, _child("serve", flags, []) as service:
-            metrics = f"http://127.0.0.1:{chosen['trainer.metrics_port']}/metrics"
             url = f"http://{settings.service.host}:{chosen['service.port']}"
             _wait("the service", lambda: _answers(f"{url}/readyz"), stop, trainer, service)
             print(_greeting(url), file=sys.stderr, flush=True)
             if dataset is not None and not stop.is_set():
-                backlog = datasets.load(dataset).outcomes - STEADY
-                sent = replay(
-                    dataset, here,
-                    lambda: _wait(
-                        "the backlog", lambda: _learned(metrics) >= backlog, stop, trainer, service
-                    ),
-                )  # fmt: skip
-                _wait("the last event", lambda: _learned(metrics) >= sent, stop, trainer, service)
+
+                def learned(what: str) -> None:
+                    with watched(here) as done:
+                        _wait(what, done, stop, trainer, service)
+
+                replay(dataset, here, lambda: learned("the backlog"))
+                learned("the last event")
             if not once:
                 _wait("Ctrl-C", lambda: False, stop, trainer, service, limit_s=None)
             trainer.send_signal(signal.SIGTERM)
@@ -171,22 +171,24 @@ def _answers(url: str) -> bool:
     return _get(url) is not None
 
 
-def _learned(url: str) -> float:
-    """Return how many clicks and ratings the trainer counts, duplicates and bad ones included."""
-    text = _get(url)
-    total = 0.0
-    for family in text_string_to_metric_families((text or b"").decode()):
-        for sample in family.samples:
-            outcome = sample.name == "counterflow_events_total" and sample.labels["type"] in (
-                "rating",
-                "click",
-            )
-            if outcome or sample.name in (
-                "counterflow_bad_events_total",
-                "counterflow_duplicate_events_total",
-            ):
-                total += sample.value
-    return total
+@contextmanager
+def watched(settings: Settings) -> Iterator[Callable[[], bool]]:
+    """Yield what tells whether the trainer has learned, and made safe, all that is in Kafka now."""
+    k = settings.kafka
+    with KafkaSource(
+        bootstrap_servers=k.bootstrap_servers,
+        topics=topics.names(k.topic_prefix),
+        group_id=k.group_id,
+        client=clients.options(k),
+    ) as source:
+        source.start()
+        ends = source.ends()
+
+        def done() -> bool:
+            committed = source.committed()
+            return all(committed.get(place, 0) >= end for place, end in ends.items())
+
+        yield done
 
 
 def _greeting(url: str) -> str:

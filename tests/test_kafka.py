@@ -25,9 +25,9 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
 from kafka.record.util import calc_crc32c
 
-from consumers import playground, topics
+from consumers import build, playground, settings, topics
 from consumers.kafka import DeadLetters, KafkaSource, Outgoing, Sink, Unacknowledged
-from consumers.record_batches import BatchRecords, frame, reframe, supported
+from consumers.kafka.record_batches import BatchRecords, frame, reframe, supported
 from stream.errors import CounterflowError, Inconsistent, Unavailable
 from stream.events import BadRecord
 from stream.records import RecordBatch
@@ -372,7 +372,9 @@ class TestSource:
         with open_source(broker, topic, whole, group_id=f"{topic}-group") as source:
             source.start()
             read(source, 10)
+            assert source.committed() == {}
             source.commit(source.positions())
+            assert source.committed() == source.positions()
         tool = KafkaConsumer(bootstrap_servers=broker, group_id=f"{topic}-group")
         try:
             assert tool.committed(TopicPartition(topic, 0)) == 10
@@ -396,6 +398,37 @@ class TestSource:
                 shares.append(source.assigned())
         items = [(item, 0), (item, 1), (item, 2)]
         assert shares == [[(rating, 0), (rating, 2), *items], [(rating, 1), *items]]
+
+    def test_two_ranks_see_each_event_once_and_each_of_them_every_item(
+        self, broker: str, prefix: str
+    ) -> None:
+        topics.create(broker, prefix, partitions=3)
+        keyed = [Outgoing(topics.name(prefix, kind), b"", b"u%d" % at, partition=at % 3)
+                 for kind in topics.BY_USER for at in range(30)]  # fmt: skip
+        items = [Outgoing(topics.name(prefix, "item"), b"", b"i%d" % at) for at in range(30)]
+        with Sink(bootstrap_servers=broker) as sink:
+            sink.produce([*keyed, *items])
+        events: list[tuple[str, bytes | None]] = []
+        for rank in range(2):
+            chosen = {
+                "kafka.bootstrap_servers": broker, "kafka.topic_prefix": prefix,
+                "trainer.rank": str(rank), "trainer.world": "2",
+            }  # fmt: skip
+            with build.source(settings.load(chosen)) as source:
+                source.start()
+                seen, until = [], time.monotonic() + WAIT_S
+                ends = source.ends()
+                while source.positions() != ends and time.monotonic() < until:
+                    seen += [(b.kind, record.key) for b in source.poll() for record in walk(b)]
+            assert sorted(key for kind, key in seen if kind == "item") == sorted(
+                record.key for record in items
+            )
+            mine = [(kind, key) for kind, key in seen if kind != "item"]
+            assert 0 < len(mine) < len(keyed)
+            events += mine
+        assert sorted(events) == sorted((r.topic.split(".")[-2], r.key) for r in keyed)
+        with pytest.raises(settings.WrongSetting):
+            settings.load({"trainer.rank": "2", "trainer.world": "2"})
 
     def test_a_topic_made_anew_is_another_stream(self, broker: str, prefix: str) -> None:
         name = make_topic(broker, f"{prefix}.rating.v1")
@@ -572,7 +605,7 @@ class TestRecordBatches:
     def test_zstd_without_its_size_may_be_large(self) -> None:
         import zstandard
 
-        from consumers.record_batches import decompress
+        from consumers.kafka.record_batches import decompress
 
         data = bytes(3 << 20)
         packer = zstandard.ZstdCompressor(write_content_size=False).compressobj()

@@ -6,13 +6,17 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
 import orjson
 import pytest
 
-from consumers import datasets
+from consumers import build, datasets, topics
+from consumers.kafka import Outgoing, Sink
+from consumers.settings import load
+from consumers.up import watched
 from stream.errors import CounterflowError
 
 try:
@@ -28,6 +32,33 @@ def up(folder, *more):
         f"--set=snapshots.dir={folder}", "--set=service.port=0", "--set=trainer.metrics_port=0",
         *more,
     ]  # fmt: skip
+
+
+@contextmanager
+def running(folder, *more):
+    """Yield the process, the URL of its greeting and what it said before; it has ended after."""
+    process = subprocess.Popen(
+        up(folder, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if "counterflow answers at" in line:
+                    break
+            yield process, said[-1].split()[-1], said
+        finally:
+            if process.poll() is None:
+                process.terminate()
+
+
+def summary(process, number=signal.SIGTERM):
+    """End it by this signal and return its last line."""
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return orjson.loads(out.splitlines()[-1])
 
 
 def descendants(pid):
@@ -54,36 +85,42 @@ def test_once_learns_movielens_through_kafka_within_the_promised_error(tmp_path)
     assert 0 < result["freshness_p50_s"] <= result["freshness_p99_s"]
 
 
+def test_a_replay_has_ended_when_its_trainer_has_passed_every_record_bad_and_foreign_ones_too(
+    broker, prefix
+):
+    topics.create(broker, prefix, partitions=2)
+    chosen = {"bootstrap_servers": broker, "topic_prefix": prefix, "group_id": prefix}
+    settings = load({f"kafka.{name}": value for name, value in chosen.items()})
+    rating = topics.name(prefix, "rating")
+    with Sink(bootstrap_servers=broker) as sink, build.source(settings) as trainers:
+        sink.produce([Outgoing(rating, b"no JSON", partition=at % 2) for at in range(10)])
+        trainers.start()
+        with watched(settings) as done:
+            assert not done()
+            trainers.commit({(rating, 0): 5, (rating, 1): 4})
+            assert not done()
+            trainers.commit({(rating, 1): 5})
+            assert done()
+            sink.produce([Outgoing(rating, b"no JSON", partition=0)])  # afterwards: not waited for
+            assert done()
+        with watched(settings) as done:
+            assert not done()
+
+
 def test_kill_9_of_the_first_ends_all_and_a_second_start_says_that_it_begins_afresh(tmp_path):
     wait = Event()
-    with subprocess.Popen(
-        up(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as first:
-        assert first.stderr is not None
-        assert any("counterflow answers at" in line for line in first.stderr)
+    with running(tmp_path) as (first, _, _):
         children = descendants(first.pid)
         assert len(children) == 4  # broker, Redis, trainer, service
         first.kill()
-        first.stderr.close()
     for _ in range(200):
         if not any(Path(f"/proc/{child}").exists() for child in children):
             break
         wait.wait(0.05)
     assert not [c for c in children if Path(f"/proc/{c}").exists()]
-    with subprocess.Popen(
-        up(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as second:
-        assert second.stderr is not None
-        lines = []
-        for line in second.stderr:
-            lines.append(line)
-            if "counterflow answers at" in line:
-                break
-        second.send_signal(signal.SIGINT)
-        out, _ = second.communicate(timeout=60)
-    assert any("beginning afresh" in line for line in lines)
-    assert second.returncode == 0
-    assert orjson.loads(out.splitlines()[-1])["events"] == 0
+    with running(tmp_path) as (second, _, said):
+        assert any("beginning afresh" in line for line in said)
+        assert summary(second, signal.SIGINT)["events"] == 0
 
 
 def post(url, path, body):
@@ -96,11 +133,7 @@ def post(url, path, body):
 
 def test_a_posted_rating_is_in_the_next_answer_as_soon_as_it_is_learned(tmp_path):
     wait = Event()
-    with subprocess.Popen(
-        up(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        url = next(line.split()[-1] for line in process.stderr if "counterflow answers at" in line)
+    with running(tmp_path) as (process, url, _):
 
         def rate(name, user, item, value):
             rating = {
@@ -126,6 +159,4 @@ def test_a_posted_rating_is_in_the_next_answer_as_soon_as_it_is_learned(tmp_path
         assert listed("u")[0] is False
         rate("mine", "u", "i4", 5.0)
         until(lambda: listed("u") == (True, ["i3", "i2", "i1", "i0"]))
-        process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=60)
-    assert orjson.loads(out.splitlines()[-1])["events"] == 6
+        assert summary(process)["events"] == 6

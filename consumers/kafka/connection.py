@@ -1,0 +1,183 @@
+"""Connecting to a broker, and its errors mapped once: what to do next is our error's type."""
+
+import logging
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from kafka import errors
+from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
+
+from stream.errors import CounterflowError, Inconsistent, Unavailable
+
+REQUEST_S = 10.0  # a request without an answer by then is a broker that is away
+
+DISAGREES = (
+    "the topic was made anew or its records are past retention: start from a snapshot of this "
+    "topic, or move the snapshot folder away to learn again from the earliest offsets"
+)
+NO_TOPIC = "counterflow topics create; where ACLs rule, grant this user describe and read"
+
+# What asking again does not mend, and what the operator does about it.
+LASTING: tuple[tuple[type[Exception], str], ...] = (
+    (errors.SaslAuthenticationFailedError, "check user name, password and mechanism"),
+    (errors.AuthorizationError, "grant this user the topics and the group (kafka-acls)"),
+    (errors.UnsupportedCodecError, "pip install 'kafka-python[lz4,zstd,snappy,crc32c]'"),
+    (errors.KafkaConfigurationError, "correct the [kafka] section of the configuration"),
+    (errors.InvalidTopicError, "a topic prefix has letters, digits, '.', '_' and '-'"),
+    (errors.InvalidReplicationFactorError, "ask for no more replicas than there are brokers"),
+    (errors.MessageSizeTooLargeError, "raise max.message.bytes of the topic"),
+)
+LOST: tuple[type[Exception], ...] = (
+    errors.OffsetOutOfRangeError,
+    errors.NoOffsetForPartitionError,
+    errors.LogTruncationError,
+)
+
+
+@contextmanager
+def broker_errors(doing: str) -> Iterator[None]:
+    """Map the client's errors to ours: what to do next is the type, what went wrong the text."""
+    try:
+        yield
+    except LOST as error:
+        raise Inconsistent(f"{doing}: {describe(error)}", DISAGREES) from error
+    except errors.CorruptRecordError as error:
+        raise Inconsistent(
+            f"{doing}: {describe(error)}", "the log is damaged: check the broker's disk"
+        ) from error
+    except errors.KafkaError as error:
+        if remedy := lasting(error):
+            raise CounterflowError(f"{doing}: {describe(error)}", remedy) from error
+        raise Unavailable(f"{doing}: {describe(error)}", remedy="is the broker up?") from error
+    except OSError as error:
+        raise Unavailable(f"{doing}: {error}", remedy="is the broker up?") from error
+
+
+def lasting(error: BaseException) -> str:
+    """Return what mends an error that asking again does not; empty where waiting may."""
+    return next((remedy for kind, remedy in LASTING if isinstance(error, kind)), "")
+
+
+def describe(error: Exception) -> str:
+    """Return the error's name and text, each once."""
+    name, text = type(error).__name__, str(error)
+    return text if name in text else f"{name}: {text}".removesuffix(": ")
+
+
+CLIENT_CERTIFICATE = (
+    "this listener takes only clients with a certificate of its CA: "
+    "set ssl_certfile and ssl_keyfile"
+)
+PEM_FILES = "name readable PEM files in ssl_cafile, ssl_certfile and ssl_keyfile"
+
+# What the client only logs while it tries to connect, and what the operator does about it.
+TOLD_IN_THE_LOG = (
+    ("SaslAuthenticationFailed", "check user name, password and mechanism"),
+    ("UnsupportedSaslMechanism", "the broker does not offer this sasl_mechanism"),
+    (
+        "certificate is not valid for",
+        "connect by a name that the broker's certificate has, or set ssl_check_hostname = false",
+    ),
+    ("CERTIFICATE_VERIFY_FAILED", "name the CA of the broker's certificate in ssl_cafile"),
+    ("ALERT_BAD_CERTIFICATE", CLIENT_CERTIFICATE),
+    ("CERTIFICATE_REQUIRED", CLIENT_CERTIFICATE),
+    ("No such file or directory", PEM_FILES),
+    ("Permission denied", PEM_FILES),
+    ("NO_CERTIFICATE_OR_CRL_FOUND", PEM_FILES),
+    ("PEM lib", PEM_FILES),
+    ("KEY_VALUES_MISMATCH", "ssl_keyfile is not the key of ssl_certfile"),
+    ("Invalid frame length", "this listener speaks TLS: set security_protocol to SSL or SASL_SSL"),
+)
+
+# What may also be a broker in trouble, so that waiting may mend it.
+PERHAPS = (
+    ("Handshake failed", "does this listener speak TLS? If not: security_protocol without SSL"),
+    (
+        "socket disconnected",
+        "is it up? It hangs up: check security_protocol, user name and password too",
+    ),
+)
+
+
+class _Overheard(logging.Handler):
+    """What the client logs: why it cannot connect is told nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.remedy = ""
+        self.reason = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        said = record.getMessage()
+        for sign, remedy in TOLD_IN_THE_LOG:
+            if sign in said:
+                self.reason, self.remedy = said, remedy
+                return
+        if not self.remedy and "failed: " in said and "Unable to bootstrap" not in said:
+            self.reason = said
+
+
+class _Selector(NetworkSelector):  # type: ignore[misc]
+    """Gives up on a TLS handshake that the other side never answers; the client waits for ever."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        self._limit_s = how.get("bootstrap_timeout_ms", 1000 * REQUEST_S) / 1000
+
+    def wait_read(self, fileobj: Any, timeout_at: float | None = None) -> Any:
+        shaking_hands = isinstance(fileobj, ssl.SSLSocket) and fileobj.version() is None
+        if shaking_hands and timeout_at is None:
+            timeout_at = time.monotonic() + self._limit_s
+        return super().wait_read(fileobj, timeout_at)
+
+
+class _HearsOut(KafkaConnectionManager):  # type: ignore[misc]
+    """Reads what a broker says before it hangs up; the client drops it if both come at once."""
+
+    async def _build_transport(self, *given: Any, **named: Any) -> Any:
+        transport = await super()._build_transport(*given, **named)
+        receive = transport._sock_recv  # noqa: SLF001
+
+        def all_of_it() -> Any:
+            data, error = receive()
+            return data, None if data else error  # the end is read again, by itself
+
+        transport._sock_recv = all_of_it  # noqa: SLF001
+        return transport
+
+
+def connect(make: Callable[..., Any], bootstrap_servers: str, options: Mapping[str, Any]) -> Any:
+    """Return the connected client, or raise with the reason that the client only logs.
+
+    A refused connection is Unavailable; wrong credentials and a wrong protocol are not mended by
+    waiting, and raise CounterflowError.
+    """
+    heard = _Overheard()
+    inner: list[Any] = []
+
+    def network(**how: Any) -> Any:
+        net = _Selector(**how)
+        inner.append(KafkaNetClient(net, _HearsOut(net, **how), **how))
+        return inner[-1]
+
+    logger = logging.getLogger("kafka")
+    logger.addHandler(heard)
+    try:
+        with broker_errors(f"connecting to {bootstrap_servers}"):
+            return make(bootstrap_servers=bootstrap_servers, kafka_client=network, **options)
+    except Unavailable as error:
+        for client in inner:
+            client.close()  # a failed constructor leaves its thread and sockets behind
+        message = f"{error.message} ({heard.reason})" if heard.reason else error.message
+        if heard.remedy:
+            raise CounterflowError(message, heard.remedy) from error
+        perhaps = (remedy for sign, remedy in PERHAPS if sign in heard.reason)
+        remedy = next(perhaps, error.remedy)
+        raise Unavailable(message, error.retry_after_s, remedy) from error
+    finally:
+        logger.removeHandler(heard)

@@ -1,0 +1,146 @@
+"""Records out: each acknowledged by all in-sync replicas, or told as not acknowledged."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kafka import KafkaProducer, errors
+from kafka.codec import has_lz4
+from kafka.serializer import Serializer
+
+from consumers.kafka.connection import REQUEST_S, broker_errors, connect, describe, lasting
+from stream.errors import CounterflowError, Unavailable
+
+log = logging.getLogger(__name__)
+
+LARGEST_REQUEST = 4 * 1024 * 1024  # a record at the broker's default of 1 MiB, with room
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One record to produce; no timestamp: the client's clock; no key: any partition."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | None = None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+    timestamp_ms: int | None = None
+    partition: int | None = None
+
+
+class Unacknowledged(Unavailable):
+    """The broker acknowledged only the records at the indices in `acknowledged`."""
+
+    def __init__(self, message: str, acknowledged: Sequence[int], remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy or "is the broker up? Send the others again")
+        self.acknowledged = tuple(acknowledged)
+
+
+class _Headers(list[tuple[str, bytes | None]]):
+    """Headers that count as none where the client adds up sizes and trips over a null value."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class _AsItCame(Serializer):  # type: ignore[misc]
+    """Lets a record through whose header values, or whose key and value together, are null.
+
+    Kafka has such records and the client's checks refuse them; it serializes after its checks.
+    """
+
+    def serialize(self, topic: str, headers: Any, data: Any) -> Any:
+        if not isinstance(data, Outgoing):
+            return data
+        headers.extend(data.headers)
+        return data.value
+
+
+class Sink:
+    """Produces records, acknowledged by all in-sync replicas, once each while it lives."""
+
+    def __init__(
+        self,
+        *,
+        bootstrap_servers: str,
+        client: Mapping[str, Any] | None = None,
+        linger_ms: int = 0,
+        batch_bytes: int = 256 * 1024,
+    ) -> None:
+        self._producer = connect(
+            KafkaProducer,
+            bootstrap_servers,
+            {
+                "acks": "all",
+                "value_serializer": _AsItCame(),
+                "enable_idempotence": True,
+                "compression_type": "lz4" if has_lz4() else None,
+                "batch_size": batch_bytes,
+                "linger_ms": linger_ms,
+                "max_request_size": LARGEST_REQUEST,
+                "allow_auto_create_topics": False,
+                "max_block_ms": int(REQUEST_S * 1000),
+                "delivery_timeout_ms": int(3 * REQUEST_S * 1000),
+                "request_timeout_ms": int(REQUEST_S * 1000),
+                "bootstrap_timeout_ms": int(REQUEST_S * 1000),
+                "reconnect_backoff_max_ms": 2_000,
+                "metrics_enabled": False,
+                **(client or {}),
+            },
+        )
+
+    def send(self, record: Outgoing) -> Any:
+        """Hand the record to the client and return its future; it is not acknowledged yet."""
+        plain = all(content is not None for _, content in record.headers)
+        plain = plain and not (record.key is None and record.value is None)
+        with broker_errors(f"producing to {record.topic}"):
+            return self._producer.send(
+                record.topic,
+                value=record.value if plain else record,
+                key=record.key,
+                headers=list(record.headers) if plain else _Headers(),
+                partition=record.partition,
+                timestamp_ms=record.timestamp_ms,
+            )
+
+    def flush(self, timeout_s: float = REQUEST_S) -> None:
+        """Wait until every record sent is acknowledged or failed; Unavailable when time is up."""
+        with broker_errors("waiting for acknowledgements"):
+            self._producer.flush(timeout=timeout_s)
+
+    def produce(self, records: Sequence[Outgoing], timeout_s: float = REQUEST_S) -> None:
+        """Produce all records and return when all are acknowledged; raises Unacknowledged."""
+        futures: list[Any] = []
+        said = remedy = ""
+        try:
+            for record in records:
+                futures.append(self.send(record))
+        except CounterflowError as error:
+            said, remedy = error.message, error.remedy
+        try:
+            self.flush(timeout_s)  # also after a failure: those before it are on their way
+        except CounterflowError as error:
+            said = said or error.message
+        done = [at for at, future in enumerate(futures) if future.succeeded()]
+        if len(done) < len(records):
+            failed = [future.exception for future in futures if future.failed()]
+            if failed and not said:
+                said, remedy = describe(failed[0]), lasting(failed[0])
+            said = f"{len(done)} of {len(records)} acknowledged: {said or 'no answer in time'}"
+            raise Unacknowledged(said, done, remedy)
+
+    def close(self, timeout_s: float = REQUEST_S) -> None:
+        """Send what waits and leave; what is not acknowledged by then is given up and logged."""
+        try:
+            self._producer.close(timeout=timeout_s)
+        except errors.KafkaTimeoutError as error:
+            log.warning("records are given up: %s", error)
+            self._producer._sender.force_close()  # noqa: SLF001 - the client's close stops halfway
+            self._producer.close(timeout=1)
+
+    def __enter__(self) -> "Sink":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,347 @@
+"""One rank's partitions, polled as whole record batches from offsets that the caller keeps."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.structs import OffsetAndMetadata
+
+from consumers.kafka.connection import DISAGREES, NO_TOPIC, REQUEST_S, broker_errors, connect
+from consumers.kafka.record_batches import install, reframe, supported
+from stream.errors import CounterflowError, Inconsistent, Unavailable
+from stream.records import RecordBatch
+
+log = logging.getLogger(__name__)
+
+Partition = tuple[str, int]
+Offsets = dict[Partition, int]
+
+MIB = 1024 * 1024
+FETCH_WAIT_MS = 10  # how long the broker holds an empty fetch; produced records end it at once
+PARTITION_BYTES = 8 * MIB  # of one partition in one fetch: what makes polls large under load
+POLL_BYTES = 32 * MIB
+FIRST_GUESS = 16 * 1024  # a batch's bytes before one was seen: the clients' usual batch_size
+MOST_ITEMS = 100_000  # of one inner poll
+
+
+class KafkaSource:
+    """Polls the batches of one rank's partitions, from offsets that the caller keeps.
+
+    `topics` maps each topic's name to its kind. `client` passes TLS, SASL and other options on to
+    the client. `whole` forces the batch path (True) or the stock path (False); by default the
+    client's looks decide. One thread at a time may use a source.
+    """
+
+    def __init__(
+        self,
+        *,
+        bootstrap_servers: str,
+        topics: Mapping[str, str],
+        group_id: str | None = None,
+        client: Mapping[str, Any] | None = None,
+        isolation_level: str = "read_uncommitted",
+        rank: int = 0,
+        world: int = 1,
+        fetch_wait_ms: int = FETCH_WAIT_MS,
+        whole: bool | None = None,
+    ) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} is not one of {world}")
+        self._topics = dict(topics)
+        self._group_id = group_id
+        self._committed_only = isolation_level == "read_committed"
+        self._rank, self._world = rank, world
+        self._consumer = connect(
+            KafkaConsumer,
+            bootstrap_servers,
+            {
+                "group_id": group_id,
+                "isolation_level": isolation_level,
+                "enable_auto_commit": False,
+                "auto_offset_reset": "none",  # a lost offset stops us; it never skips records
+                "allow_auto_create_topics": False,
+                "fetch_max_wait_ms": fetch_wait_ms,
+                "fetch_min_bytes": 1,
+                "max_partition_fetch_bytes": PARTITION_BYTES,
+                "bootstrap_timeout_ms": int(REQUEST_S * 1000),
+                "request_timeout_ms": int(REQUEST_S * 1000),
+                "metadata_max_age_ms": 30_000,  # so long a new partition may go unnoticed
+                "reconnect_backoff_max_ms": 2_000,
+                "metrics_enabled": False,
+                **(client or {}),
+            },
+        )
+        self.whole = supported(self._consumer) if whole is None else whole
+        if self.whole:
+            install(self._consumer, self._topics)
+        elif whole is None:
+            log.warning("this kafka-python parses record by record: expect 200 k records/s at most")
+        self._assigned: dict[Partition, Any] = {}
+        # Where we started and the end known then, until the broker tells the end of now.
+        self._unproven: dict[Partition, tuple[int, int | None]] = {}
+        self._held: list[RecordBatch] = []  # polled, not yet given out
+        self._largest = FIRST_GUESS
+
+    # -- partitions and offsets
+
+    def start(self, offsets: Mapping[Partition, int] | None = None) -> None:
+        """Stand at `offsets` in this rank's partitions, at the earliest record in all others.
+
+        Raises Inconsistent for an offset whose record is gone, or in a partition that is none.
+        """
+        self._held = []
+        self._assigned = {}
+        self._unproven = {}
+        wanted = dict(offsets or {})
+        mine = self._mine()
+        for partition in wanted:
+            if partition[0] in self._topics and not self._exists(partition):
+                raise Inconsistent(f"partition {_name(partition)} does not exist", DISAGREES)
+        self._add(mine, wanted)
+
+    def discover(self) -> list[Partition]:
+        """Take up the partitions that were added since the start, from their first record."""
+        new = [partition for partition in self._mine() if partition not in self._assigned]
+        if new:
+            self._add(new, {})
+        return new
+
+    def seek(self, offsets: Mapping[Partition, int]) -> None:
+        """Stand at `offsets`; other partitions stay where they are."""
+        self._held = [b for b in self._held if (b.topic, b.partition) not in offsets]
+        for partition, offset in offsets.items():
+            self._stand(partition, offset)
+
+    def pause(self, *partitions: Partition) -> None:
+        """Give out nothing of these partitions (of none named: of all) until they are resumed."""
+        self._consumer.pause(*(self._assigned[p] for p in partitions or self._assigned))
+
+    def resume(self, *partitions: Partition) -> None:
+        """Go on where `pause` stopped."""
+        self._consumer.resume(*(self._assigned[p] for p in partitions or self._assigned))
+
+    def assigned(self) -> list[Partition]:
+        """Return this rank's partitions."""
+        return list(self._assigned)
+
+    def positions(self) -> Offsets:
+        """Return the next offset of each partition: everything before it was given out."""
+        found: Offsets = {}
+        with broker_errors("reading positions"):
+            for partition, tp in self._assigned.items():
+                position = self._consumer.position(tp, timeout_ms=1_000)
+                if position is None:
+                    raise Unavailable(f"the position in {_name(partition)} is not known yet")
+                found[partition] = position
+        for batch in reversed(self._held):
+            found[batch.topic, batch.partition] = batch.fetch_offset
+        return found
+
+    def highwaters(self) -> Offsets:
+        """Return the ends of the partitions as the last fetches told them; unasked ones lack."""
+        ends = {p: self._consumer.highwater(tp) for p, tp in self._assigned.items()}
+        return {partition: end for partition, end in ends.items() if end is not None}
+
+    def lag(self) -> Offsets:
+        """Return how many offsets lie between each position and its known end; no request."""
+        positions = self.positions()
+        return {p: max(0, end - positions[p]) for p, end in self.highwaters().items()}
+
+    def ends(self, timeout_s: float = REQUEST_S) -> Offsets:
+        """Return each partition's end, asking for those that no fetch has told since the start.
+
+        What is polled to learn them comes with the next polls.
+        Under read_committed it is the last stable offset, else the high watermark out of a fetch:
+        Tansu's answer to ListOffsets is wrong behind a batch of several records.
+        """
+        if self._committed_only:
+            with broker_errors("asking for the ends"):
+                tps = list(self._assigned.values())
+                told = self._consumer.end_offsets(tps, timeout_ms=int(timeout_s * 1000))
+            return {(tp.topic, tp.partition): offset for tp, offset in told.items()}
+        until = time.monotonic() + timeout_s
+        while len(ends := self.highwaters()) < len(self._assigned):
+            if time.monotonic() > until:
+                unknown = [_name(p) for p in self._assigned if p not in ends]
+                raise Unavailable(f"no fetch answered for {', '.join(unknown)}")
+            self._held += self._fetch(FETCH_WAIT_MS, MOST_ITEMS)
+        return ends
+
+    # -- polling
+
+    def poll(self, timeout_s: float = 0.05, max_bytes: int = POLL_BYTES) -> list[RecordBatch]:
+        """Return the next batches: at once what is there, else the first within `timeout_s`.
+
+        About `max_bytes` of uncompressed records at most, and at least one batch where there is
+        one. Raises Inconsistent when the offsets we stand at are not in the log.
+        """
+        polled, self._held = self._held, []
+        size = sum(len(batch.data) for batch in polled)
+        wait_ms = 0 if polled else int(timeout_s * 1000)
+        while size < max_bytes:
+            room = max(1, min(MOST_ITEMS, (max_bytes - size) // self._largest))
+            try:
+                more = self._fetch(wait_ms, room)
+            except CounterflowError:
+                self._held = polled  # for the next poll: positions still tell them as not given out
+                raise
+            if not more:
+                break
+            polled += more
+            size += sum(len(batch.data) for batch in more)
+            wait_ms = 0
+        return polled
+
+    def _fetch(self, wait_ms: int, items: int) -> list[RecordBatch]:
+        self._unpark()
+        with broker_errors("polling"):
+            got = self._consumer.poll(timeout_ms=wait_ms, max_records=items)
+        if self._unproven:
+            self._prove()
+        if not got:
+            return []
+        if self.whole:
+            made = [batch for batches in got.values() for batch in batches]
+            widest = max(len(batch.data) for batch in made)
+        else:
+            made = [reframe(tp, self._topics[tp.topic], records) for tp, records in got.items()]
+            widest = max(len(batch.data) // batch.count for batch in made)
+        self._largest = max(widest, self._largest * 9 // 10, 1)
+        return made
+
+    # -- what lag tools and snapshots read
+
+    def commit(self, offsets: Mapping[Partition, int], timeout_s: float = REQUEST_S) -> None:
+        """Tell lag tools these offsets; without a group nothing happens. Raises Unavailable."""
+        if self._group_id is None or not offsets:
+            return
+        with broker_errors("committing offsets"):
+            self._consumer.commit(_named(offsets), timeout_ms=int(timeout_s * 1000))
+
+    def tell(self, offsets: Mapping[Partition, int]) -> None:
+        """The offsets are on their way to lag tools; polls carry them, and log a refusal.
+
+        A commit waits for the broker's disk, and with it would the stream.
+        """
+        if self._group_id is None or not offsets:
+            return
+        with broker_errors("committing offsets"):
+            self._consumer.commit_async(_named(offsets), _told)
+
+    def committed(self, timeout_s: float = REQUEST_S) -> Offsets:
+        """Return what this group has committed in this rank's partitions; uncommitted ones lack."""
+        found: Offsets = {}
+        with broker_errors("asking for committed offsets"):
+            for partition, tp in self._assigned.items():
+                offset = self._consumer.committed(tp, timeout_ms=int(timeout_s * 1000))
+                if offset is not None:
+                    found[partition] = offset
+        return found
+
+    def identity(self) -> dict[str, str]:
+        """Return the ids of the cluster ("cluster") and of each topic, where the broker has them.
+
+        A snapshot of other ids belongs to another stream, even where its offsets would fit.
+        """
+        cluster = self._consumer._cluster  # noqa: SLF001 - no public way to the ids
+        ids = {topic: cluster.topic_id(topic) for topic in self._topics}
+        known = {topic: str(id_) for topic, id_ in ids.items() if id_ is not None and id_.int}
+        return {"cluster": str(cluster.cluster_id or ""), **known}
+
+    def verify(self, identity: Mapping[str, str]) -> None:
+        """Raise Inconsistent if a cluster or topic is another than in `identity`."""
+        now = self.identity()
+        for name, id_ in identity.items():
+            if id_ and now.get(name, id_) != id_:
+                raise Inconsistent(f"{name} has the id {now[name]}, not {id_}", DISAGREES)
+
+    def close(self) -> None:
+        """Leave; nothing is committed."""
+        self._consumer.close(autocommit=False, timeout_ms=2_000)
+
+    def __enter__(self) -> "KafkaSource":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- inner
+
+    def _exists(self, partition: Partition) -> bool:
+        return partition[1] in self._consumer.partitions_for_topic(partition[0])
+
+    def _mine(self) -> list[Partition]:
+        mine = []
+        for topic, kind in self._topics.items():
+            with broker_errors(f"asking for the partitions of {topic}"):
+                numbers = self._consumer.partitions_for_topic(topic)
+            if not numbers:
+                raise CounterflowError(
+                    f"the topic {topic} does not exist, or is not shown to this user",
+                    NO_TOPIC,
+                )
+            for number in sorted(numbers):
+                if kind == "item" or number % self._world == self._rank:
+                    mine.append((topic, number))
+        return mine
+
+    def _add(self, partitions: Sequence[Partition], wanted: Mapping[Partition, int]) -> None:
+        added = {partition: TopicPartition(*partition) for partition in partitions}
+        with broker_errors("asking for the earliest offsets"):
+            first = self._consumer.beginning_offsets(
+                list(added.values()), timeout_ms=int(REQUEST_S * 1000)
+            )
+        for partition, tp in added.items():
+            if partition in wanted and wanted[partition] < first[tp]:
+                raise Inconsistent(
+                    f"offset {wanted[partition]} of {_name(partition)} is gone: "
+                    f"the earliest is {first[tp]}",
+                    DISAGREES,
+                )
+        self._assigned |= added
+        self._consumer.assign(list(self._assigned.values()))
+        for partition, tp in added.items():
+            self._stand(partition, wanted.get(partition, first[tp]))
+
+    def _stand(self, partition: Partition, offset: int) -> None:
+        tp = self._assigned[partition]
+        self._consumer.seek(tp, offset)
+        self._unproven[partition] = offset, self._consumer.highwater(tp)
+
+    def _unpark(self) -> None:
+        """Let records that were parked at a pause come back after its end.
+
+        The client (3.0.12) takes them up only where its slot for the records in line is None, and
+        leaves the last, used up records there: a resumed partition would stall for ever.
+        """
+        fetcher = self._consumer._fetcher  # noqa: SLF001
+        if getattr(fetcher, "_paused_partition_records", None):
+            if not fetcher._next_partition_records:  # noqa: SLF001
+                fetcher._next_partition_records = None  # noqa: SLF001
+
+    def _prove(self) -> None:
+        """Raise for a start behind the end, which Apache Kafka calls out of range and Tansu not."""
+        for partition, (offset, stale) in list(self._unproven.items()):
+            end = self._consumer.highwater(self._assigned[partition])
+            if end is None or (offset > end and end == stale):
+                continue
+            if offset > end:
+                raise Inconsistent(
+                    f"offset {offset} of {_name(partition)} is behind its end {end}", DISAGREES
+                )
+            del self._unproven[partition]
+
+
+def _name(partition: Partition) -> str:
+    return f"{partition[0]}[{partition[1]}]"
+
+
+def _named(offsets: Mapping[Partition, int]) -> dict[Any, Any]:
+    return {TopicPartition(*p): OffsetAndMetadata(offset, "", -1) for p, offset in offsets.items()}
+
+
+def _told(_: Any, response: Any) -> None:
+    if isinstance(response, Exception):  # the next commit tells lag tools more
+        log.warning("offsets are not told to Kafka: %s", response)
