@@ -1,28 +1,40 @@
 """One packed row of the vector cache: the bytes that Redis holds, and nothing else.
 
-A row is a header of 28 bytes (big-endian), then the biases (float32) and the vector (float16), both
-little-endian. Epoch and sequence stand first, so that a script compares them without knowing the
-rest. docs/redis.md draws the layout; tests/golden/row-v3.json holds golden bytes.
+A row is a header of 32 bytes (big-endian), then the biases (float32) and the vector (float16), both
+little-endian. Its first twelve bytes are the stamp, (epoch, sequence) of the writer, so that a
+script compares writers without knowing the rest; a stamp with nothing behind it is a tombstone.
+docs/redis.md draws the layout; tests/golden/row-v4.json holds golden bytes.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, cast
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from stream.errors import Inconsistent
 
-Kind = Literal["user", "item"]
+Kind = Literal["user", "item", "feature"]
 
-LAYOUT: Final = 3  # rises with every change of the bytes below; also the generation of the keys
-KINDS: Final[tuple[Kind, ...]] = ("user", "item")  # code 1 and 2 in the row
-HEADER: Final = struct.Struct(">IQBBBxHHII")
+LAYOUT: Final = 4  # rises with every change of the bytes below; also the generation of the keys
+KINDS: Final[tuple[Kind, ...]] = ("user", "item", "feature")  # codes 1, 2, 3 in the row
+HEADER: Final = struct.Struct(">IQBBBxHHIII")
+STAMP: Final = struct.Struct(">IQ")
 LARGEST: Final = 65504.0  # the largest finite float16
 
 FloatArray = npt.NDArray[np.float32]
+
+
+class Shape(NamedTuple):
+    """How many biases a row of one kind has, and how long its vector is."""
+
+    biases: int
+    length: int
+
+
+Shapes = Mapping[Kind, Shape]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +46,9 @@ class Row:
     sequence: int
     events: int
     exposures: int
-    bias: FloatArray  # (O,)
-    vector: FloatArray  # (D,), widened from float16
+    controls: int
+    bias: FloatArray  # (B,)
+    vector: FloatArray  # (L,), widened from float16
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +60,48 @@ class Columns:
     sequence: npt.NDArray[np.uint64]  # (n,)
     events: npt.NDArray[np.uint32]  # (n,)
     exposures: npt.NDArray[np.uint32]  # (n,)
-    bias: FloatArray  # (n, O)
-    vector: FloatArray  # (n, D)
+    controls: npt.NDArray[np.uint32]  # (n,)
+    bias: FloatArray  # (n, B)
+    vector: FloatArray  # (n, L)
 
 
-def layout(outcomes: int, factors: int) -> np.dtype[np.void]:
-    """The structured dtype of a row with so many outcomes and factors; no padding."""
+def layout(shape: Shape) -> np.dtype[np.void]:
+    """The structured dtype of a row of that shape; no padding."""
     return np.dtype(
         [
             ("epoch", ">u4"),
             ("sequence", ">u8"),
             ("layout", "u1"),
             ("kind", "u1"),
-            ("outcomes", "u1"),
+            ("biases", "u1"),
             ("reserved", "u1"),
-            ("factors", ">u2"),
+            ("length", ">u2"),
             ("reserved2", ">u2"),
             ("events", ">u4"),
             ("exposures", ">u4"),
-            ("bias", "<f4", (outcomes,)),
-            ("vector", "<f2", (factors,)),
+            ("controls", ">u4"),
+            ("bias", "<f4", (shape[0],)),
+            ("vector", "<f2", (shape[1],)),
         ]
     )
+
+
+def stamp(epoch: int, sequence: int) -> bytes:
+    """What every value of this writer begins with; alone it is a tombstone."""
+    if not (0 <= epoch < 2**32 and 0 <= sequence < 2**64):
+        raise Inconsistent(f"epoch {epoch} or sequence {sequence} is out of range")
+    return STAMP.pack(epoch, sequence)
+
+
+def order(value: bytes) -> tuple[int, int]:
+    """(epoch, sequence) of a stamped value, without decoding the rest."""
+    epoch, sequence = STAMP.unpack_from(value)
+    return epoch, sequence
+
+
+def body(value: bytes | None) -> bytes | None:
+    """What stands behind the stamp; None for no value and for a tombstone."""
+    return None if value is None or len(value) <= STAMP.size else value[STAMP.size :]
 
 
 def pack(
@@ -77,34 +110,32 @@ def pack(
     sequence: int,
     events: npt.ArrayLike,  # (n,)
     exposures: npt.ArrayLike,  # (n,)
-    bias: npt.NDArray[np.floating],  # (n, O)
-    vector: npt.NDArray[np.floating],  # (n, D)
+    controls: npt.ArrayLike,  # (n,)
+    bias: npt.NDArray[np.floating],  # (n, B)
+    vector: npt.NDArray[np.floating],  # (n, L)
 ) -> list[bytes]:
     """Each row is one bytes object of equal length, ready to be written.
 
     Vector components beyond float16 are cut to its largest; counts beyond 32 bits likewise. A value
     that is not finite raises Inconsistent: a diverged model must not reach the servers.
     """
-    if not (0 <= epoch < 2**32 and 0 <= sequence < 2**64):
-        raise Inconsistent(f"epoch {epoch} or sequence {sequence} is out of range")
+    stamp(epoch, sequence)
     if not (np.isfinite(bias).all() and np.isfinite(vector).all()):
         raise Inconsistent(
             f"a {kind} row to be written is not finite: the model has diverged",
             "start from an older snapshot with a lower learning rate",
         )
-    count, outcomes = bias.shape
-    factors = vector.shape[1]
-    if outcomes > 255 or factors > 65535 or vector.shape[0] != count:
+    shape = Shape(bias.shape[1], vector.shape[1])
+    if shape.biases > 255 or shape.length > 65535 or len(vector) != len(bias):
         raise Inconsistent(f"bias {bias.shape} and vector {vector.shape} do not make a row")
-    rows = np.zeros(count, layout(outcomes, factors))
+    rows = np.zeros(len(bias), layout(shape))
     rows["epoch"] = epoch
     rows["sequence"] = sequence
     rows["layout"] = LAYOUT
     rows["kind"] = KINDS.index(kind) + 1
-    rows["outcomes"] = outcomes
-    rows["factors"] = factors
-    rows["events"] = np.minimum(np.asarray(events, np.int64), 2**32 - 1)
-    rows["exposures"] = np.minimum(np.asarray(exposures, np.int64), 2**32 - 1)
+    rows["biases"], rows["length"] = shape
+    for name, counts in (("events", events), ("exposures", exposures), ("controls", controls)):
+        rows[name] = np.minimum(np.asarray(counts, np.int64), 2**32 - 1)
     rows["bias"] = bias
     rows["vector"] = np.clip(vector, -LARGEST, LARGEST)
     data, width = rows.tobytes(), rows.dtype.itemsize
@@ -115,36 +146,38 @@ def unpack(payload: bytes) -> Row:
     """The row is decoded and its length proved; other bytes raise Inconsistent."""
     if len(payload) < HEADER.size:
         raise Inconsistent(f"a row of {len(payload)} bytes is cut short", _REMEDY)
-    epoch, sequence, version, kind, outcomes, factors, _, events, exposures = HEADER.unpack_from(
-        payload
+    epoch, sequence, version, kind, biases, length, _, events, exposures, controls = (
+        HEADER.unpack_from(payload)
     )
     if version != LAYOUT or not 1 <= kind <= len(KINDS):
         raise Inconsistent(f"a row of layout {version}, kind {kind} is not ours", _REMEDY)
-    if len(payload) != HEADER.size + 4 * outcomes + 2 * factors:
+    if len(payload) != HEADER.size + 4 * biases + 2 * length:
         raise Inconsistent(
-            f"a row of {len(payload)} bytes does not hold {outcomes} outcomes, {factors} factors",
+            f"a row of {len(payload)} bytes does not hold {biases} biases and a vector of {length}",
             _REMEDY,
         )
-    bias = np.frombuffer(payload, "<f4", outcomes, HEADER.size)
-    vector = np.frombuffer(payload, "<f2", factors, HEADER.size + 4 * outcomes)
+    bias = np.frombuffer(payload, "<f4", biases, HEADER.size)
+    vector = np.frombuffer(payload, "<f2", length, HEADER.size + 4 * biases)
     return Row(
         kind=KINDS[kind - 1],
         epoch=epoch,
         sequence=sequence,
         events=events,
         exposures=exposures,
+        controls=controls,
         bias=bias.astype(np.float32),
         vector=vector.astype(np.float32),
     )
 
 
-def unpack_many(payloads: Sequence[bytes | None], outcomes: int, factors: int) -> Columns:
-    """The rows stand as columns; a missing row, or one of another layout or shape, is not present.
+def unpack_many(payloads: Sequence[bytes | None], shape: Shape) -> Columns:
+    """The rows stand as columns; a missing row, a tombstone, or one of another layout or shape is
+    not present.
 
     Shapes change when a model is configured anew, so such a row counts as absent until the trainer
     has rewritten it.
     """
-    dtype = layout(outcomes, factors)
+    dtype = layout(shape)
     width = dtype.itemsize
     blank = bytes(width)
     data = b"".join(
@@ -152,7 +185,7 @@ def unpack_many(payloads: Sequence[bytes | None], outcomes: int, factors: int) -
     )
     rows = np.frombuffer(data, dtype)
     present = (
-        (rows["layout"] == LAYOUT) & (rows["outcomes"] == outcomes) & (rows["factors"] == factors)
+        (rows["layout"] == LAYOUT) & (rows["biases"] == shape[0]) & (rows["length"] == shape[1])
     )
     kept = np.where(present, rows, np.zeros(1, dtype)) if not present.all() else rows
     return Columns(
@@ -161,9 +194,22 @@ def unpack_many(payloads: Sequence[bytes | None], outcomes: int, factors: int) -
         sequence=kept["sequence"].astype(np.uint64),
         events=kept["events"].astype(np.uint32),
         exposures=kept["exposures"].astype(np.uint32),
+        controls=kept["controls"].astype(np.uint32),
         bias=kept["bias"].astype(np.float32),
         vector=kept["vector"].astype(np.float32),
     )
+
+
+def shapes(model: Mapping[str, Any]) -> dict[Kind, Shape]:
+    """The shape of each kind of row, as the published model names them; else Inconsistent."""
+    try:
+        found = {kind: Shape(*map(int, model["rows"][kind])) for kind in KINDS}
+    except (KeyError, TypeError, ValueError) as error:
+        raise Inconsistent(
+            "the model's description in Redis is not ours",
+            "another version wrote it: start this version's trainer",
+        ) from error
+    return found
 
 
 def pack_ids(ids: Sequence[bytes]) -> bytes:
@@ -177,15 +223,10 @@ def unpack_ids(data: bytes) -> list[bytes]:
     while at < end:
         stop = at + 2 + int.from_bytes(data[at : at + 2], "big")
         if at + 2 > end or stop > end:
-            raise Inconsistent("a list of ids in the change log is cut short")
+            raise Inconsistent("a list of ids is cut short")
         ids.append(data[at + 2 : stop])
         at = stop
     return ids
-
-
-def order(payload: bytes) -> tuple[int, int]:
-    """(epoch, sequence) of a row, without decoding the rest."""
-    return cast("tuple[int, int]", struct.unpack_from(">IQ", payload))
 
 
 _REMEDY: Final = "another version wrote it: let the old generation lapse, or delete its keys"

