@@ -6,7 +6,6 @@ so that the HTTP service judges posted events by the same code.
 
 import json
 import math
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import orjson
@@ -42,7 +41,10 @@ REASONS = (
 Scale = tuple[float, float]
 IDS = ("event_id", "user_id", "item_id", "impression_id")
 PROBABILITIES = ("propensity", "show_probability")
-_FIELDS = {kind: frozenset(event.__struct_fields__) for kind, event in EVENTS.items()}
+_FIELDS = {  # v and type are judged before them
+    kind: tuple(name for name in event.__struct_fields__ if name not in ("v", "type"))
+    for kind, event in EVENTS.items()
+}
 _REQUIRED = {
     kind: tuple(
         name
@@ -75,11 +77,7 @@ def load(value: bytes | None) -> object:
     if len(value) > VALUE_MAX_BYTES:
         raise BadEvent("too_large", f"{len(value)} bytes, {VALUE_MAX_BYTES} at most")
     try:
-        value.decode()
-    except UnicodeDecodeError as error:
-        raise BadEvent("not_utf8", f"byte {error.start}: {error.reason}") from None
-    try:
-        return orjson.loads(value)
+        return orjson.loads(value)  # refuses all that is not UTF-8 too
     except orjson.JSONDecodeError as error:
         return _load_rare(value, str(error))
 
@@ -121,6 +119,10 @@ def check_id(name: str, text: str | bytes) -> None:
 
 def _load_rare(value: bytes, refusal: str) -> object:
     """Return what orjson refuses and is JSON all the same: numbers beyond a double, as infinite."""
+    try:
+        text = value.decode()
+    except UnicodeDecodeError as error:
+        raise BadEvent("not_utf8", f"byte {error.start}: {error.reason}") from None
 
     def refuse(constant: str) -> NoReturn:
         raise ValueError(constant)
@@ -129,7 +131,7 @@ def _load_rare(value: bytes, refusal: str) -> object:
         return int(digits) if len(digits) < 19 else float(digits)
 
     try:
-        document = json.loads(value.decode(), parse_constant=refuse, parse_int=whole)
+        document = json.loads(text, parse_constant=refuse, parse_int=whole)
         # a lone surrogate has no UTF-8 form, so it could neither be an id nor be shown
         json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
@@ -149,52 +151,41 @@ def _kind(kind: str | None, document: dict[str, Any]) -> str:
     return kind
 
 
-def _whole(content: object) -> bool:
-    # orjson reads an integer beyond 64 bits as a float: whole, and out of every range
-    return type(content) is int or (type(content) is float and abs(content) >= 2.0**63)
-
-
-def _number(content: object) -> bool:
-    return type(content) in (int, float)
-
-
-def _text(content: object) -> bool:
-    return type(content) is str
-
-
-def _attributes(content: object) -> bool:
-    return isinstance(content, dict) and all(map(_attribute, content.values()))
-
-
-def _attribute(content: object) -> bool:
-    if type(content) is list:
-        return all(map(_text, content))
-    return type(content) in (bool, int, float, str)
-
-
-_TYPES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "event_id": (_text, "a string"),
-    "ts_ms": (_whole, "an integer"),
-    "user_id": (_text, "a string"),
-    "item_id": (_text, "a string"),
-    "value": (_number, "a number"),
-    "impression_id": (_text, "a string"),
-    "position": (_whole, "an integer"),
-    "propensity": (_number, "a number"),
-    "shown": (lambda content: type(content) is bool, "a boolean"),
-    "show_probability": (_number, "a number"),
-    "title": (_text, "a string"),
-    "attributes": (
-        _attributes,
-        "an object of numbers, booleans, strings or lists of strings",
-    ),
+_TEXT = (frozenset({str}), "a string")
+_WHOLE = (frozenset({int}), "an integer")
+_NUMBER = (frozenset({int, float}), "a number")
+_TYPES: dict[str, tuple[frozenset[type], str]] = {
+    "event_id": _TEXT,
+    "ts_ms": _WHOLE,
+    "user_id": _TEXT,
+    "item_id": _TEXT,
+    "value": _NUMBER,
+    "impression_id": _TEXT,
+    "position": _WHOLE,
+    "propensity": _NUMBER,
+    "shown": (frozenset({bool}), "a boolean"),
+    "show_probability": _NUMBER,
+    "title": _TEXT,
+    "attributes": (frozenset({dict}), "an object"),
 }
+_ATTRIBUTE = frozenset({bool, int, float, str})
 
 
 def _types(fields: dict[str, Any]) -> None:
-    for name, (holds, wanted) in _TYPES.items():
-        if name in fields and not holds(fields[name]):
-            raise BadEvent("wrong_type", f"{name} is {_name(fields[name])}, not {wanted}")
+    for name, content in fields.items():
+        allowed, wanted = _TYPES[name]
+        if type(content) in allowed:
+            continue
+        # orjson reads an integer beyond 64 bits as a float: whole, and out of every range
+        if int in allowed and type(content) is float and abs(content) >= 2.0**63:
+            continue
+        raise BadEvent("wrong_type", f"{name} is {_name(content)}, not {wanted}")
+    for name, content in fields.get("attributes", {}).items():
+        if type(content) in _ATTRIBUTE:
+            continue
+        if type(content) is not list or not set(map(type, content)) <= _TEXT[0]:
+            wanted = "a number, a boolean, a string or a list of strings"
+            raise BadEvent("wrong_type", f"attribute {name[:80]} is {_name(content)}, not {wanted}")
 
 
 def _finite(fields: dict[str, Any]) -> None:
@@ -208,7 +199,8 @@ def _finite(fields: dict[str, Any]) -> None:
 
 def _ids(fields: dict[str, Any]) -> None:
     for name in IDS:
-        if name in fields:
+        # 4: a character has at most as many bytes
+        if name in fields and not 0 < len(fields[name]) <= ID_MAX_BYTES // 4:
             check_id(name, fields[name])
 
 

@@ -25,6 +25,12 @@ def _place(table, ring, mask, n):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def _place_all(table, ring, count):  # type: ignore[no-untyped-def]
+    for n in range(count):
+        _place(table, ring, len(table) - 1, n)
+
+
+@njit(nogil=True, cache=True)
 def _remove(table, ring, mask, n):  # type: ignore[no-untyped-def]
     """Take ring entry n out of the table, closing the gap (linear probing, no tombstones)."""
     slot = np.int64(ring[n, 0] & np.uint64(mask))
@@ -110,5 +116,4 @@ class Duplicates:
         self._ring[: len(newest)] = newest
         self._count = len(newest)
         self._table = self._empty()
-        for n in range(len(newest)):
-            _place(self._table, self._ring, len(self._table) - 1, n)
+        _place_all(self._table, self._ring, len(newest))

@@ -5,7 +5,7 @@ Importing this needs neither numba nor torch; the first `decode` loads the compi
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from msgspec import UNSET
@@ -47,6 +47,7 @@ __all__ = [
     "topic_kind",
 ]
 _REMOVABLE = ("user", "item")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,34 +156,45 @@ class _Rows:
         """Return the scanner's arguments, in its order."""
         return tuple(vars(self).values())
 
-    def fill(self, row: int, event: Event, arena: "_Extra") -> None:
-        """Write a carefully parsed event into its row."""
-        self.status[row] = 1
-        self.ts[row] = event.ts_ms
+    def fill(self, kind: str, rows: list[int], events: list[Event], arena: "_Extra") -> None:
+        """Write carefully parsed events of one kind into their rows."""
+        index = np.array(rows)
+        names = type(events[0]).__struct_fields__
+
+        def given(name: str, default: Any) -> list[Any]:
+            found = [getattr(event, name) for event in events]
+            return [default if content is UNSET else content for content in found]
+
+        self._blank(index)
+        self.ts[index] = given("ts_ms", 0)
         for j, name in enumerate(("event_id", "user_id", "item_id", "impression_id")):
-            text = getattr(event, name, UNSET)
-            content = b"" if text is UNSET else text.encode()
-            self.at[j, row], self.length[j, row] = arena.add(content)
+            if name in names:
+                contents = [text.encode() for text in given(name, "")]
+                self.at[j, index], self.length[j, index] = arena.add(contents)
         for j, (name, default) in enumerate(
             (("value", np.nan), ("propensity", np.nan), ("show_probability", 1.0))
         ):
-            given = getattr(event, name, UNSET)
-            self.number[j, row] = default if given is UNSET else given
-        place = getattr(event, "position", UNSET)
-        self.position[row] = 0 if place is UNSET else place
-        self.shown[row] = getattr(event, "shown", True)
+            if name in names:
+                self.number[j, index] = given(name, default)
+        if kind == "impression":
+            self.position[index] = given("position", 0)
+            self.shown[index] = given("shown", True)
 
-    def remove(self, row: int, kind: str, key: bytes, arena: "_Extra") -> None:
-        """Write the removal of a user or item into its row."""
-        self.status[row] = 1
-        self.ts[row] = self.kafka_ts[row]
-        self.at[:, row] = 0
-        self.length[:, row] = 0
+    def remove(self, kind: str, rows: list[int], keys: list[bytes], arena: "_Extra") -> None:
+        """Write removals of users or items into their rows."""
+        index = np.array(rows)
+        self._blank(index)
+        self.ts[index] = self.kafka_ts[index]
         j = 1 if kind == "user" else 2
-        self.at[j, row], self.length[j, row] = arena.add(key)
-        self.number[:, row] = (np.nan, np.nan, 1.0)
-        self.position[row] = 0
-        self.shown[row] = True
+        self.at[j, index], self.length[j, index] = arena.add(keys)
+
+    def _blank(self, index: NDArray[np.intp]) -> None:
+        self.status[index] = 1
+        self.at[:, index] = 0
+        self.length[:, index] = 0
+        self.number[:, index] = np.array([[np.nan], [np.nan], [1.0]])
+        self.position[index] = 0
+        self.shown[index] = True
 
     def decoded(
         self,
@@ -228,12 +240,12 @@ class _Extra:
     start: int
     data: bytearray = field(default_factory=bytearray)
 
-    def add(self, content: bytes) -> tuple[int, int]:
-        if not content:
-            return 0, 0
-        at = self.start + len(self.data)
-        self.data += content
-        return at, len(content)
+    def add(self, contents: list[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where each of the contents stands now, and its length."""
+        length = np.array(list(map(len, contents)))
+        at = self.start + len(self.data) + length.cumsum() - length
+        self.data += b"".join(contents)
+        return at, length
 
 
 def _arena(batches: Sequence[RecordBatch]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -272,37 +284,54 @@ def _settle(
 ) -> Decoded:
     """Return the columns after the careful path judged every record that the scanner left."""
     view = data.data
-    extra = _Extra(len(data))
+    accepted: dict[str, tuple[list[int], list[Event]]] = {}
+    removed: dict[str, tuple[list[int], list[bytes]]] = {}
     said: list[AttributeEvent] = []
     bad: list[BadRecord] = []
-    for row in np.flatnonzero(rows.status[:used] != 1).tolist():
-        kind = batches[rows.batch[row]].kind
-        value = _part(view, rows.value_at[row], rows.value_len[row])
+    left = np.flatnonzero(rows.status[:used] != 1)
+    columns = (rows.batch, rows.value_at, rows.value_len, rows.kafka_ts)
+    for row, batch, at, size, ts_ms in zip(
+        left.tolist(), *(column[left].tolist() for column in columns), strict=True
+    ):
+        kind = batches[batch].kind
+        value = _part(view, at, size)
+        index = row - len(bad)  # every earlier row is either accepted or among the bad ones
         try:
             if value is None and kind in _REMOVABLE:
-                key = _part(view, rows.key_at[row], rows.key_len[row])
-                name = _removed(kind, key)
-                rows.remove(row, kind, name.encode(), extra)
-                said.append(AttributeEvent(row - len(bad), kind, name, None, None))
+                name = _removed(kind, _part(view, int(rows.key_at[row]), int(rows.key_len[row])))
+                said.append(AttributeEvent(index, kind, name, None, None))
+                _append(removed, kind, row, name.encode())
                 continue
-            event = parse(kind, value, int(rows.kafka_ts[row]), rating_scale=scale)
+            event = parse(kind, value, ts_ms, rating_scale=scale)
         except BadEvent as error:
             try:
                 bad.append(_bad(view, rows, row, error))
             except Inconsistent:  # its headers
-                raise _misframed(batches[rows.batch[row]]) from None
+                raise _misframed(batches[batch]) from None
             continue
-        rows.fill(row, event, extra)
-        index = row - len(bad)  # every earlier row is either accepted or among the bad ones
+        _append(accepted, kind, row, event)
         if isinstance(event, User):
             said.append(AttributeEvent(index, kind, event.user_id, None, event.attributes))
         elif isinstance(event, Item):
             title = None if event.title is UNSET else event.title
             said.append(AttributeEvent(index, kind, event.item_id, title, event.attributes))
+    extra = _Extra(len(data))
+    for kind, (filled, events) in accepted.items():
+        rows.fill(kind, filled, events, extra)
+    for kind, (filled, keys) in removed.items():
+        rows.remove(kind, filled, keys, extra)
     kept = np.flatnonzero(rows.status[:used] == 1) if bad else slice(0, used)
     if extra.data:
         data = np.concatenate((data, np.frombuffer(extra.data, np.uint8)))
     return rows.decoded(data, places, kept, said, bad)
+
+
+def _append(
+    columns: dict[str, tuple[list[int], list[_T]]], kind: str, row: int, content: _T
+) -> None:
+    rows, contents = columns.setdefault(kind, ([], []))
+    rows.append(row)
+    contents.append(content)
 
 
 def _misframed(batch: RecordBatch) -> Inconsistent:

@@ -2,6 +2,11 @@
 
 An open-addressing table of rows beside an arena of the ids' own bytes: a hash picks the place, the
 bytes decide. Rows are given in order of first appearance, so the same events give the same rows.
+
+Nothing is copied in one piece as it grows. Arena, hashes and starts are reserved at their full
+size. The table holds row + 1 (0: free) and is at most half full; while it goes from a quarter to a
+half, each new id also places two rows in the next table, of twice the size, which is complete when
+its turn comes (Redis's dict spreads its rehash over the calls in the same way).
 """
 
 from typing import Any
@@ -12,9 +17,12 @@ from numpy.typing import NDArray
 
 from stream.errors import Inconsistent
 from stream.hashing import hash_bytes
+from stream.memory import reserve
+from stream.schemas import ID_MAX_BYTES
 
 _SEED = np.uint64(0x6A09E667F3BCC908)
-_FULL, _GROW_TABLE, _GROW_ARENA = -2, -3, -4
+_FULL, _TURN = -2, -3
+_SMALLEST = 1_024  # places of the first table
 
 
 @njit(nogil=True, cache=True)
@@ -23,7 +31,7 @@ def _slot(table, hashes, arena, starts, data, at, length, h):  # type: ignore[no
     mask = len(table) - 1
     slot = np.int64(h & np.uint64(mask))
     while True:
-        row = table[slot]
+        row = table[slot] - 1
         if row < 0:
             return slot
         start = starts[row]
@@ -39,8 +47,27 @@ def _slot(table, hashes, arena, starts, data, at, length, h):  # type: ignore[no
 
 
 @njit(nogil=True, cache=True)
-def _rows(table, hashes, arena, starts, size, limit, data, at, length, begin, out, known):  # type: ignore[no-untyped-def]
-    """Fill out and known from `begin` on; return (next event, size, 0 or what must grow)."""
+def _place(table, hashes, begin, stop):  # type: ignore[no-untyped-def]
+    """Put the rows begin..stop, none of them in the table, into it."""
+    mask = len(table) - 1
+    for row in range(begin, stop):
+        slot = np.int64(hashes[row] & np.uint64(mask))
+        while table[slot] > 0:
+            slot = (slot + 1) & mask
+        table[slot] = row + 1
+
+
+@njit(nogil=True, cache=True)
+def _placed(table, size):  # type: ignore[no-untyped-def]
+    """Return how many rows the next table holds when this one holds `size`."""
+    return max(0, 2 * size - len(table) // 2)
+
+
+@njit(nogil=True, cache=True)
+def _rows(  # type: ignore[no-untyped-def]
+    table, following, hashes, arena, starts, size, limit, data, at, length, begin, out, known
+):
+    """Fill out and known from `begin` on; return (next event, size, 0 or what stopped it)."""
     for n in range(begin, len(at)):
         if length[n] == 0:
             out[n] = -1
@@ -48,22 +75,22 @@ def _rows(table, hashes, arena, starts, size, limit, data, at, length, begin, ou
             continue
         h = hash_bytes(data, at[n], length[n], _SEED)
         slot = _slot(table, hashes, arena, starts, data, at[n], length[n], h)
-        row = table[slot]
+        row = table[slot] - 1
         if row < 0:
             if size >= limit:
                 return n, size, _FULL
-            if 2 * (size + 1) > len(table) or size + 1 >= len(hashes):
-                return n, size, _GROW_TABLE
-            end = starts[size] + length[n]
-            if end > len(arena):
-                return n, size, _GROW_ARENA
-            for i in range(length[n]):
-                arena[starts[size] + i] = data[at[n] + i]
+            if 2 * size >= len(table):
+                return n, size, _TURN
             row = size
+            start = starts[row]
+            for i in range(length[n]):
+                arena[start + i] = data[at[n] + i]
             hashes[row] = h
-            starts[row + 1] = end
-            table[slot] = row
+            starts[row + 1] = start + length[n]
+            table[slot] = row + 1
             size += 1
+            if len(following) > 0:
+                _place(following, hashes, _placed(table, row), _placed(table, size))
         out[n] = row
         known[n] = size
     return len(at), size, 0
@@ -72,17 +99,11 @@ def _rows(table, hashes, arena, starts, size, limit, data, at, length, begin, ou
 @njit(nogil=True, cache=True)
 def _find(table, hashes, arena, starts, data, at, length):  # type: ignore[no-untyped-def]
     h = hash_bytes(data, at, length, _SEED)
-    return table[_slot(table, hashes, arena, starts, data, at, length, h)]
+    return table[_slot(table, hashes, arena, starts, data, at, length, h)] - 1
 
 
-@njit(nogil=True, cache=True)
-def _place(table, hashes, size):  # type: ignore[no-untyped-def]
-    mask = len(table) - 1
-    for row in range(size):
-        slot = np.int64(hashes[row] & np.uint64(mask))
-        while table[slot] >= 0:
-            slot = (slot + 1) & mask
-        table[slot] = row
+def _flat(size: int, dtype: type[np.generic]) -> NDArray[Any]:
+    return reserve(size, 1, dtype).reshape(-1)
 
 
 class Vocabulary:
@@ -91,11 +112,20 @@ class Vocabulary:
     def __init__(self, kind: str, limit: int) -> None:
         self.kind = kind
         self.limit = limit
+        self._reserve(limit)
+
+    def _reserve(self, rows: int) -> None:
         self._size = 0
-        self._table = np.full(1024, -1, np.int32)
-        self._hashes = np.zeros(512, np.uint64)
-        self._starts = np.zeros(513, np.int64)
-        self._arena = np.zeros(8192, np.uint8)
+        self._hashes = _flat(rows, np.uint64)
+        self._starts = _flat(rows + 1, np.int64)
+        self._arena = _flat(rows * ID_MAX_BYTES, np.uint8)
+        self._table = _flat(_SMALLEST, np.int32)
+        self._following = self._next()
+
+    def _next(self) -> NDArray[np.int32]:
+        """Return an empty table of twice the size, of none where this one is enough."""
+        enough = len(self._table) >= 2 * self.limit
+        return np.empty(0, np.int32) if enough else _flat(2 * len(self._table), np.int32)
 
     def __len__(self) -> int:
         return self._size
@@ -106,24 +136,29 @@ class Vocabulary:
         """Every id has a row after the call.
 
         Returns the rows (N,) and how many ids were known just after each one (N,); an empty id
-        gets row -1. Raises Inconsistent when the vocabulary is full.
+        gets row -1. Raises Inconsistent when the vocabulary is full, ValueError for an id of more
+        than 256 bytes, which the events rule out.
         """
+        if len(length) and length.max() > ID_MAX_BYTES:
+            raise ValueError(f"an id has {length.max()} bytes, {ID_MAX_BYTES} at most")
         out = np.empty(len(at), np.int32)
         known = np.empty(len(at), np.int32)
         begin = 0
         while True:
             begin, self._size, need = _rows(
-                self._table, self._hashes, self._arena, self._starts, self._size, self.limit,
-                data, at, length, begin, out, known,
+                self._table, self._following, self._hashes, self._arena, self._starts,
+                self._size, self.limit, data, at, length, begin, out, known,
             )  # fmt: skip
             if need == 0:
                 return out, known
             if need == _FULL:
                 raise Inconsistent(
                     f"the vocabulary of {self.kind}s is full: {self.limit} ids",
-                    f"raise model.max_{self.kind}s and start again; nothing was lost",
+                    f"raise COUNTERFLOW_MODEL__MAX_{self.kind.upper()}S (model.max_{self.kind}s)"
+                    " and start again; nothing was lost",
                 )
-            self._grow(need, int(length[begin]))
+            self._table = self._following
+            self._following = self._next()
 
     def add(self, id_: bytes) -> int:
         """The id has a row after the call, which is returned."""
@@ -159,29 +194,14 @@ class Vocabulary:
     def load(self, state: dict[str, NDArray[Any]]) -> None:
         """The vocabulary is the saved one after the call."""
         n = len(state["hashes"])
-        size = 512
-        while size <= n + 1:
-            size *= 2
+        self._reserve(max(n, self.limit))
         self._size = n
-        self._hashes = np.zeros(size, np.uint64)
         self._hashes[:n] = state["hashes"]
-        self._starts = np.zeros(size + 1, np.int64)
         self._starts[: n + 1] = state["starts"]
-        self._arena = np.zeros(max(8192, 2 * len(state["ids"])), np.uint8)
         self._arena[: len(state["ids"])] = state["ids"]
-        self._table = np.full(2 * size, -1, np.int32)
-        _place(self._table, self._hashes, n)
-
-    def _grow(self, need: int, length: int) -> None:
-        if need == _GROW_ARENA:
-            arena = np.zeros(2 * len(self._arena) + length, np.uint8)
-            arena[: len(self._arena)] = self._arena
-            self._arena = arena
-            return
-        size = 2 * len(self._hashes)
-        hashes, starts = np.zeros(size, np.uint64), np.zeros(size + 1, np.int64)
-        hashes[: len(self._hashes)] = self._hashes
-        starts[: len(self._starts)] = self._starts
-        self._hashes, self._starts = hashes, starts
-        self._table = np.full(2 * size, -1, np.int32)
-        _place(self._table, self._hashes, self._size)
+        while 2 * n > len(self._table):
+            self._table = _flat(2 * len(self._table), np.int32)
+        _place(self._table, self._hashes, 0, n)
+        self._following = self._next()
+        if len(self._following):
+            _place(self._following, self._hashes, 0, _placed(self._table, n))

@@ -1,9 +1,11 @@
 """Laws of the wire: one record is judged alone, by the same rules on both paths."""
 
+import json
 import math
 import subprocess
 import sys
 import warnings
+from random import Random
 from typing import Any
 
 import msgspec
@@ -486,6 +488,170 @@ def test_any_text_is_an_id_and_comes_back_as_utf8(name: str) -> None:
     value = msgspec.json.encode({**RATING, "user_id": name})
     decoded = assert_same_judgement("rating", [value])
     assert text(decoded, "user", 0) == name.encode()
+
+
+# ---- the contract's list, read a second time ---------------------------------------------------
+
+TEXTS = ("event_id", "user_id", "item_id", "impression_id", "title")
+WHOLES = ("ts_ms", "position")
+REALS = ("value", "propensity", "show_probability")
+COMMON = ("event_id", "ts_ms")
+KNOWN = {  # what a kind must have, and what it may have
+    "rating": ((*COMMON, "user_id", "item_id", "value"), ("impression_id",)),
+    "click": ((*COMMON, "user_id", "item_id"), ("impression_id",)),
+    "impression": (
+        (*COMMON, "user_id", "item_id"),
+        ("impression_id", "position", "propensity", "shown", "show_probability"),
+    ),
+    "user": ((*COMMON, "user_id"), ("attributes",)),
+    "item": ((*COMMON, "item_id"), ("title", "attributes")),
+}
+
+
+def right_type(name: str, content: Any) -> bool:
+    number = isinstance(content, int | float) and not isinstance(content, bool)
+    if name in TEXTS:
+        return isinstance(content, str)
+    if name in WHOLES:  # a double from 2**63 on is whole, however it is spelt
+        return number and (isinstance(content, int) or abs(content) >= 2**63)
+    if name in REALS:
+        return number
+    if name == "shown":
+        return isinstance(content, bool)
+    return isinstance(content, dict) and all(
+        isinstance(said, str | int | float)
+        or (isinstance(said, list) and all(isinstance(member, str) for member in said))
+        for said in content.values()
+    )
+
+
+def as_the_contract_says(kind: str, value: bytes | None, kafka_ts_ms: int) -> str | None:
+    """The first reason that holds, None for an event; shares no code with the package."""
+
+    def refused(constant: str) -> None:
+        raise ValueError(constant)
+
+    if value is None:
+        return "no_value"
+    if len(value) > 64 * 1024:
+        return "too_large"
+    try:
+        spelt = value.decode("utf-8")
+    except UnicodeDecodeError:
+        return "not_utf8"
+    try:
+        read = json.loads(spelt, parse_constant=refused)
+        json.dumps(read, ensure_ascii=False).encode("utf-8")  # half a surrogate pair is no text
+    except ValueError:
+        return "not_json"
+    if not isinstance(read, dict):
+        return "not_object"
+    if "v" in read and (type(read["v"]) is not int or read["v"] != 1):
+        return "unknown_version"
+    if "type" in read and read["type"] != kind:
+        return "unknown_type"
+    needed, allowed = KNOWN[kind]
+    if any(name not in read for name in needed):
+        return "missing_field"
+    event = {name: read[name] for name in (*needed, *allowed) if name in read}
+    if not all(right_type(name, content) for name, content in event.items()):
+        return "wrong_type"
+    attributes = event.get("attributes", {})
+    numbers = [c for c in (*event.values(), *attributes.values()) if isinstance(c, int | float)]
+    if any(abs(number) > sys.float_info.max for number in numbers):
+        return "not_finite"
+    ids = [event[name].encode() for name in TEXTS[:4] if name in event]
+    if any(not 1 <= len(id_) <= 256 for id_ in ids):
+        return "bad_id"
+    if event["ts_ms"] < 0 or event["ts_ms"] - kafka_ts_ms > 24 * 60 * 60 * 1000:
+        return "bad_time"
+    chances = [event[name] for name in REALS[1:] if name in event]
+    if (
+        not 1 <= event.get("value", 1) <= 5
+        or not 1 <= event.get("position", 1) < 2**31
+        or not all(0 < chance <= 1 for chance in chances)
+    ):
+        return "out_of_range"
+    members = sum(len(said) for said in attributes.values() if isinstance(said, list))
+    return "too_many" if len(attributes) > 64 or members > 256 else None
+
+
+WORDS: tuple[bytes, ...] = (
+    b"null", b"true", b"false", b"[]", b"{}", b"0", b"-0", b"-0.0", b"1", b"1.0", b"1e0", b"2",
+    b"-1", b"0.5", b"5", b"5.0", b"5.000001", b"0.999", b"6e3", b"1e-400", b"1e999", b"-1e999",
+    b"1e19", b"1e16", b"9223372036854775807", b"9223372036854775808", b"-9223372036854775809",
+    b"18446744073709551616", b"2147483647", b"2147483648", b"1.7976931348623159e308", b"NaN",
+    b"-Infinity", b"01", b"1.", b"+1", b'""', b'"x"', b'"rating"', b'"item"', b'"\\ud800"',
+    b'"\\ud83d\\ude00"', b'"\\u0000"', b'"\\x"', b'"\x01"', b'"\xff"', b'"\xed\xa0\x80"',
+    b'"' + b"x" * 256 + b'"', b'"' + b"x" * 257 + b'"', '"{}"'.format("é" * 128).encode(),
+    '"{}"'.format("é" * 129).encode(), '"{}"'.format("\N{GRINNING FACE}" * 64).encode(),
+    '"{}"'.format("\N{GRINNING FACE}" * 65).encode(), b'["a"]', b'["a",1]', b'[["a"]]',
+    b'{"a":1}', b'{"a":"b"}', b'{"a":null}', b'{"a":1e999}', b'{"a":["x"],"b":{}}', b'{"a":[1]}',
+    *(b"%d" % (T + ahead) for ahead in (0, DAY - 1, DAY, DAY + 1)),
+    *(b"{%s}" % b",".join(b'"%d":%d' % (n, n) for n in range(count)) for count in (64, 65)),
+    *(b'{"a":[%s]}' % b",".join([b'"x"'] * count) for count in (256, 257)),
+    b'{"a":true,"b":-0.0,"c":"","d":[]}', b"7" * 4_000, b"-" + b"7" * 4_000,
+)  # fmt: skip
+NAMES = (
+    "v", "type", *COMMON, "user_id", "item_id", "impression_id", "title", "attributes", "shown",
+    *WHOLES, *REALS, "unknown", "",
+)  # fmt: skip
+
+
+def mutated(kind: str, random: Random) -> bytes | None:
+    """A good record of the kind, some of its parts changed, then some of its bytes."""
+    pairs = [(name, orjson.dumps(content)) for name, content in SAMPLES[kind].items()]
+    for _ in range(random.choice((0, 1, 1, 1, 2, 3))):
+        spot = random.randrange(len(pairs)) if pairs else 0
+        match random.randrange(6):
+            case 0 if pairs:
+                del pairs[spot]
+            case 1:
+                pairs.insert(spot, (random.choice(NAMES), random.choice(WORDS)))
+            case 2:
+                random.shuffle(pairs)
+            case _ if pairs:
+                pairs[spot] = (pairs[spot][0], random.choice(WORDS))
+    value = b"{" + b",".join(b'"%s":%s' % (name.encode(), word) for name, word in pairs) + b"}"
+    spot = random.randrange(len(value))
+    match random.randrange(24):
+        case 0:
+            return value[:spot]
+        case 1:
+            return value[:spot] + value[spot + 1 :]
+        case 2 | 3:
+            flipped = bytes([value[spot] ^ 1 << random.randrange(8)])
+            return value[:spot] + flipped + value[spot + 1 :]
+        case 4:
+            return value[:spot] + bytes([random.randrange(256)]) + value[spot:]
+        case 5:
+            return value + b" " * (65_536 - len(value) + random.randrange(2))
+        case 6:
+            return random.choice(WORDS)
+        case 7:
+            return None if kind not in ("user", "item") else b""
+    return value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mutated_records_get_the_contracts_reason_as_read_a_second_time(kind: str) -> None:
+    random = Random(f"mutations of {kind}")
+    values = [mutated(kind, random) for _ in range(2_000)]
+    decoded = decode([batch_of(values, kind, log_append=True)])
+    found: list[str | None] = [None] * len(values)
+    for record in decoded.bad:
+        found[record.offset] = record.reason
+    wanted = [as_the_contract_says(kind, value, T) for value in values]
+    wrong = [row for row in zip(values, found, wanted, strict=True) if row[1] != row[2]]
+    assert not wrong, (len(wrong), wrong[:3])
+    not_here = {
+        "rating": {"too_many"},
+        "click": {"too_many", "out_of_range"},
+        "impression": {"too_many"},
+        "user": {"no_value", "out_of_range"},
+        "item": {"no_value", "out_of_range"},
+    }
+    assert set(wanted) == {None, *REASONS} - not_here[kind]
 
 
 # ---- borders -----------------------------------------------------------------------------------

@@ -1,10 +1,20 @@
-"""Ids and duplicates: no two ids share a row, and a repeated event is known inside the window."""
+"""Ids and duplicates: no two ids share a row, and a repeated event is known inside the window.
+
+And what is shown of an item is what was said of it last.
+"""
+
+import re
+import resource
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consumers.settings import load
+from stream.catalog import Catalog
 from stream.duplicates import Duplicates
 from stream.errors import Inconsistent
 from stream.vocabulary import Vocabulary
@@ -49,11 +59,67 @@ def test_finding_never_creates():
     assert len(vocabulary) == 0
 
 
-def test_a_full_vocabulary_stops_and_names_the_setting():
-    vocabulary = Vocabulary("item", 2)
+@pytest.mark.parametrize("kind", ["user", "item"])
+def test_a_full_vocabulary_stops_and_names_the_setting(kind):
+    vocabulary = Vocabulary(kind, 2)
     with pytest.raises(Inconsistent) as stopped:
         vocabulary.rows(*columns([b"a", b"b", b"a", b"c"]))
-    assert "max_items" in stopped.value.remedy
+    (name,) = re.findall(r"COUNTERFLOW_\w+", stopped.value.remedy)
+    assert name == f"COUNTERFLOW_MODEL__MAX_{kind.upper()}S"
+    assert getattr(load(environ={name: "3"}).model, f"max_{kind}s") == 3
+    assert vocabulary.find(b"b") == 1 and vocabulary.find(b"c") is None
+
+
+@pytest.mark.parametrize("limit", [511, 512, 513, 5_000])
+def test_growing_and_restarting_at_every_size_find_all_ids(limit):
+    ids = [str(n).encode() for n in range(limit)]
+    never, stopped = Vocabulary("user", limit), Vocabulary("user", limit)
+    for n, id_ in enumerate(ids):
+        assert never.add(id_) == stopped.add(id_) == n
+        if n % 97 == 0 or n in (255, 256, 511, 512, 1023, 1024):
+            saved = stopped.state()
+            stopped = Vocabulary("user", limit)
+            stopped.load(saved)
+    for vocabulary in (never, stopped):
+        assert [vocabulary.find(i) for i in ids] == list(range(limit))
+        assert vocabulary.find(b"x") is None
+        with pytest.raises(Inconsistent):
+            vocabulary.add(b"x")
+    assert all(np.array_equal(a, stopped.state()[name]) for name, a in never.state().items())
+
+
+def test_a_saved_vocabulary_above_the_limit_is_loaded_whole():
+    vocabulary, smaller = Vocabulary("user", 3_000), Vocabulary("user", 10)
+    ids = [str(n).encode() for n in range(3_000)]
+    vocabulary.rows(*columns(ids))
+    smaller.load(vocabulary.state())
+    assert [smaller.find(i) for i in ids] == list(range(3_000))
+    with pytest.raises(Inconsistent):
+        smaller.add(b"x")
+
+
+def test_the_longest_ids_fill_it_and_a_longer_one_is_refused():
+    ids = [bytes([n]) * 256 for n in range(20)]
+    vocabulary = Vocabulary("user", 20)
+    rows, _ = vocabulary.rows(*columns(ids))
+    assert vocabulary.ids(rows) == ids
+    with pytest.raises(ValueError, match="257 bytes"):
+        vocabulary.add(b"x" * 257)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
+def test_a_small_stream_in_a_large_vocabulary_takes_little_memory():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    ids = [f"user-{n}".encode() for n in range(1_700)]
+    Vocabulary("user", 4_000_000).rows(*columns(ids))  # compiled from here on
+    arguments = columns(ids)
+    before = resident()
+    vocabulary = Vocabulary("user", 4_000_000)
+    vocabulary.rows(*arguments)
+    assert resident() - before < 500_000  # of the gigabyte reserved
+    assert len(vocabulary) == 1_700
 
 
 @settings(deadline=None, max_examples=200)
@@ -75,3 +141,19 @@ def test_duplicates_equal_a_plain_window_also_across_a_restart(numbers, window, 
         duplicates = Duplicates(window)
         duplicates.load(saved)
     assert found == expected
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 40), st.none() | st.integers(0, 9)), max_size=80))
+def test_a_catalog_equals_a_plain_dict_also_across_a_restart(said):
+    catalog, expected = Catalog(), {}
+    for row, year in said:
+        catalog.put(row, "t", None if year is None else {"year": year})
+        expected[row] = b'{"title":"t","attributes":{"year":%d}}' % (year or 0)
+        if year is None:
+            del expected[row]
+        again = Catalog()
+        again.load(catalog.state())
+        catalog = again
+    rows, entries = catalog.of(np.arange(60, dtype=np.int32))
+    assert dict(zip(rows.tolist(), entries, strict=True)) == expected
