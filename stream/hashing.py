@@ -2,6 +2,7 @@
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 PRIME = np.uint64(0x9E3779B97F4A7C15)
 _C1 = np.uint64(0xFF51AFD7ED558CCD)
@@ -43,3 +44,18 @@ def hash_bytes(data, at, length, seed):  # type: ignore[no-untyped-def]
             b += 1
         h = mix((h ^ word) * PRIME)
     return h
+
+
+@njit(nogil=True, cache=True)
+def _hash_many(data, at, length, seed, out):  # type: ignore[no-untyped-def]
+    for n in range(len(at)):
+        out[n] = hash_bytes(data, at[n], length[n], seed) if length[n] else np.uint64(0)
+
+
+def hash_many(
+    data: NDArray[np.uint8], at: NDArray[np.int64], length: NDArray[np.int32], seed: np.uint64
+) -> NDArray[np.uint64]:
+    """Return 64 bits of each byte range (N,); 0 for an empty one."""
+    out = np.empty(len(at), np.uint64)
+    _hash_many(data, at, length, seed, out)
+    return out

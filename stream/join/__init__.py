@@ -1,0 +1,37 @@
+"""Impressions meet their outcomes in event time: every exposure is learned once.
+
+An exposure is (impression_id, item_id) of a user; withheld items (`shown` false) are exposures too.
+What happens to one, record by record, is the same however the records are cut into polls.
+
+A click or rating joins
+    the exposure that it names, whenever it happened: the name is the producer's word. A name that
+    is not known joins nothing else, since its own impression may still come;
+    without a name, the latest open exposure of the same user and item whose window holds it
+    (exposure.ts <= outcome.ts <= exposure.ts + window), else the latest remembered one; censored
+    ones are left out, because there the item was on the screen from another exposure.
+Joined to an open shown exposure, the first outcome is learned as EXPOSED. All later ones are kept
+with the exposure but learned as if there were none: CONSUMED, FACTUAL.
+Joined to a closed exposure it is late: CORRECTION for a click after the 0, else CONSUMED, FACTUAL.
+Joined to nothing it is CONSUMED or FACTUAL at once, and waits for its impression until the
+watermark passes ts + window. A named one that comes after that is late too.
+If several wait for one impression, the first click and the last rating to arrive are taken, of the
+last 256 of the user and item.
+
+An impression is repeated when its impression_id, user and item are those of an open or remembered
+one; without an impression_id it never is. Its record still moves the watermark.
+A withheld item is censored when a shown exposure of the same user and item, open or remembered,
+lies within one window of it, before or after.
+A window closes when watermark > ts + window, after each record, the oldest (ts, arrival) first. The
+record that opens one exposure too many closes the oldest early, and the exposure that is closed
+first is forgotten first.
+
+The watermark is the lowest, over partitions, of the highest event time in each; it never falls. A
+partition whose last Kafka time lies more than `idle_ms` behind the latest one of all is left out.
+Partitions count from their first record on. Records of other kinds, or without a user or an item,
+are skipped.
+"""
+
+from stream.join.columns import Arrivals, Closed, Joined
+from stream.join.joiner import Joiner
+
+__all__ = ["Arrivals", "Closed", "Joined", "Joiner"]

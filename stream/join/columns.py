@@ -1,0 +1,131 @@
+"""The columns that go into the joiner and come out of it."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Dtypes = dict[str, type[np.generic]]
+
+ARRIVALS: Dtypes = {
+    "kind": np.int8,
+    "partition": np.int32,
+    "user": np.int32,
+    "item": np.int32,
+    "slate": np.uint64,
+    "ts_ms": np.int64,
+    "kafka_ts_ms": np.int64,
+    "value": np.float32,
+    "position": np.int32,
+    "propensity": np.float32,
+    "show_probability": np.float32,
+    "shown": np.bool_,
+}
+JOINED: Dtypes = {
+    "source": np.int32,
+    "user": np.int32,
+    "item": np.int32,
+    "outcome_is_click": np.bool_,
+    "label": np.float32,
+    "role": np.int8,
+    "propensity": np.float32,
+    "position": np.int32,
+    "ts_ms": np.int64,
+    "counts": np.bool_,
+    "slot": np.int32,
+}
+CLOSED: Dtypes = {
+    "user": np.int32,
+    "item": np.int32,
+    "shown": np.bool_,
+    "click": np.float32,
+    "rating": np.float32,
+    "propensity": np.float32,
+    "show_probability": np.float32,
+    "position": np.int32,
+    "ts_ms": np.int64,
+    "treated": np.float32,
+    "control": np.float32,
+    "predicted_by": np.int32,
+}
+
+# The same columns as the compiled code takes them.
+_tuple_of: Any = namedtuple
+ArrivalRows = _tuple_of("ArrivalRows", tuple(ARRIVALS))
+JoinedRows = _tuple_of("JoinedRows", tuple(JOINED))
+ClosedRows = _tuple_of("ClosedRows", tuple(CLOSED))
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """Records in poll order, as columns of length N."""
+
+    kind: NDArray[np.int8]  # (N,) index into KINDS
+    partition: NDArray[np.int32]  # (N,) dense number of (topic, partition)
+    user: NDArray[np.int32]  # (N,) row, -1: none
+    item: NDArray[np.int32]  # (N,) row, -1: none
+    slate: NDArray[np.uint64]  # (N,) hash of impression_id, 0: none
+    ts_ms: NDArray[np.int64]  # (N,)
+    kafka_ts_ms: NDArray[np.int64]  # (N,)
+    value: NDArray[np.float32]  # (N,) of a rating
+    position: NDArray[np.int32]  # (N,) 0: none
+    propensity: NDArray[np.float32]  # (N,) nan: not logged
+    show_probability: NDArray[np.float32]  # (N,)
+    shown: NDArray[np.bool_]  # (N,) false: withheld
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Closed windows that are not censored, in closing order, as columns of length C."""
+
+    user: NDArray[np.int32]  # (C,)
+    item: NDArray[np.int32]  # (C,)
+    shown: NDArray[np.bool_]  # (C,)
+    click: NDArray[np.float32]  # (C,) 0 or 1; nan: rated and not clicked
+    rating: NDArray[np.float32]  # (C,) nan: none
+    propensity: NDArray[np.float32]  # (C,) nan: not logged
+    show_probability: NDArray[np.float32]  # (C,)
+    position: NDArray[np.int32]  # (C,) 0: none
+    ts_ms: NDArray[np.int64]  # (C,) of the exposure
+    treated: NDArray[np.float32]  # (C,) predicted when it opened; nan: unknown
+    control: NDArray[np.float32]  # (C,) predicted when it opened; nan: unknown
+    predicted_by: NDArray[np.int32]  # (C,) the PREDICT row of the same call, -1: an earlier call
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Interactions in order, as columns of length J, and the windows that closed."""
+
+    source: NDArray[np.int32]  # (J,) index into the arrivals, -1: closed by close_all
+    user: NDArray[np.int32]  # (J,)
+    item: NDArray[np.int32]  # (J,)
+    outcome_is_click: NDArray[np.bool_]  # (J,) else a rating; true in PREDICT
+    label: NDArray[np.float32]  # (J,) 0 in PREDICT
+    role: NDArray[np.int8]  # (J,) Role
+    propensity: NDArray[np.float32]  # (J,) the exposure's; nan: not logged, or no exposure
+    position: NDArray[np.int32]  # (J,) the exposure's; 0: none
+    ts_ms: NDArray[np.int64]  # (J,) of the outcome that is learned; else of the exposure
+    counts: NDArray[np.bool_]  # (J,) an accepted click or rating, here and nowhere else
+    slot: NDArray[np.int32]  # (J,) where a PREDICT's predictions go (`Joiner.note`), else -1
+    closed: Closed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+def columns(length: int, dtypes: Dtypes) -> list[NDArray[Any]]:
+    """Return uninitialised columns."""
+    return [np.empty(length, dtype) for dtype in dtypes.values()]
+
+
+def doubled(held: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Return columns of twice the length that begin with what is held."""
+    return [np.concatenate([column, np.empty_like(column)]) for column in held]

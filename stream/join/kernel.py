@@ -1,0 +1,392 @@
+"""The rules of the join, record by record, compiled; the package's docstring states them.
+
+Nothing here looks beyond its record, so how a stream is cut into polls cannot matter.
+"""
+
+import numpy as np
+from numba import njit
+
+from stream.join.memory import (
+    CENSORED,
+    CENSORINGS,
+    CLICK,
+    CLICKED,
+    CLOSED_ROWS,
+    CORRECTED,
+    EVICTED,
+    HELD,
+    HOLDER,
+    IDLE,
+    LATE,
+    LATEST,
+    LEARNED,
+    NEVER,
+    OPEN,
+    OPEN_MAX,
+    REMEMBERED,
+    ROWS,
+    SHOWN,
+    TAKEN,
+    USED,
+    WAITED,
+    WATERMARK,
+    WINDOW,
+    ZERO,
+    bare,
+    name_place,
+    pair,
+    pair_place,
+    pop,
+    push,
+    remember,
+    take_slot,
+    wait,
+)
+from stream.roles import Role
+from stream.schemas import KINDS
+
+_RATING, _CLICK, _IMPRESSION = map(KINDS.index, ("rating", "click", "impression"))
+_FACTUAL, _EXPOSED, _CONTROL = int(Role.FACTUAL), int(Role.EXPOSED), int(Role.CONTROL)
+_CONSUMED, _CORRECTION = int(Role.CONSUMED), int(Role.CORRECTION)
+_PREDICT, _CLOSED = int(Role.PREDICT), int(Role.CLOSED)
+LOOK = 256  # waiting outcomes that one impression looks at: a user may repeat a click for ever
+_NAN = np.float32(np.nan)
+ROOM = 2  # rows that one record may need before its closings: PREDICT, EXPOSED
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _emit(m, j, source, user, item, is_click, label, role, propensity, position, ts, counts, slot):  # type: ignore[no-untyped-def]
+    row = m.counts[ROWS]
+    m.counts[ROWS] += 1
+    j.source[row] = source
+    j.user[row] = user
+    j.item[row] = item
+    j.outcome_is_click[row] = is_click
+    j.label[row] = label
+    j.role[row] = role
+    j.propensity[row] = propensity
+    j.position[row] = position
+    j.ts_ms[row] = ts
+    j.counts[row] = counts
+    j.slot[row] = slot
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _advance(m, partition, ts, kafka_ts):  # type: ignore[no-untyped-def]
+    """The watermark knows of the record.
+
+    It can only have moved when the partition that holds it rose or fell idle: the others' minimum
+    is not below the holder's, and one that comes back lower moves nothing.
+    """
+    n = m.counts
+    raised = ts > m.high[partition]
+    if raised:
+        m.high[partition] = ts
+    m.last[partition] = max(m.last[partition], kafka_ts)
+    n[LATEST] = max(n[LATEST], kafka_ts)
+    holder = n[HOLDER]
+    if holder >= 0 and n[LATEST] - m.last[holder] <= n[IDLE]:
+        if holder != partition or not raised:
+            return
+    lowest = np.int64(0)
+    holder = -1
+    for p in range(len(m.high)):
+        if m.last[p] == NEVER or n[LATEST] - m.last[p] > n[IDLE]:
+            continue
+        if holder < 0 or m.high[p] < lowest:
+            lowest = m.high[p]
+            holder = p
+    n[HOLDER] = holder
+    n[WATERMARK] = max(n[WATERMARK], lowest)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def close_oldest(m, j, c, source):  # type: ignore[no-untyped-def]
+    """The oldest open exposure is closed, told and remembered."""
+    slot = pop(m)
+    e = m.slots[slot]
+    shown = e.marks & SHOWN != 0
+    clicked = e.marks & CLICKED != 0
+    rated = not np.isnan(e.rating)
+    click = np.float32(1) if clicked else (_NAN if rated else np.float32(0))
+    if shown or e.marks & CENSORED == 0:
+        role = _CONTROL
+        if shown:
+            role = _CLOSED if rated or e.marks & LEARNED else _EXPOSED
+        is_click = clicked or not rated
+        _emit(
+            m, j, source, e.user, e.item, is_click, click if is_click else e.rating, role,
+            e.propensity, e.position, e.ts_ms, False, -1,
+        )  # fmt: skip
+        row = m.counts[CLOSED_ROWS]
+        m.counts[CLOSED_ROWS] += 1
+        c.user[row] = e.user
+        c.item[row] = e.item
+        c.shown[row] = shown
+        c.click[row] = click
+        c.rating[row] = e.rating
+        c.propensity[row] = e.propensity
+        c.show_probability[row] = e.show_probability
+        c.position[row] = e.position
+        c.ts_ms[row] = e.ts_ms
+        c.treated[row] = e.treated
+        c.control[row] = e.control
+        c.predicted_by[row] = e.predicted_by
+        if role == _EXPOSED:
+            e.marks |= ZERO
+    e.marks &= ~OPEN
+    remember(m, slot)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _exposure_of(m, user, item, slate, ts):  # type: ignore[no-untyped-def]
+    """Return the slot of the exposure that an outcome joins, -1 if there is none."""
+    if m.counts[HELD] + m.counts[REMEMBERED] == 0:
+        return -1
+    if slate != 0:
+        return m.by_name[name_place(m, user, item, slate)] - 1
+    found = -1
+    slot = m.by_pair[pair_place(m, user, item)] - 1
+    while slot >= 0 and m.slots[slot].ts_ms > ts:
+        slot = m.slots[slot].older
+    while slot >= 0 and m.slots[slot].ts_ms >= ts - m.counts[WINDOW]:
+        e = m.slots[slot]
+        if e.marks & CENSORED == 0:
+            if e.marks & OPEN:
+                return slot
+            if found < 0:
+                found = slot
+        slot = e.older
+    return found
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _outcome(m, a, i, j):  # type: ignore[no-untyped-def]
+    """A click or rating is told, and kept with its exposure or waits for one."""
+    user, item, slate, ts = a.user[i], a.item[i], a.slate[i], a.ts_ms[i]
+    is_click = a.kind[i] == _CLICK
+    label = np.float32(1) if is_click else a.value[i]
+    role = _CONSUMED if is_click else _FACTUAL
+    propensity, position = _NAN, np.int32(0)
+    slot = _exposure_of(m, user, item, slate, ts)
+    if slot < 0:
+        if m.counts[WATERMARK] <= ts + m.counts[WINDOW]:
+            wait(m, user, item, slate, ts, label, CLICK if is_click else 0)
+        elif slate != 0:
+            m.counts[LATE] += 1
+    else:
+        e = m.slots[slot]
+        if e.marks & OPEN == 0:
+            m.counts[LATE] += 1
+            if is_click and e.marks & ZERO:
+                e.marks &= ~ZERO
+                m.counts[CORRECTED] += 1
+                role = _CORRECTION
+        else:
+            if e.marks & SHOWN and not e.marks & LEARNED:
+                e.marks |= LEARNED
+                role = _EXPOSED
+            if is_click:
+                e.marks |= CLICKED
+            else:
+                e.rating = label
+        if role == _EXPOSED or role == _CORRECTION:
+            propensity, position = e.propensity, e.position
+    _emit(m, j, i, user, item, is_click, label, role, propensity, position, ts, True, -1)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _censor(m, slot):  # type: ignore[no-untyped-def]
+    e = m.slots[slot]
+    if e.marks & (SHOWN | CENSORED) == 0:
+        e.marks |= CENSORED
+        if e.marks & OPEN:
+            m.counts[CENSORINGS] += 1
+
+
+@njit(nogil=True, cache=True, inline="always")
+def link(m, slot):  # type: ignore[no-untyped-def]
+    """The exposure stands in its pair's list by (ts, arrival), and in both indexes.
+
+    What is withheld within a window of what is shown is censored. Going back may stop at a shown
+    one, which censored whatever lies behind it and near enough; and for a withheld one at another
+    that is not censored, since whatever would censor this one would have censored that.
+    """
+    e = m.slots[slot]
+    shown = e.marks & SHOWN
+    place = pair_place(m, e.user, e.item)
+    newer, older = -1, m.by_pair[place] - 1
+    while older >= 0 and m.slots[older].ts_ms > e.ts_ms:
+        if m.slots[older].ts_ms <= e.ts_ms + m.counts[WINDOW]:
+            if shown:
+                _censor(m, older)
+            elif m.slots[older].marks & SHOWN:
+                _censor(m, slot)
+        newer, older = older, m.slots[older].older
+    e.newer, e.older = newer, older
+    if older >= 0:
+        m.slots[older].newer = slot
+    if newer >= 0:
+        m.slots[newer].older = slot
+    else:
+        m.by_pair[place] = slot + 1
+    if e.slate != 0:
+        m.by_name[name_place(m, e.user, e.item, e.slate)] = slot + 1
+    while older >= 0 and m.slots[older].ts_ms >= e.ts_ms - m.counts[WINDOW]:
+        marks = m.slots[older].marks
+        if marks & SHOWN:
+            if not shown:
+                _censor(m, slot)
+            break
+        if shown:
+            _censor(m, older)
+        elif marks & CENSORED == 0:
+            break
+        older = m.slots[older].older
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _gather(m, slot):  # type: ignore[no-untyped-def]
+    """The exposure has the outcomes that waited for it; return its first click's time, or -1."""
+    e = m.slots[slot]
+    click_ts = np.int64(-1)
+    size = len(m.waiting)
+    at = m.buckets[np.int64(pair(e.user, e.item) & np.uint64(len(m.buckets) - 1))]
+    for _ in range(LOOK):
+        if at <= max(0, m.counts[WAITED] - size):
+            break
+        w = m.waiting[(at - 1) % size]
+        at = w.before
+        if w.user != e.user or w.item != e.item or w.marks & TAKEN:
+            continue
+        if m.counts[WATERMARK] > w.ts_ms + m.counts[WINDOW]:
+            continue
+        if w.slate != 0:
+            if w.slate != e.slate:
+                continue
+        elif w.ts_ms < e.ts_ms or w.ts_ms > e.ts_ms + m.counts[WINDOW]:
+            continue
+        w.marks |= TAKEN
+        if w.marks & CLICK:
+            e.marks |= CLICKED
+            click_ts = w.ts_ms
+        elif np.isnan(e.rating):
+            e.rating = w.value
+    return click_ts
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _impression(m, a, i, j):  # type: ignore[no-untyped-def]
+    """The exposure is open and told, and what waited for it is joined; a repeated one is not."""
+    user, item, slate, ts = a.user[i], a.item[i], a.slate[i], a.ts_ms[i]
+    if slate != 0 and m.by_name[name_place(m, user, item, slate)] != 0:
+        return
+    propensity, position = a.propensity[i], a.position[i]
+    row = m.counts[ROWS]
+    _emit(m, j, i, user, item, True, np.float32(0), _PREDICT, propensity, position, ts, False, -1)
+    slot = take_slot(m)
+    j.slot[row] = slot
+    e = m.slots[slot]
+    e.slate = slate
+    e.ts_ms = ts
+    e.user = user
+    e.item = item
+    e.position = position
+    e.propensity = propensity
+    e.show_probability = a.show_probability[i]
+    e.rating = e.treated = e.control = _NAN
+    e.predicted_by = row
+    e.marks = OPEN | SHOWN if a.shown[i] else OPEN
+    link(m, slot)
+    push(m, slot)
+    if m.counts[WAITED] == 0:
+        return
+    click_ts = _gather(m, slot)
+    if a.shown[i] and click_ts >= 0:
+        e.marks |= LEARNED
+        _emit(
+            m, j, i, user, item, True, np.float32(1), _EXPOSED, propensity, position, click_ts,
+            False, -1,
+        )  # fmt: skip
+
+
+@njit(nogil=True, cache=True)
+def join(m, a, j, c, begin, handled):  # type: ignore[no-untyped-def]
+    """Join the records from `begin` on, which is `handled` but for its closings.
+
+    Returns the next record and whether it is handled; it stops early when rows run out.
+    """
+    m, a, j, c = bare(m), bare(a), bare(j), bare(c)
+    n = m.counts
+    for i in range(begin, len(a.kind)):
+        if not handled:
+            if n[ROWS] + ROOM > len(j.source):
+                return i, False
+            kind = a.kind[i]
+            if a.user[i] < 0 or a.item[i] < 0:
+                continue
+            if kind == _RATING or kind == _CLICK:
+                _outcome(m, a, i, j)
+            elif kind == _IMPRESSION:
+                _impression(m, a, i, j)
+            else:
+                continue
+            _advance(m, a.partition[i], a.ts_ms[i], a.kafka_ts_ms[i])
+        handled = False
+        while n[HELD] > 0:
+            over = n[WATERMARK] > m.heap[0].ts_ms + n[WINDOW]
+            if not over and n[HELD] <= n[OPEN_MAX]:
+                break
+            if n[ROWS] == len(j.source) or n[CLOSED_ROWS] == len(c.user):
+                return i, True
+            if not over:
+                n[EVICTED] += 1
+            close_oldest(m, j, c, i)
+    return len(a.kind), False
+
+
+@njit(nogil=True, cache=True)
+def close_all(m, j, c):  # type: ignore[no-untyped-def]
+    """All open exposures are closed."""
+    m, j, c = bare(m), bare(j), bare(c)
+    while m.counts[HELD] > 0:
+        close_oldest(m, j, c, -1)
+
+
+@njit(nogil=True, cache=True)
+def note(m, slot, treated, control):  # type: ignore[no-untyped-def]
+    """The slots hold their predictions; of two in one slot, the later."""
+    for row in range(len(slot)):
+        if slot[row] >= 0:
+            m.slots[slot[row]].treated = treated[row]
+            m.slots[slot[row]].control = control[row]
+
+
+@njit(nogil=True, cache=True)
+def settle(m, slot):  # type: ignore[no-untyped-def]
+    """No slot points at a row of the call that ends."""
+    for row in range(len(slot)):
+        if slot[row] >= 0:
+            m.slots[slot[row]].predicted_by = -1
+
+
+@njit(nogil=True, cache=True)
+def restore(m, remembered, opened, waiting):  # type: ignore[no-untyped-def]
+    """The first slots, remembered ones before open ones, and waiting outcomes are in use.
+
+    In closing order they come back to the very lists they stood in: at one time, what was closed
+    had arrived before what is open.
+    """
+    m = bare(m)
+    m.counts[USED] = remembered + opened
+    for slot in range(remembered + opened):
+        e = m.slots[slot]
+        e.predicted_by = -1
+        link(m, slot)
+        if slot < remembered:
+            remember(m, slot)
+        else:
+            push(m, slot)
+    for row in range(waiting):
+        w = m.waiting[row]
+        wait(m, w.user, w.item, w.slate, w.ts_ms, w.value, w.marks)

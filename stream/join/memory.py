@@ -1,0 +1,290 @@
+"""The joiner's memory: a fixed number of packed rows, found by two indexes, closed by a heap.
+
+    slots      one cache line an exposure, open or remembered; free ones are chained by `older`
+    by_pair    (user, item) -> the newest exposure of a doubly linked list, by (ts, arrival)
+    by_name    (user, item, slate) -> the exposure
+    heap       open exposures by (ts, arrival)
+    ring       remembered exposures in closing order
+    waiting    ring of outcomes without an exposure; `before` chains those of one bucket
+    buckets    hash of (user, item) -> sequence number + 1 of the newest waiting outcome
+
+The indexes are open-addressing tables of slot + 1 (0: free) with linear probing and no tombstones.
+The chains of `waiting` need no removal: they run from new to old, so that the first sequence
+number that the ring has overwritten ends them.
+"""
+
+import importlib
+from collections import namedtuple
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numba.extending import intrinsic
+
+from stream.hashing import mix
+from stream.memory import reserve
+
+cgutils: Any = importlib.import_module("numba.core.cgutils")  # it has no types
+
+EXPOSURE = np.dtype(
+    [
+        ("slate", np.uint64),
+        ("ts_ms", np.int64),
+        ("user", np.int32),
+        ("item", np.int32),
+        ("newer", np.int32),
+        ("older", np.int32),
+        ("position", np.int32),
+        ("propensity", np.float32),
+        ("show_probability", np.float32),
+        ("rating", np.float32),  # nan: none
+        ("treated", np.float32),
+        ("control", np.float32),
+        ("predicted_by", np.int32),
+        ("marks", np.int32),
+    ]
+)  # 64 bytes
+OPEN, SHOWN, LEARNED, CLICKED, CENSORED, ZERO = 1, 2, 4, 8, 16, 32  # ZERO: its 0 was learned
+
+WAITING = np.dtype(
+    [
+        ("slate", np.uint64),
+        ("ts_ms", np.int64),
+        ("before", np.int64),
+        ("user", np.int32),
+        ("item", np.int32),
+        ("value", np.float32),
+        ("marks", np.int32),
+    ]
+)
+CLICK, TAKEN = 1, 2
+
+CLOSING = np.dtype([("ts_ms", np.int64), ("arrival", np.int64), ("slot", np.int64)])
+
+# `counts`: what there is once
+(
+    WINDOW, IDLE, OPEN_MAX, WATERMARK, LATEST, HOLDER, OPENED, HELD, USED, FREE, FIRST, REMEMBERED,
+    WAITED, LATE, CORRECTED, CENSORINGS, EVICTED, ROWS, CLOSED_ROWS,
+) = range(19)  # fmt: skip
+NEVER = np.iinfo(np.int64).min
+
+_tuple_of: Any = namedtuple
+Memory = _tuple_of(
+    "Memory",
+    "slots by_pair by_name heap ring waiting buckets high last counts",
+)
+_32, _ONE = np.uint64(32), np.uint64(1)
+
+
+def allot(open_max: int, pending_max: int, closed_max: int) -> Any:
+    """Return an empty Memory of these bounds, committed as it is touched."""
+    slots = open_max + 1 + closed_max  # 1: the exposure too many, until the oldest has closed
+    table = 1 << max(10, (2 * slots - 1).bit_length())
+    counts = np.zeros(19, np.int64)
+    counts[OPEN_MAX], counts[HOLDER] = open_max, -1
+    counts[WATERMARK] = counts[LATEST] = NEVER
+
+    def vector(length: int, dtype: Any) -> Any:
+        return reserve(length, 1, dtype)[:, 0]
+
+    return Memory(
+        vector(slots, EXPOSURE),
+        vector(table, np.int32),
+        vector(table, np.int32),
+        vector(open_max + 1, CLOSING),
+        vector(closed_max, np.int32),
+        vector(pending_max, WAITING),
+        vector(1 << max(10, (pending_max - 1).bit_length()), np.int64),
+        np.zeros(0, np.int64),
+        np.zeros(0, np.int64),
+        counts,
+    )
+
+
+def _bare(typing: Any, rows: Any) -> Any:
+    """Return the named tuple of arrays without their owners, which outlive the call.
+
+    Nobody then counts the references of an array each time it is named: that took most of the time.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out = args[0]
+        for at, array in enumerate(rows.types):
+            view = context.make_array(array)(context, builder, builder.extract_value(out, at))
+            view.meminfo = cgutils.get_null_value(view.meminfo.type)
+            view.parent = cgutils.get_null_value(view.parent.type)
+            out = builder.insert_value(out, view._getvalue(), at)  # noqa: SLF001 numba's only way
+        return out
+
+    return rows(rows), code
+
+
+bare: Any = intrinsic(_bare)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def pair(user, item):  # type: ignore[no-untyped-def]
+    """Return 64 bits of a user and an item."""
+    return mix((np.uint64(user) << _32 | np.uint64(item)) + _ONE)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _home(m, slot, named, mask):  # type: ignore[no-untyped-def]
+    e = m.slots[slot]
+    h = pair(e.user, e.item)
+    if named:
+        h = mix(h ^ e.slate)
+    return np.int64(h & np.uint64(mask))
+
+
+@njit(nogil=True, cache=True, inline="always")
+def pair_place(m, user, item):  # type: ignore[no-untyped-def]
+    """Return the place in `by_pair` that holds the pair's newest exposure, or where it belongs."""
+    mask = len(m.by_pair) - 1
+    at = np.int64(pair(user, item) & np.uint64(mask))
+    while m.by_pair[at] != 0:
+        e = m.slots[m.by_pair[at] - 1]
+        if e.user == user and e.item == item:
+            return at
+        at = (at + 1) & mask
+    return at
+
+
+@njit(nogil=True, cache=True, inline="always")
+def name_place(m, user, item, slate):  # type: ignore[no-untyped-def]
+    """Return the place in `by_name` that holds the exposure, or where it belongs."""
+    mask = len(m.by_name) - 1
+    at = np.int64(mix(pair(user, item) ^ slate) & np.uint64(mask))
+    while m.by_name[at] != 0:
+        e = m.slots[m.by_name[at] - 1]
+        if e.slate == slate and e.user == user and e.item == item:
+            return at
+        at = (at + 1) & mask
+    return at
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _empty(m, table, hole, named):  # type: ignore[no-untyped-def]
+    """Take what stands in a place out of an index, closing the gap."""
+    mask = len(table) - 1
+    at = hole
+    while True:
+        at = (at + 1) & mask
+        if table[at] == 0:
+            break
+        home = _home(m, table[at] - 1, named, mask)
+        if ((at - home) & mask) >= ((at - hole) & mask):
+            table[hole] = table[at]
+            hole = at
+    table[hole] = 0
+
+
+@njit(nogil=True, cache=True, inline="always")
+def take_slot(m):  # type: ignore[no-untyped-def]
+    """Return a slot that is free no more."""
+    slot = m.counts[FREE] - 1
+    if slot < 0:
+        slot = m.counts[USED]
+        m.counts[USED] += 1
+    else:
+        m.counts[FREE] = m.slots[slot].older + 1
+    return slot
+
+
+@njit(nogil=True, cache=True, inline="always")
+def forget(m, slot):  # type: ignore[no-untyped-def]
+    """The exposure is in no index and no list, and its slot is free."""
+    e = m.slots[slot]
+    if e.older >= 0:
+        m.slots[e.older].newer = e.newer
+    if e.newer >= 0:
+        m.slots[e.newer].older = e.older
+    else:
+        at = pair_place(m, e.user, e.item)
+        if e.older >= 0:
+            m.by_pair[at] = e.older + 1
+        else:
+            _empty(m, m.by_pair, at, False)
+    if e.slate != 0:
+        _empty(m, m.by_name, name_place(m, e.user, e.item, e.slate), True)
+    e.older = m.counts[FREE] - 1
+    m.counts[FREE] = slot + 1
+
+
+@njit(nogil=True, cache=True, inline="always")
+def remember(m, slot):  # type: ignore[no-untyped-def]
+    """The exposure is the newest remembered one; the oldest makes room."""
+    size = len(m.ring)
+    if m.counts[REMEMBERED] == size:
+        forget(m, m.ring[m.counts[FIRST]])
+        m.counts[FIRST] = (m.counts[FIRST] + 1) % size
+        m.counts[REMEMBERED] -= 1
+    m.ring[(m.counts[FIRST] + m.counts[REMEMBERED]) % size] = slot
+    m.counts[REMEMBERED] += 1
+
+
+@njit(nogil=True, cache=True, inline="always")
+def push(m, slot):  # type: ignore[no-untyped-def]
+    """The exposure is in the heap, after all that came before it at its time."""
+    ts = m.slots[slot].ts_ms
+    at = m.counts[HELD]
+    while at > 0:
+        up = (at - 1) >> 1
+        if m.heap[up].ts_ms <= ts:
+            break
+        m.heap[at] = m.heap[up]
+        at = up
+    top = m.heap[at]
+    top.ts_ms = ts
+    top.arrival = m.counts[OPENED]
+    top.slot = slot
+    m.counts[OPENED] += 1
+    m.counts[HELD] += 1
+
+
+@njit(nogil=True, cache=True, inline="always")
+def pop(m):  # type: ignore[no-untyped-def]
+    """Return the slot of the oldest open exposure, which is out of the heap."""
+    slot = m.heap[0].slot
+    m.counts[HELD] -= 1
+    n = m.counts[HELD]
+    if n == 0:
+        return slot
+    ts, arrival, moved = m.heap[n].ts_ms, m.heap[n].arrival, m.heap[n].slot
+    at = 0
+    while True:
+        down = 2 * at + 1
+        if down >= n:
+            break
+        a = m.heap[down]
+        if down + 1 < n:
+            b = m.heap[down + 1]
+            if b.ts_ms < a.ts_ms or (b.ts_ms == a.ts_ms and b.arrival < a.arrival):
+                down += 1
+                a = b
+        if ts < a.ts_ms or (ts == a.ts_ms and arrival < a.arrival):
+            break
+        m.heap[at] = m.heap[down]
+        at = down
+    last = m.heap[at]
+    last.ts_ms = ts
+    last.arrival = arrival
+    last.slot = moved
+    return slot
+
+
+@njit(nogil=True, cache=True, inline="always")
+def wait(m, user, item, slate, ts, value, marks):  # type: ignore[no-untyped-def]
+    """The outcome waits for its exposure; the oldest makes room."""
+    at = m.counts[WAITED] % len(m.waiting)
+    bucket = np.int64(pair(user, item) & np.uint64(len(m.buckets) - 1))
+    w = m.waiting[at]
+    w.slate = slate
+    w.ts_ms = ts
+    w.before = m.buckets[bucket]
+    w.user = user
+    w.item = item
+    w.value = value
+    w.marks = marks
+    m.counts[WAITED] += 1
+    m.buckets[bucket] = m.counts[WAITED]
