@@ -1,0 +1,143 @@
+"""A latent trait that decides both what is seen and how it ends."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.worlds.base import (
+    BLOCK,
+    Block,
+    Floats,
+    Interactions,
+    Truth,
+    World,
+    by_item,
+    interactions,
+    logistic,
+    times,
+)
+
+
+@dataclass(frozen=True)
+class Confounded(World):
+    """Each user has a latent Z; half of the decisions are windows, half are ratings unasked.
+
+    Windows: e = sigmoid(push Z) is shown, P(click | shown) = sigmoid(base + lift + pull Z), and
+    without lift if withheld: shown minus withheld exaggerates the effect unless e is used.
+    Ratings: item i is rated with probability in proportion to exp(push Z r_i), with the value
+    3 + taste_i + pull Z r_i / 2 + noise: what is rated is liked more than what is not.
+    With `logged` false, neither probability is in the events.
+    """
+
+    name: ClassVar[str] = "confounded"
+    users: int = 400
+    items: int = 40
+    push: float = 1.0
+    pull: float = 0.8
+    base: float = -1.0
+    lift: float = 0.5
+    noise: float = 0.3  # half the width of the ratings' uniform noise
+    logged: bool = True
+
+    @cached_property
+    def latent(self) -> Floats:
+        """Return Z (users,), within two standard deviations so that ratings stay on their scale."""
+        drawn: Floats = self.draws(-1).normal(size=self.users).clip(-2, 2)
+        return drawn
+
+    @cached_property
+    def response(self) -> Floats:
+        """Return r (items,): which way an item answers to Z."""
+        return np.where(np.arange(self.items) % 2, 1.0, -1.0)
+
+    @cached_property
+    def taste(self) -> Floats:
+        """Return the items' mean ratings (items,), less 3."""
+        return self.draws(-1, 1).uniform(-0.5, 0.5, self.items)
+
+    @cached_property
+    def selection(self) -> Floats:
+        """Return the probabilities (users, items) that a rating of the user is of the item."""
+        odds = np.exp(self.push * self.latent[:, None] * self.response)
+        out: Floats = odds / odds.sum(1, keepdims=True)
+        return out
+
+    @cached_property
+    def mean(self) -> Floats:
+        """Return the expected ratings (users, items)."""
+        trait = self.pull / 2 * self.latent[:, None] * self.response
+        out: Floats = 3 + self.taste + trait
+        return out
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield windows and ratings by turns."""
+        for number in count():
+            rng = self.draws(number)
+            user = rng.integers(self.users, size=BLOCK)
+            yield Block([], self._decided(rng, number, user))
+
+    def _decided(
+        self,
+        rng: np.random.Generator,
+        number: int,
+        user: NDArray[np.int64],
+    ) -> Interactions:
+        window = np.arange(BLOCK) % 2 == 0
+        chosen = (rng.random((BLOCK, 1)) > self.selection.cumsum(1)[user]).sum(1)
+        item = np.where(
+            window, rng.integers(self.items, size=BLOCK), np.minimum(chosen, self.items - 1)
+        )
+        show = self.show[user]
+        shown = rng.random(BLOCK) < show
+        treated, control = self.treated[user], self.control[user]
+        click = rng.random(BLOCK) < np.where(shown, treated, control)
+        value = self.mean[user, item] + rng.uniform(-self.noise, self.noise, BLOCK)
+        none = np.nan
+        return interactions(
+            user,
+            item,
+            times(number),
+            slate=np.where(window, number * BLOCK + np.arange(BLOCK), -1),
+            position=window,
+            show_probability=np.where(window & self.logged, show, none),
+            propensity=np.where(window & shown & self.logged, show / self.items, none),
+            shown=shown | ~window,
+            click=click & window,
+            rating=np.where(window, none, value),
+            treated=np.where(window, treated, self.mean[user, item]),
+            control=np.where(window, control, none),
+        )
+
+    @cached_property
+    def show(self) -> Floats:
+        """Return e (users,), the probability of showing."""
+        return logistic(self.push * self.latent)
+
+    @cached_property
+    def treated(self) -> Floats:
+        """Return the click probabilities (users,) if shown."""
+        return logistic(self.base + self.lift + self.pull * self.latent)
+
+    @cached_property
+    def control(self) -> Floats:
+        """Return the click probabilities (users,) if withheld."""
+        return logistic(self.base + self.pull * self.latent)
+
+    @property
+    def truth(self) -> Truth:
+        """Return the average effect and the mean ratings, and what ignoring Z would say instead."""
+        e = self.show
+        seen = (self.selection * self.mean).sum(0) / self.selection.sum(0)
+        return {
+            "average_effect_of_windows": float((self.treated - self.control).mean()),
+            "naive_difference": float(
+                (e @ self.treated) / e.sum() - ((1 - e) @ self.control) / (1 - e).sum()
+            ),
+            "mean_rating": by_item(self.mean.mean(0)),
+            "mean_rating_of_the_rated": by_item(seen),
+        }
