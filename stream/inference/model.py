@@ -1,0 +1,158 @@
+"""What the trainer says of its model, as the formulas need it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Link = Literal["identity", "logit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One outcome of the model: its place in the rows, its link and its scale."""
+
+    index: int
+    name: str
+    link: Link
+    low: float
+    high: float
+    residual_sd: float | None
+
+    def inverse(self, eta: Floats) -> Floats:
+        """Return the expected outcome: a probability, or a value within the scale."""
+        if self.link == "logit":
+            return np.asarray(1.0 / (1.0 + np.exp(-np.clip(eta, -60.0, 60.0))), eta.dtype)
+        return np.clip(eta, self.low, self.high)
+
+    def forward(self, mean: Floats) -> Floats:
+        """Return the link of an expected outcome; of a probability, one inside (0, 1)."""
+        if self.link == "logit":
+            safe = np.clip(mean, 1e-12, 1.0 - 1e-12)
+            return np.asarray(np.log(safe) - np.log1p(-safe), mean.dtype)
+        return mean
+
+    def slope(self, mean: Floats) -> Floats:
+        """Return d mean / d eta, the delta method's factor."""
+        return mean * (1.0 - mean) if self.link == "logit" else np.ones_like(mean)
+
+    def unit(self, mean: Floats) -> Floats:
+        """Return the expected outcome as a share of its scale, within [0, 1]."""
+        return (mean - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """The average effect of showing: its estimate, 95 % interval, and how many of either arm."""
+
+    value: float
+    interval: tuple[float, float] | None
+    shown: int
+    withheld: int
+
+
+@dataclass(frozen=True, slots=True)
+class PathFit:
+    """The regression of an outcome on the paths of its score: whose names, and beta's spread."""
+
+    names: tuple[str, ...]
+    covariance: Floats  # (p, p)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The published model; `causal` is false where its rows hold the plain outcome only."""
+
+    outcomes: Mapping[str, Outcome]
+    factors: int
+    causal: bool
+    kappa: Floats  # (Y,)
+    popularity_mean: Floats  # (Y,)
+    alpha: Floats  # (Y,)
+    theta: Floats  # (K,) chance that place k is looked at, relative to the first
+    scale: Floats  # (H,) of the exposure heads' probability
+    shift: Floats  # (H,)
+    controls: int | None
+    averages: Mapping[str, Average]
+    fits: Mapping[str, PathFit]
+    max_links: int
+
+    @property
+    def heads(self) -> int:
+        """How many exposure heads the rows hold: self-selection, then the policy."""
+        return len(self.scale)
+
+    @property
+    def learned_heads(self) -> NDArray[np.intp]:
+        """The heads that have learned something; a scale of 0 says that one has not."""
+        return np.flatnonzero(np.isfinite(self.scale) & (self.scale != 0.0))
+
+    def has_control(self, outcome: Outcome) -> bool:
+        """Return whether control outcomes of this outcome were learned."""
+        if not self.causal or self.controls == 0:
+            return False
+        if outcome.name in self.averages:
+            return self.averages[outcome.name].withheld > 0
+        return not self.averages and bool(self.controls)
+
+
+def parse(model: Mapping[str, Any]) -> Model:
+    """Return the published JSON as a Model; what it does not say is neutral (no path, no head).
+
+    Raises KeyError, TypeError or ValueError when `outcomes`, `factors` or `rows` are not there.
+    """
+    spread = model.get("residual_sd") or {}
+    outcomes = {
+        declared["name"]: Outcome(
+            index=index,
+            name=declared["name"],
+            link=_link(declared.get("link", "identity")),
+            low=float(declared.get("low", 0.0)),
+            high=float(declared.get("high", 1.0)),
+            residual_sd=spread.get(declared["name"]),
+        )
+        for index, declared in enumerate(model["outcomes"])
+    }
+    none = np.zeros(len(outcomes))
+    exposure = model.get("exposure") or {}
+    heads = int(model["rows"]["item"][0]) - 2 * len(outcomes) - 2
+    unlearned = np.zeros(max(heads, 0))
+    return Model(
+        outcomes=outcomes,
+        factors=int(model["factors"]),
+        causal=heads > 0,
+        kappa=np.asarray(model.get("kappa") or none, float),
+        popularity_mean=np.asarray(model.get("popularity_mean") or none, float),
+        alpha=np.asarray(model.get("alpha") or none, float),
+        theta=np.asarray(model.get("theta") or [1.0], float),
+        scale=np.asarray(exposure.get("scale") or unlearned, float),
+        shift=np.asarray(exposure.get("shift") or unlearned, float),
+        controls=model.get("controls"),
+        averages={n: _average(v) for n, v in (model.get("effects") or {}).items()},
+        fits={n: _fit(v) for n, v in (model.get("paths") or {}).items() if v.get("covariance")},
+        max_links=int(model.get("max_links") or 2**31),
+    )
+
+
+def _link(said: str) -> Link:
+    if said not in ("identity", "logit"):
+        raise ValueError(f"no link {said}")
+    return cast(Link, said)
+
+
+def _average(said: Mapping[str, Any]) -> Average:
+    value, bounds = said.get("value"), said.get("interval")
+    known = bounds is not None and all(b is not None for b in bounds)
+    return Average(
+        value=float("nan") if value is None else float(value),
+        interval=(float(bounds[0]), float(bounds[1])) if bounds is not None and known else None,
+        shown=int(said.get("shown") or 0),
+        withheld=int(said.get("withheld") or 0),
+    )
+
+
+def _fit(said: Mapping[str, Any]) -> PathFit:
+    return PathFit(tuple(said["names"]), np.asarray(said["covariance"], float))

@@ -1,0 +1,157 @@
+"""The paths of a score, and the expected outcome in a world.
+
+    eta = base + a_u + c_i + g_u . h_i + kappa (q_i - mean q) + alpha (s_u . t_i)
+    shown at place k:   theta_k link^-1(eta)
+    withheld:           link^-1(base0 + a0_u + c0_i + g_u . h0_i)
+
+theta is the examination of the position-based model (Craswell et al., WSDM 2008, "An experimental
+comparison of click position-bias models", section 3): it acts on clicks, and theta_1 = 1.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stream.inference.attributes import Shift
+from stream.inference.model import Floats
+from stream.inference.rows import Pairs
+
+SELF_SELECTION, POLICY = 0, 1  # the exposure heads: what users choose, what rankings show
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Where items are shown, and what of them is set.
+
+    `cut` leaves popularity and confounder out of the score: what an item is worth if shown. A
+    popularity that is set counts all the same.
+    """
+
+    position: int = 1
+    popularity: float | None = None  # a count of clicks and ratings; None: as it is
+    shift: Shift | None = None  # what other attributes would change
+    cut: bool = False
+
+
+AS_IT_IS = World()
+IF_SHOWN = World(cut=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The terms of the score on the link scale; they add up."""
+
+    base: float
+    user: float
+    item: Floats  # (n,)
+    match: Floats  # (n,)
+    popularity: Floats  # (n,)
+    confounder: Floats  # (n,)
+
+    @property
+    def eta(self) -> Floats:
+        """Return their sum (n,)."""
+        return self.item + self.match + self.popularity + self.confounder + (self.base + self.user)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """n pairs in one world: the link-scale score, and what is expected of it."""
+
+    eta: Floats  # (n,)
+    theta: float
+    mean: Floats  # (n,) theta link^-1(eta)
+    slope: Floats  # (n,) d mean / d eta
+    paths: Paths | None  # of eta; None: withheld
+
+
+def paths(pairs: Pairs, world: World = AS_IT_IS) -> Paths:
+    """Return the terms of the score if shown in this world."""
+    model, column = pairs.model, pairs.treated
+    nothing = np.zeros(len(pairs), pairs.items.bias.dtype)
+    confounded = not world.cut and model.alpha[column] != 0.0
+    item = pairs.items.bias[:, column]
+    return Paths(
+        base=float(pairs.globals_[column]),
+        user=float(pairs.user.bias[column]),
+        item=item if world.shift is None else item + world.shift.shown,
+        match=pairs.h @ pairs.g,
+        popularity=_popularity(pairs, world, nothing),
+        confounder=float(model.alpha[column]) * (pairs.t @ pairs.s) if confounded else nothing,
+    )
+
+
+def _popularity(pairs: Pairs, world: World, nothing: Floats) -> Floats:
+    model, column = pairs.model, pairs.treated
+    if not model.causal or model.kappa[column] == 0.0:
+        return nothing
+    if world.popularity is not None:
+        q: Floats = nothing + np.log1p(world.popularity).astype(nothing.dtype)
+    elif world.cut:
+        return nothing
+    else:
+        q = pairs.q
+    return np.asarray(model.kappa[column] * (q - model.popularity_mean[column]), nothing.dtype)
+
+
+def theta(pairs: Pairs, position: int) -> float:
+    """Return how likely that place is looked at, against the first; ratings have no such path."""
+    known = pairs.model.theta
+    if pairs.outcome.link != "logit" or position == 1:
+        return 1.0
+    return float(known[min(position, len(known)) - 1])
+
+
+def shown(pairs: Pairs, world: World = AS_IT_IS) -> Arm:
+    """Return what is expected of the items if shown in this world."""
+    terms, examined = paths(pairs, world), theta(pairs, world.position)
+    eta = terms.eta
+    mean = pairs.outcome.inverse(eta)
+    return Arm(eta, examined, examined * mean, examined * pairs.outcome.slope(mean), terms)
+
+
+def withheld(pairs: Pairs, world: World = AS_IT_IS) -> Arm:
+    """Return what is expected of the items if withheld; position and popularity do not enter.
+
+    The control arm has no popularity path of its own: what popularity does to an item that is not
+    shown is part of c0_i.
+    """
+    column = pairs.control
+    common = float(pairs.globals_[column]) + float(pairs.user.bias[column])
+    eta = pairs.items.bias[:, column] + pairs.h0 @ pairs.g + common
+    if world.shift is not None:
+        eta = eta + world.shift.withheld
+    mean = pairs.outcome.inverse(eta)
+    return Arm(eta, 1.0, mean, pairs.outcome.slope(mean), None)
+
+
+def head(pairs: Pairs) -> int:
+    """Return the exposure head that answers for this outcome.
+
+    Self-selection for ratings and the policy for clicks; the other one where that head has learned
+    nothing. ValueError when none has.
+    """
+    learned = pairs.model.learned_heads.tolist()
+    if not learned:
+        raise ValueError("no exposure head has learned anything")
+    wanted = POLICY if pairs.outcome.link == "logit" else SELF_SELECTION
+    return wanted if wanted in learned else int(learned[0])
+
+
+def exposure(pairs: Pairs, world: World = AS_IT_IS) -> Floats:
+    """Return the chance of exposure (n,): pi = min(1, exp(A eta + B)), eta = m_i + s_u . t_i."""
+    at = head(pairs)
+    eta = pairs.m[:, at] + pairs.t @ pairs.s
+    if world.shift is not None:
+        eta = eta + world.shift.exposure[:, at]
+    scaled = pairs.model.scale[at] * eta + pairs.model.shift[at]
+    return np.asarray(np.exp(np.minimum(scaled, 0.0)))
+
+
+def consumption(pairs: Pairs, world: World = AS_IT_IS) -> Floats:
+    """Return exposure times the expected outcome (n,), as an ordinary recommender learns it.
+
+    A rating counts as its share of the scale, (value - low) / (high - low), so that both factors
+    are within [0, 1]; popularity and confounder are left in.
+    """
+    return exposure(pairs, world) * pairs.outcome.unit(shown(pairs, world).mean)

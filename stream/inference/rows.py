@@ -1,0 +1,149 @@
+"""One user against n items, as their rows are served (docs/redis.md, layout 4)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.inference.model import Floats, Model, Outcome
+
+Counts = NDArray[np.integer]
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user's row: bias [a Y | a0 Y], vector [g D | s E]."""
+
+    bias: Floats  # (2Y,)
+    vector: Floats  # (D + E,)
+    events: int = 0
+    exposures: int = 0
+    controls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Rows of items: bias [c Y | c0 Y | m H | q | has0], vector [h D | h0 D | t E]."""
+
+    bias: Floats  # (n, 2Y + H + 2)
+    vector: Floats  # (n, 2D + E)
+    events: Counts  # (n,)
+    exposures: Counts  # (n,)
+    controls: Counts  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.bias)
+
+    def take(self, places: NDArray[np.intp] | Sequence[int]) -> "Items":
+        """Return the items at these places, in their order."""
+        return Items(
+            self.bias[places],
+            self.vector[places],
+            self.events[places],
+            self.exposures[places],
+            self.controls[places],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Rows of attribute values: bias [b Y | b0 Y | m H | low | high | center | scale], vector v.
+
+    Where `present` is false the value was never seen, and its row is zeros.
+    """
+
+    bias: Floats  # (F, 2Y + H + 4)
+    vector: Floats  # (F, D)
+    events: Counts  # (F,)
+    present: NDArray[np.bool_]  # (F,)
+
+    @property
+    def range(self) -> Floats:
+        """Return low, high, center and scale of numbers (F, 4); zeros elsewhere."""
+        return self.bias[:, -4:]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """One user and n items, under one model and for one outcome."""
+
+    model: Model
+    outcome: Outcome
+    globals_: Floats  # (2Y,) base and base0; (Y,) where the model is not causal
+    user: User
+    items: Items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def take(self, places: NDArray[np.intp] | Sequence[int]) -> "Pairs":
+        """Return the pairs with the items at these places."""
+        return replace(self, items=self.items.take(places))
+
+    def wide(self) -> "Pairs":
+        """Return the pairs in double precision."""
+        items, user = self.items, self.user
+        return replace(
+            self,
+            globals_=self.globals_.astype(np.float64),
+            items=replace(
+                items, bias=items.bias.astype(np.float64), vector=items.vector.astype(np.float64)
+            ),
+            user=replace(
+                user, bias=user.bias.astype(np.float64), vector=user.vector.astype(np.float64)
+            ),
+        )
+
+    # what the rows hold, by the names of the formulas
+
+    @property
+    def treated(self) -> int:
+        """The column of the outcome in biases of the shown."""
+        return self.outcome.index
+
+    @property
+    def control(self) -> int:
+        """The column of the outcome in biases of the withheld."""
+        return len(self.model.outcomes) + self.outcome.index
+
+    @property
+    def g(self) -> Floats:
+        """The user's factors (D,)."""
+        return self.user.vector[: self.model.factors]
+
+    @property
+    def s(self) -> Floats:
+        """The user's exposure factors (E,)."""
+        return self.user.vector[self.model.factors :]
+
+    @property
+    def h(self) -> Floats:
+        """The items' factors (n, D) when shown."""
+        return self.items.vector[:, : self.model.factors]
+
+    @property
+    def h0(self) -> Floats:
+        """The items' factors (n, D) when withheld."""
+        return self.items.vector[:, self.model.factors : 2 * self.model.factors]
+
+    @property
+    def t(self) -> Floats:
+        """The items' exposure factors (n, E)."""
+        return self.items.vector[:, 2 * self.model.factors :]
+
+    @property
+    def m(self) -> Floats:
+        """The items' exposure biases (n, H)."""
+        begin = 2 * len(self.model.outcomes)
+        return self.items.bias[:, begin : begin + self.model.heads]
+
+    @property
+    def q(self) -> Floats:
+        """The items' popularity (n,): log(1 + decayed count of clicks and ratings)."""
+        return self.items.bias[:, -2]
+
+    @property
+    def has_control(self) -> NDArray[np.bool_]:
+        """Which items' own control outcomes were learned (n,)."""
+        return self.items.bias[:, -1] > 0

@@ -1,0 +1,54 @@
+"""What was never observed is refused, with the reason; None means that it is supported."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from stream.inference.model import Floats, Model, Outcome
+from stream.inference.rows import Features
+
+
+def position(model: Model, outcome: Outcome, place: int) -> str | None:
+    """Tell why clicks at that place cannot be told; ratings do not depend on the place."""
+    known = len(model.theta)
+    if outcome.link != "logit" or place <= known:
+        return None
+    return f"no place beyond {known} has been observed"
+
+
+def popularity(q: Floats, count: float) -> str | None:
+    """Tell why that popularity lies outside the items' present ones, q = log(1 + count) (n,)."""
+    if not len(q):
+        return "no item has a popularity yet"
+    low, high = np.expm1(float(q.min())), np.expm1(float(q.max()))
+    slack = 1e-6 * (1.0 + high)  # q is rounded to float32
+    if low - slack <= count <= high + slack:
+        return None
+    return f"popularity is between {low:.6g} and {high:.6g} in what was observed"
+
+
+def attribute(
+    name: str,
+    links: Sequence[tuple[str, float]],
+    rows: Mapping[str, int],
+    features: Features,
+) -> str | None:
+    """Tell why that value of an attribute is not supported.
+
+    `links` are the value's own, `rows` the places of their names in the features. A text or boolean
+    has to have been seen, a number to lie within the lowest and highest that were.
+    """
+    for feature, value in links:
+        said = feature.rpartition("\x1f")[2]
+        at = rows.get(feature)
+        seen = at is not None and bool(features.present[at])
+        if said.startswith("=") and not seen:
+            return f"{name} {said[1:]} has never been observed"
+        if said == "#":
+            if at is None or not seen:
+                return f"{name} has never been observed as a number"
+            low, high = features.range[at, 0], features.range[at, 1]
+            slack = 1e-6 * max(1.0, abs(low), abs(high))  # bounds are rounded to float32
+            if not low - slack <= value <= high + slack:
+                return f"{name} is between {low:.6g} and {high:.6g} in what was observed"
+    return None
