@@ -2,47 +2,53 @@
 
 import logging
 import time
+from dataclasses import fields
 from threading import Event
 from typing import Any
 
+import msgspec
 import redis
 from prometheus_client import CollectorRegistry
 
 from consumers import clients, topics
 from consumers.kafka import DeadLetters, KafkaSource, Sink
 from consumers.metrics import TrainerMetrics
-from consumers.settings import Settings
+from consumers.settings import Settings, WrongSetting
 from consumers.trainer import Trainer
 from model_store.seen import Seen
 from model_store.snapshots import Snapshots
 from model_store.vectors import RedisVectors, connect
-from stream.engine import Engine
-from stream.model.config import ModelConfig, Outcome
+from stream.engine import Engine, JoinConfig
+from stream.model.config import ModelConfig, Outcome, Paths
 
 log = logging.getLogger("counterflow")
 
 
 def engine(settings: Settings) -> Engine:
     """Return an engine that has learned nothing."""
-    m = settings.model
-    config = ModelConfig(
-        factors=m.factors,
-        negatives=m.negatives,
-        max_users=m.max_users,
-        max_items=m.max_items,
-        max_features=m.max_features,
-        step=m.step,
-        device=m.device,
-        outcomes=(
-            Outcome("rating", "identity", m.rating_min, m.rating_max),
-            Outcome("click", "logit", 0.0, 1.0),
-        ),
-    )
     return Engine(
-        config,
+        model_config(settings),
         seed=settings.trainer.seed,
         batch_max=settings.trainer.batch_max,
         window=settings.trainer.duplicates_window,
+        join=JoinConfig(**msgspec.structs.asdict(settings.join)),
+    )
+
+
+def model_config(settings: Settings) -> ModelConfig:
+    """Return what the settings choose about the model."""
+    m = msgspec.structs.asdict(settings.model)
+    names = [name.strip() for name in m.pop("without").split(",") if name.strip()]
+    known = [f.name for f in fields(Paths)]
+    for name in names:
+        if name not in known:
+            raise WrongSetting(f"model.without: no path {name!r}", f"paths: {', '.join(known)}")
+    low, high = m.pop("rating_min"), m.pop("rating_max")
+    del m["replay"], m["cache_dir"]
+    return ModelConfig(
+        **m,
+        paths=Paths(**dict.fromkeys(names, False)),
+        outcomes=(Outcome("rating", "identity", low, high), Outcome("click", "logit", 0.0, 1.0)),
     )
 
 
@@ -62,23 +68,30 @@ def seen(settings: Settings) -> Seen:
     return Seen(redis_client(settings), r.prefix, r.ttl_s, settings.service.seen_max)
 
 
+def source(settings: Settings) -> KafkaSource:
+    """Return a source of this rank's share of the topics; it has not started."""
+    k = settings.kafka
+    return KafkaSource(
+        bootstrap_servers=k.bootstrap_servers,
+        topics=topics.names(k.topic_prefix),
+        group_id=k.group_id,
+        client=clients.options(k),
+        isolation_level=k.isolation_level,
+        rank=settings.trainer.rank,
+        world=settings.trainer.world,
+        fetch_wait_ms=k.fetch_max_wait_ms,
+    )
+
+
 def trainer(settings: Settings, registry: CollectorRegistry, stop: Event) -> Trainer:
     """Return a trainer that has not started."""
     k = settings.kafka
     client = clients.options(k)
     topics.require(topics.check(k.bootstrap_servers, k.topic_prefix, client=client))
-    source = KafkaSource(
-        bootstrap_servers=k.bootstrap_servers,
-        topics=topics.names(k.topic_prefix),
-        group_id=k.group_id,
-        client=client,
-        isolation_level=k.isolation_level,
-        fetch_wait_ms=k.fetch_max_wait_ms,
-    )
     sink = Sink(bootstrap_servers=k.bootstrap_servers, client=client)
     return Trainer(
         engine(settings),
-        source,
+        source(settings),
         vectors(settings),
         Snapshots(settings.snapshots.dir, keep=settings.snapshots.keep),
         sink,
@@ -90,6 +103,7 @@ def trainer(settings: Settings, registry: CollectorRegistry, stop: Event) -> Tra
         stop=stop,
         seen=seen(settings) if settings.service.exclude_seen else None,
         model=model(settings),
+        replay=settings.model.replay,
     )
 
 

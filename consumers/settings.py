@@ -27,6 +27,7 @@ Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Seconds = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 
 
@@ -126,6 +127,12 @@ class Trainer(Section, frozen=True, kw_only=True):
     duplicates_window: Annotated[
         Natural, described("How many (type, event_id) are remembered; a repetition is ignored.")
     ] = 1_000_000
+    rank: Annotated[
+        Natural, described("Which of `world` trainers this is; partition p goes to rank p % world.")
+    ] = 0
+    world: Annotated[
+        Count, described("How many trainers share the users' partitions; each reads all items.")
+    ] = 1
 
 
 class Service(Section, frozen=True, kw_only=True):
@@ -149,6 +156,26 @@ class Service(Section, frozen=True, kw_only=True):
     ] = 10.0
 
 
+class Exploration(Section, frozen=True, kw_only=True):
+    """What chance decides in recommendations, and whether they are logged as impressions."""
+
+    epsilon: Annotated[
+        Annotated[float, Meta(ge=0, le=1)],
+        described("Share of recommendations that are a uniform permutation of the candidates."),
+    ] = 0.0
+    withhold: Annotated[
+        Annotated[float, Meta(ge=0, le=0.5)],
+        described("Share of recommendations that withhold the item of one place, as a control."),
+    ] = 0.0
+    seed: Annotated[Natural, described("Seed of these draws; 0 takes one from the system.")] = 0
+    log_impressions: Annotated[
+        bool, described("Recommendations go to the impression topic by themselves.")
+    ] = False
+    queue_max: Annotated[
+        Count, described("Most impressions not yet acknowledged; further ones are dropped.")
+    ] = 10_000
+
+
 class Model(Section, frozen=True, kw_only=True):
     """What is learned, and how."""
 
@@ -162,9 +189,37 @@ class Model(Section, frozen=True, kw_only=True):
     ] = "auto"
     rating_min: Annotated[float, described("Lowest rating; a lower one is a bad event.")] = 1.0
     rating_max: Annotated[float, described("Highest rating; a higher one is a bad event.")] = 5.0
-    negatives: Annotated[
-        Annotated[int, Meta(ge=0, le=64)], described("Unseen items that a click learns against.")
+    exposure_factors: Annotated[
+        Annotated[int, Meta(ge=1, le=256)], described("Length of the exposure vectors.")
+    ] = 32
+    without: Annotated[
+        str,
+        described(
+            "Paths to close, by commas: exposure, weights, robust, popularity, position,"
+            " confounder, control."
+        ),
+    ] = ""
+    pairs: Annotated[
+        Annotated[int, Meta(ge=0, le=16)], described("Uniform pairs an event is contrasted with.")
     ] = 2
+    alpha: Annotated[
+        Share, described("Weights are propensity ** (alpha - 1): 0 corrects in full, 1 not at all.")
+    ] = 0.5
+    clip: Annotated[Share, described("A propensity below it counts as it.")] = 0.02
+    robust_share: Annotated[Share, described("Of the doubly robust term in the loss.")] = 0.3
+    mix: Annotated[Share, described("Share of the corrected error in what shapes the vectors.")] = (
+        0.25
+    )
+    average: Annotated[
+        Share, described("Polyak average of the served item terms; 0: served as learned.")
+    ] = 0.0
+    half_life_s: Annotated[Seconds, described("In which an item's popularity falls to half.")] = (
+        604_800.0
+    )
+    replay: Annotated[
+        Annotated[int, Meta(ge=0, le=64)],
+        described("Times an event is learned again while the queue is empty; costs the same bits."),
+    ] = 0
     max_users: Annotated[Count, described("Rows of users; memory is taken as they come.")] = (
         2_000_000
     )
@@ -182,6 +237,15 @@ class Join(Section, frozen=True, kw_only=True):
     idle_s: Annotated[
         Seconds, described("A partition without records for so long leaves the watermark.")
     ] = 60.0
+    open_max: Annotated[Count, described("Most open exposures; the oldest then closes early.")] = (
+        1_000_000
+    )
+    closed_max: Annotated[
+        Count, described("Closed exposures remembered, for outcomes that come late.")
+    ] = 1_000_000
+    pending_max: Annotated[
+        Count, described("Outcomes that wait for an impression which comes after them.")
+    ] = 100_000
 
 
 class Settings(Section, frozen=True, kw_only=True):
@@ -192,6 +256,7 @@ class Settings(Section, frozen=True, kw_only=True):
     snapshots: Annotated[Snapshots, described("The trainer's state on disk.")] = Snapshots()
     trainer: Annotated[Trainer, described("The learning process.")] = Trainer()
     service: Annotated[Service, described("The HTTP process.")] = Service()
+    exploration: Annotated[Exploration, described("Chance and logging.")] = Exploration()
     model: Annotated[Model, described("What is learned, and how.")] = Model()
     join: Annotated[Join, described("Exposures and outcomes.")] = Join()
 
@@ -202,6 +267,7 @@ SECTIONS: dict[str, type[Section]] = {
     "snapshots": Snapshots,
     "trainer": Trainer,
     "service": Service,
+    "exploration": Exploration,
     "model": Model,
     "join": Join,
 }
@@ -238,6 +304,12 @@ def load(
             f"model.rating_min {settings.model.rating_min} is not below"
             f" model.rating_max {settings.model.rating_max}",
             "set both ends of the rating scale",
+        )
+    if settings.trainer.rank >= settings.trainer.world:
+        raise WrongSetting(
+            f"trainer.rank {settings.trainer.rank} is not below"
+            f" trainer.world {settings.trainer.world}",
+            "ranks count from 0",
         )
     return settings
 

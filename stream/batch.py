@@ -1,6 +1,6 @@
 """The columns of one learning step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Events in poll order, as columns of length B.
+    """Interactions in poll order, as columns of length B.
 
     `outcome` indexes the configured outcomes; `known_items` is how many items the vocabulary held
-    when the event came; `key` seeds the event's own sampler, so that what is drawn does not depend
-    on how polls are cut into batches.
+    when the event came; `key` seeds the interaction's own sampler, so that what is drawn does not
+    depend on how polls are cut into batches; `role` is a `stream.roles.Role`.
     """
 
     user: NDArray[np.int32]  # (B,)
@@ -22,14 +22,37 @@ class Batch:
     label: NDArray[np.float32]  # (B,)
     known_items: NDArray[np.int32]  # (B,)
     key: NDArray[np.uint64]  # (B,)
+    role: NDArray[np.int8]  # (B,)
+    propensity: NDArray[np.float32]  # (B,) nan: not logged
+    position: NDArray[np.int32]  # (B,) 0: none
+    ts_ms: NDArray[np.int64]  # (B,)
+    counts: NDArray[np.bool_]  # (B,) an accepted click or rating, counted once
 
     def __len__(self) -> int:
         return len(self.user)
 
     def cut(self, start: int, stop: int) -> "Batch":
-        """Return the events start..stop as views."""
-        parts: dict[str, Any] = {
-            name: getattr(self, name)[start:stop]
-            for name in ("user", "item", "outcome", "label", "known_items", "key")
-        }
+        """Return the interactions start..stop as views."""
+        parts: dict[str, Any] = {f.name: getattr(self, f.name)[start:stop] for f in fields(self)}
         return Batch(**parts)
+
+
+def ratings(
+    user: NDArray[np.int32],
+    item: NDArray[np.int32],
+    outcome: NDArray[np.int8],
+    label: NDArray[np.float32],
+    known_items: NDArray[np.int32],
+    key: NDArray[np.uint64],
+    ts_ms: NDArray[np.int64] | None = None,
+) -> Batch:
+    """Return self-selected outcomes, none of which has an impression."""
+    n = len(user)
+    return Batch(
+        user, item, outcome, label, known_items, key,
+        role=np.zeros(n, np.int8),
+        propensity=np.full(n, np.nan, np.float32),
+        position=np.zeros(n, np.int32),
+        ts_ms=np.zeros(n, np.int64) if ts_ms is None else ts_ms,
+        counts=np.ones(n, np.bool_),
+    )  # fmt: skip

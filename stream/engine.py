@@ -1,4 +1,4 @@
-"""One poll of record batches becomes one change of the model: decode, dedupe, rows, step.
+"""One poll of record batches becomes one change of the model: decode, dedupe, join, rows, step.
 
 Pure: the same batches in the same order give the same state, bit for bit with the compiled step,
 however the polls are cut. Everything a restart needs is in `state()`.
@@ -13,18 +13,34 @@ from numpy.typing import NDArray
 
 from stream.batch import Batch
 from stream.catalog import Catalog
+from stream.causal import Causal
 from stream.drift import Drift
 from stream.duplicates import Duplicates
 from stream.evaluation import Progressive
 from stream.events import KINDS, AttributeEvent, BadRecord, Decoded, decode
 from stream.framing import frame
+from stream.hashing import hash_many
+from stream.join import Arrivals, Joined, Joiner
 from stream.model.config import ModelConfig
-from stream.model.learner import Kind, Learner
+from stream.model.features import Kind
+from stream.model.learner import Learner
 from stream.records import RecordBatch
+from stream.roles import Role
 from stream.vocabulary import Vocabulary
 
-_RATING, _CLICK = KINDS.index("rating"), KINDS.index("click")
 _PRIME = 0x9E3779B97F4A7C15
+_SLATE = np.uint64(0x510E527FADE682D1)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinConfig:
+    """How exposures and outcomes find each other: windows in event time, and bounds."""
+
+    window_s: float = 3600.0
+    idle_s: float = 60.0
+    open_max: int = 1_000_000
+    pending_max: int = 100_000
+    closed_max: int = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +53,8 @@ class Learned:
     attributes: list[AttributeEvent]
     events: dict[str, int]  # accepted, by kind, duplicates left out
     duplicates: int
+    late_outcomes: int
+    corrections: int
     drifted: list[str]
     kafka_ts_ms: NDArray[np.int64]  # (n,) of the clicks and ratings learned
     user: NDArray[np.int32]  # (n,) their users' rows, in poll order
@@ -52,22 +70,34 @@ class Engine:
     """All that is learned, and the only door through which it changes."""
 
     def __init__(
-        self, config: ModelConfig, seed: int = 0, batch_max: int = 65_536, window: int = 1_000_000
+        self,
+        config: ModelConfig,
+        seed: int = 0,
+        batch_max: int = 65_536,
+        window: int = 1_000_000,
+        join: JoinConfig = JoinConfig(),
     ) -> None:
         self.config = config
         self.seed = seed
         self.batch_max = batch_max
+        self.join = join
         self.users = Vocabulary("user", config.max_users)
         self.items = Vocabulary("item", config.max_items)
         self.duplicates = Duplicates(window)
+        self.joiner = Joiner(
+            int(join.window_s * 1000), int(join.idle_s * 1000), join.open_max, join.pending_max,
+            join.closed_max,
+        )  # fmt: skip
         self.catalog = Catalog()
         self.learner = Learner(config, seed)
         names = [o.name for o in config.outcomes]
         self.progressive = Progressive(names, [o.link == "logit" for o in config.outcomes])
         self.drift = Drift(names)
+        self.causal = Causal(names)
         self._outcome = {o.name: n for n, o in enumerate(config.outcomes)}
         rating = config.outcomes[self._outcome["rating"]]
         self._scale = (float(rating.low), float(rating.high))
+        self._partitions: dict[tuple[str, int], int] = {}  # dense numbers, in order of appearance
 
     def learn(self, batches: Sequence[RecordBatch]) -> Learned:
         """Every good record of the poll is learned once after the call, in poll order."""
@@ -82,29 +112,15 @@ class Engine:
         item, known = self.items.rows(
             decoded.data, decoded.item_at, np.where(fresh, decoded.item_len, 0).astype(np.int32)
         )
-        batch, index = self._collate(decoded, batches, fresh, user, item, known)
-        changed: list[NDArray[np.int32]] = []
-        changed_items: list[NDArray[np.int32]] = []
-        predictions: list[NDArray[np.float32]] = []
-        begin = 0
-        for stop, events in self._turns(attributes, index):
-            for at in range(begin, stop, self.batch_max):
-                update = self.learner.step(batch.cut(at, min(at + self.batch_max, stop)))
-                changed.append(update.users)
-                changed_items.append(update.items)
-                predictions.append(update.prediction)
-            begin = stop
-            for event in events:
-                rows = self._attribute(event, user, item)
-                (changed if KINDS[decoded.kind[event.index]] == "user" else changed_items).append(
-                    rows
-                )
-        drifted: list[str] = []
-        if predictions:
-            predicted = np.concatenate(predictions)
-            loss = self.progressive.update(batch.outcome, batch.label, predicted)
-            drifted = self.drift.update(batch.outcome, loss, predicted)
+        before = self.joiner.late_outcomes, self.joiner.corrections
+        joined = self.joiner.join(self._arrivals(decoded, batches, user, item))
+        place = self._places(decoded, batches)
+        batch = self._collate(joined, place, known)
+        changed, changed_items, drifted = self._step(
+            joined, batch, self._turns(attributes, joined.source), user, item, decoded
+        )
         counts = np.bincount(decoded.kind[fresh], minlength=len(KINDS))
+        mine = joined.source[joined.counts]
         return Learned(
             users=_union(changed),
             items=_union(changed_items),
@@ -112,61 +128,158 @@ class Engine:
             attributes=attributes,
             events={kind: int(n) for kind, n in zip(KINDS, counts, strict=True)},
             duplicates=int((~fresh).sum()),
+            late_outcomes=self.joiner.late_outcomes - before[0],
+            corrections=self.joiner.corrections - before[1],
             drifted=drifted,
-            kafka_ts_ms=decoded.kafka_ts_ms[index],
-            user=batch.user,
-            item=batch.item,
+            kafka_ts_ms=decoded.kafka_ts_ms[mine],
+            user=joined.user[joined.counts],
+            item=joined.item[joined.counts],
         )
+
+    def close_windows(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Every open window is closed and learned after the call; returns the rows changed."""
+        joined = self.joiner.close_all()
+        place = np.array([self.joiner.watermark_ms or 0], np.uint64)
+        batch = self._collate(joined, place, np.array([len(self.items)], np.int32))
+        users, items, _ = self._step(joined, batch, [(len(batch), [])], None, None, None)
+        return _union(users), _union(items)
+
+    def _step(
+        self,
+        joined: Joined,
+        batch: Batch,
+        turns: list[tuple[int, list[AttributeEvent]]],
+        user: NDArray[np.int32] | None,
+        item: NDArray[np.int32] | None,
+        decoded: Decoded | None,
+    ) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]], list[str]]:
+        """Learn the interactions, and set the attributes where their events stand among them."""
+        changed: list[NDArray[np.int32]] = []
+        changed_items: list[NDArray[np.int32]] = []
+        treated = np.full(len(batch), np.nan, np.float32)
+        control = np.full(len(batch), np.nan, np.float32)
+        begin = 0
+        for stop, events in turns:
+            for at in range(begin, stop, self.batch_max):
+                end = min(at + self.batch_max, stop)
+                update = self.learner.step(batch.cut(at, end))
+                changed.append(update.users)
+                changed_items.append(update.items)
+                treated[at:end], control[at:end] = update.prediction, update.control
+            begin = stop
+            for event in events:
+                assert user is not None and item is not None and decoded is not None
+                rows = self._attribute(event, user, item)
+                (changed if KINDS[decoded.kind[event.index]] == "user" else changed_items).append(
+                    rows
+                )
+        self.joiner.note(joined, treated, control)
+        self.causal.update(joined.closed, treated, control)
+        outcome = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
+        if not outcome.any():
+            return changed, changed_items, []
+        loss = self.progressive.update(
+            batch.outcome[outcome], batch.label[outcome], treated[outcome]
+        )
+        drifted = self.drift.update(batch.outcome[outcome], loss, treated[outcome])
+        return changed, changed_items, drifted
 
     def warm_up(self) -> None:
         """Everything compiled is compiled after the call; nothing is learned."""
         small = replace(self.config, max_users=8, max_items=8, max_features=64)
-        other = Engine(small, self.seed, self.batch_max, window=16)
+        room = replace(self.join, open_max=16, pending_max=16, closed_max=16)
+        other = Engine(small, self.seed, self.batch_max, window=16, join=room)
         value = (
             b'{"event_id":"w","ts_ms":1,"user_id":"u","item_id":"i","value":%g}' % self._scale[0]
         )
         item = b'{"event_id":"w","ts_ms":1,"item_id":"i","attributes":{"a":"b"}}'
-        for kind, record in (("item", item), ("rating", value), ("click", value)):
+        shown = b'{"event_id":"w","ts_ms":1,"impression_id":"s","user_id":"u","item_id":"i"}'
+        for kind, record in (
+            ("item", item), ("rating", value), ("impression", shown), ("click", value),
+        ):  # fmt: skip
             data = frame(0, 0, b"u", record)
             other.learn([RecordBatch("", kind, 0, 0, 0, 1, 1, 1, False, 1, data)])
+        other.close_windows()
+        other.learner.replay(1)
         other.load(other.state())
         other.learner.rows("user", np.zeros(1, np.int32))
 
-    def _collate(
+    def model(self) -> dict[str, Any]:
+        """Return what is published of the model beside its rows."""
+        outcomes = self.config.outcomes
+        return {
+            "factors": self.config.factors,
+            "outcomes": [
+                {"name": o.name, "link": o.link, "low": o.low, "high": o.high} for o in outcomes
+            ],
+            "residual_sd": {o.name: self.progressive.figures(o.name).get("rmse") for o in outcomes},
+            "drift": {
+                signal: {"detections": n} for signal, n in self.drift.detections.items() if n
+            },
+            **self.learner.describe(),
+            **self.causal.figures(),
+        }
+
+    def _arrivals(
         self,
         decoded: Decoded,
         batches: Sequence[RecordBatch],
-        fresh: NDArray[np.bool_],
         user: NDArray[np.int32],
         item: NDArray[np.int32],
-        known: NDArray[np.int32],
-    ) -> tuple[Batch, NDArray[np.int64]]:
-        """Return the clicks and ratings as one batch, and their places in the poll."""
-        kind = decoded.kind
-        index = np.flatnonzero(fresh & ((kind == _RATING) | (kind == _CLICK)))
-        click = kind[index] == _CLICK
-        partitions = np.array([b.partition for b in batches] or [0], np.uint64)
-        place = (
-            (partitions[decoded.batch[index]] << np.uint64(48))
-            ^ (kind[index].astype(np.uint64) << np.uint64(44))
-            ^ decoded.offset[index].astype(np.uint64)
+    ) -> Arrivals:
+        dense = [
+            self._partitions.setdefault((b.topic, b.partition), len(self._partitions))
+            for b in batches
+        ]
+        partition = np.array(dense or [0], np.int32)[decoded.batch]
+        return Arrivals(
+            kind=decoded.kind,
+            partition=partition,
+            user=user,
+            item=item,
+            slate=hash_many(decoded.data, decoded.impression_at, decoded.impression_len, _SLATE),
+            ts_ms=decoded.ts_ms,
+            kafka_ts_ms=decoded.kafka_ts_ms,
+            value=decoded.value.astype(np.float32),
+            position=decoded.position,
+            propensity=decoded.propensity.astype(np.float32),
+            show_probability=decoded.show_probability.astype(np.float32),
+            shown=decoded.shown,
         )
-        return (
-            Batch(
-                user=user[index],
-                item=item[index],
-                outcome=np.where(click, self._outcome["click"], self._outcome["rating"]).astype(
-                    np.int8
-                ),
-                label=np.where(click, 1.0, decoded.value[index]).astype(np.float32),
-                known_items=known[index],
-                key=(place + np.uint64(self.seed + 1)) * np.uint64(_PRIME),
-            ),
-            index,
+
+    def _places(self, decoded: Decoded, batches: Sequence[RecordBatch]) -> NDArray[np.uint64]:
+        """Return what tells each record from all others: partition, kind and offset."""
+        partitions = np.array([b.partition for b in batches] or [0], np.uint64)
+        kinds = decoded.kind.astype(np.uint64) << np.uint64(44)
+        place: NDArray[np.uint64] = (partitions[decoded.batch] << np.uint64(48)) ^ kinds
+        return place ^ decoded.offset.astype(np.uint64)
+
+    def _collate(
+        self, joined: Joined, place: NDArray[np.uint64], known: NDArray[np.int32]
+    ) -> Batch:
+        """Return the interactions as the learner takes them; a record may have caused several."""
+        pair = (joined.user.astype(np.uint64) << np.uint64(32)) | joined.item.astype(np.uint64)
+        source = joined.source
+        key = (place[source] + np.uint64(self.seed + 1)) * np.uint64(_PRIME)
+        own = pair * np.uint64(8) + joined.role.astype(np.uint64)
+        return Batch(
+            user=joined.user,
+            item=joined.item,
+            outcome=np.where(
+                joined.outcome_is_click, self._outcome["click"], self._outcome["rating"]
+            ).astype(np.int8),
+            label=joined.label,
+            known_items=known[source],
+            key=key ^ (own * _SLATE),
+            role=joined.role,
+            propensity=joined.propensity,
+            position=joined.position,
+            ts_ms=joined.ts_ms,
+            counts=joined.counts,
         )
 
     def _turns(
-        self, attributes: list[AttributeEvent], index: NDArray[np.int64]
+        self, attributes: list[AttributeEvent], index: NDArray[np.int32]
     ) -> list[tuple[int, list[AttributeEvent]]]:
         """Cut the batch where attributes change: (events before, attribute events then)."""
         turns: list[tuple[int, list[AttributeEvent]]] = []
@@ -202,11 +315,12 @@ class Engine:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return copies of everything learned, as flat names."""
+        names = "\n".join(f"{topic}\t{partition}" for topic, partition in self._partitions)
         return {
             f"{part}.{name}": array
             for part, holder in self._parts().items()
             for name, array in holder.state().items()
-        }
+        } | {"partitions": np.frombuffer(names.encode(), np.uint8).copy()}
 
     def load(self, state: dict[str, NDArray[Any]]) -> None:
         """The engine is the saved one after the call."""
@@ -216,15 +330,23 @@ class Engine:
                 {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             )
 
+        names = state["partitions"].tobytes().decode()
+        self._partitions = {}
+        for line in names.splitlines():
+            topic, _, partition = line.partition("\t")
+            self._partitions[topic, int(partition)] = len(self._partitions)
+
     def _parts(self) -> dict[str, Any]:
         return {
             "users": self.users,
             "items": self.items,
             "duplicates": self.duplicates,
+            "join": self.joiner,
             "catalog": self.catalog,
             "learner": self.learner,
             "progressive": self.progressive,
             "drift": self.drift,
+            "causal": self.causal,
         }
 
 

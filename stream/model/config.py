@@ -27,6 +27,24 @@ OUTCOMES = (Outcome("rating", "identity", 1.0, 5.0), Outcome("click", "logit", 0
 
 
 @dataclass(frozen=True, slots=True)
+class Paths:
+    """Which paths of the model are open; each can be closed alone, for an ablation.
+
+    `exposure` learns who is shown what, `weights` corrects for it, `robust` adds the doubly robust
+    term, `popularity`, `position` and `confounder` are paths of the outcome, `control` learns what
+    happens without showing.
+    """
+
+    exposure: bool = True
+    weights: bool = True
+    robust: bool = True
+    popularity: bool = True
+    position: bool = True
+    confounder: bool = True
+    control: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The model's shape, rates and limits.
 
@@ -37,7 +55,9 @@ class ModelConfig:
     """
 
     factors: int = 32
+    exposure_factors: int = 32
     outcomes: tuple[Outcome, ...] = OUTCOMES
+    paths: Paths = Paths()
     lr_user_bias: float = 0.38
     lr_item_bias: float = 0.22
     lr_feature_bias: float = 0.07
@@ -48,27 +68,49 @@ class ModelConfig:
     start_factor: float = 0.2
     spread_factor: float = 0.015  # standard deviation of a new user's or item's own vector
     spread_feature: float = 0.07  # of a new attribute value's vector
-    negatives: int = 2  # unseen items that a click is learned against
+    shrink: float = 0.0  # L2 pull of own rows towards 0, a share of the rate; attributes are free
+    lr_exposure: float = 0.2
+    start_exposure: float = 0.05
+    spread_exposure: float = 0.1
+    pairs: int = 2  # uniform pairs an event is contrasted with
+    alpha: float = 0.5  # weights are propensity ** (alpha - 1): 0 corrects in full, 1 not at all
+    clip: float = 0.02  # a propensity below it counts as it
+    robust_share: float = 0.3  # of the doubly robust term: 0 is SNIPS, 1 plain DR
+    mix: float = 0.25  # share of the corrected error in what shapes the vectors
+    tie: float = 0.02  # pull of control rows towards the treated, a share of the rate
+    half_life_s: float = 604_800.0  # of an item's popularity
+    memory: int = 200_000  # interactions in which running sums of global terms fall to a half
+    average: float = 0.0  # Polyak average of the served item and attribute terms, 0: none
+    replay_rows: int = 65_536  # interactions remembered for replay
     history: int = 128  # items a user is remembered to have seen, the latest
     max_users: int = 4_000_000  # reserved address space; memory is taken as rows are touched
     max_items: int = 2_000_000
     max_features: int = 200_000
     max_links: int = 24  # attribute values per user or item; later ones are left out
+    linear: bool = True  # numbers have a slope beside their rounded values
     step: Step = "auto"
     device: Device = "auto"
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the setting."""
-        for name in ("factors", "history", "max_users", "max_items", "max_features", "max_links"):
+        for name in (
+            "factors", "exposure_factors", "history", "max_users", "max_items", "max_features",
+            "max_links", "memory", "replay_rows",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1")
-        for name in ("start_bias", "start_factor"):
-            if getattr(self, name) <= 0:  # 0 marks a row that does not exist yet
+        for name in ("start_bias", "start_factor", "start_exposure", "half_life_s"):
+            if getattr(self, name) <= 0:  # an accumulator of 0 marks a row that does not exist yet
                 raise ValueError(f"model.{name} must be above 0")
         if not self.outcomes or len({o.name for o in self.outcomes}) != len(self.outcomes):
             raise ValueError("model.outcomes must be at least one, with distinct names")
-        if self.negatives < 0:
-            raise ValueError("model.negatives must not be negative")
+        if self.pairs < 0:
+            raise ValueError("model.pairs must not be negative")
+        if not 0 < self.clip <= 1:
+            raise ValueError("model.clip must be in (0, 1]")
+        for name in ("alpha", "robust_share", "average", "tie", "shrink"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"model.{name} must be in [0, 1]")
         if self.step == "compiled" and self.device == "cuda":
             raise ValueError("model.step compiled runs on the CPU; model.device cuda needs torch")
 

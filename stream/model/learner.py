@@ -1,25 +1,43 @@
 """The learner: what the trainer calls, whichever way the step runs."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stream.batch import Batch
+from stream.batch import Batch, ratings
 from stream.errors import Inconsistent
+from stream.memory import reserve
 from stream.model import loop, waves
 from stream.model.config import ModelConfig
-from stream.model.tables import PARTS, Layout, Table, reserve
+from stream.model.features import Kind, is_slope, links_of
+from stream.model.kernels import ensure
+from stream.model.layout import layout
+from stream.model.links import Features, Links
+from stream.model.replay import Replay
+from stream.model.scalars import (
+    BASE,
+    CONTROLS,
+    EXPOSED,
+    GATE,
+    Q_MEAN,
+    SCALE,
+    SHARE,
+    SHIFT,
+    SLOPE,
+    T_INFO,
+    THETA,
+    Scalars,
+)
+from stream.model.tables import Table
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["user", "item"]
-Attribute = float | int | bool | str | list[str]
-DIGITS = (1, 2, 3)  # a number is learned at these significant digits: coarse ones generalise
+VERSION = 2  # of the saved state
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +46,23 @@ class Update:
 
     users: NDArray[np.int32]
     items: NDArray[np.int32]
-    prediction: NDArray[np.float32]  # (B,)
+    prediction: NDArray[np.float32]  # (B,) of the outcome, as it was shown
+    control: NDArray[np.float32]  # (B,) of the outcome if withheld; nan where nothing is known
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows as they are served: attributes are folded in, so a score is a sum and a product."""
+    """Rows as they are served: attributes are folded in, so a score is a sum and a product.
 
-    bias: NDArray[np.float32]  # (n, Y)
-    vector: NDArray[np.float32]  # (n, D)
+    users     bias [a Y | a0 Y]                           vector [g D | s E]
+    items     bias [c Y | c0 Y | m H | q | has_control]   vector [h D | h0 D | t E]
+    """
+
+    bias: NDArray[np.float32]  # (n, user 2Y, item 2Y + H + 2)
+    vector: NDArray[np.float32]  # (n, user D + E, item 2D + E)
     events: NDArray[np.uint32]  # (n,)
-
-
-def feature_names(kind: Kind, attributes: Mapping[str, Any]) -> Iterator[str]:
-    """Name the values that an entity's attributes stand for, each once."""
-    found: dict[str, None] = {}
-    for name, value in attributes.items():
-        for one in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(one, bool) or isinstance(one, str):
-                found[f"{kind}\x1f{name}\x1f={one}"] = None
-            elif one is not None:
-                for digits in DIGITS:
-                    found[f"{kind}\x1f{name}\x1f~{float(one):.{digits}g}"] = None
-    yield from found
+    exposures: NDArray[np.uint32]  # (n,) closed windows
+    controls: NDArray[np.uint32]  # (n,) closed windows without showing
 
 
 def choose(config: ModelConfig) -> tuple[bool, torch.device]:
@@ -75,126 +87,252 @@ class Learner:
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         """Reserve the memory; no row exists yet."""
-        self.config = config
+        c = self.config = config
         self.seed = seed
         self.compiled, self.device = choose(config)
         torch.set_num_threads(1)  # the trainer's other core belongs to fetching and Redis
-        self.layout = Layout(config.factors, len(config.outcomes))
-        self.user, self.item, self.feature = (
-            Table(n, self.layout, self.device)
-            for n in (config.max_users, config.max_items, config.max_features)
-        )
-        self.user_links = reserve(config.max_users, config.max_links, np.int32)
-        self.item_links = reserve(config.max_items, config.max_links, np.int32)
-        self.history = reserve(config.max_users, 1 + config.history, np.int32)
-        self.features: dict[str, int] = {}
-        self.features_refused = 0
-        self.label_count = np.zeros(len(config.outcomes))
-        self.label_total = np.zeros(len(config.outcomes))
-        self._mark_user = reserve(config.max_users, 1, np.uint8)[:, 0]
-        self._mark_item = reserve(config.max_items, 1, np.uint8)[:, 0]
-        self._changed: dict[Kind, set[int]] = {"user": set(), "item": set()}
-        self._logit = np.array([o.link == "logit" for o in config.outcomes])
-        self._low = np.array([o.low for o in config.outcomes], np.float32)
-        self._high = np.array([o.high for o in config.outcomes], np.float32)
-        self._middle = np.array([o.middle for o in config.outcomes])
-        self._start = np.array([config.start_bias, config.start_factor], np.float32)
+        sizes = (c.factors, c.exposure_factors, len(c.outcomes))
+        self.user = Table(c.max_users, layout("user", *sizes), self.device)
+        self.item = Table(c.max_items, layout("item", *sizes), self.device)
+        self.feature = Table(c.max_features, layout("feature", *sizes), self.device)
+        self.links = {
+            "user": Links(c.max_users, c.max_links),
+            "item": Links(c.max_items, c.max_links),
+        }
+        self.features = Features(c.max_features)
+        self.history = reserve(c.max_users, 1 + c.history, np.int32)
+        self.scalars = Scalars(c.outcomes)
+        self._mark_user = reserve(c.max_users, 1, np.uint8)[:, 0]
+        self._mark_item = reserve(c.max_items, 1, np.uint8)[:, 0]
+        self._logit = np.array([o.link == "logit" for o in c.outcomes])
+        self._low = np.array([o.low for o in c.outcomes], np.float32)
+        self._high = np.array([o.high for o in c.outcomes], np.float32)
         self._rates = np.array(
             [
-                [config.lr_user_bias, config.lr_user_factor],
-                [config.lr_item_bias, config.lr_item_factor],
-                [config.lr_feature_bias, config.lr_feature_factor],
+                c.lr_user_bias, c.lr_user_factor, c.lr_item_bias, c.lr_item_factor,
+                c.lr_feature_bias, c.lr_feature_factor, c.lr_exposure, c.shrink, c.average,
+                c.alpha, c.clip, c.robust_share, c.tie, c.half_life_s, c.mix, c.start_factor,
             ],
             np.float32,
-        )
+        )  # fmt: skip
+        self._on = np.array(astuple(c.paths))
+        self._dirty = reserve(c.max_items, 1, np.uint8)[:, 0]  # moved by a pair, not yet written
+        self._now_s = 0  # the latest event time learned
+        start = np.array([c.start_bias, c.start_factor, c.start_exposure], np.float32)
+        spread = (c.spread_factor, c.spread_factor, c.spread_feature)
+        self._start = [
+            np.append(start, np.array([s, c.spread_exposure], np.float32)) for s in spread
+        ]
+        self._past = Replay(c.replay_rows)
 
     def table(self, kind: Kind) -> Table:
         """Return the table of that kind."""
         return self.user if kind == "user" else self.item
 
-    def links(self, kind: Kind) -> NDArray[Any]:
-        """Return the attribute links of that kind (rows, L): feature row + 1, 0 where none."""
-        return self.user_links if kind == "user" else self.item_links
-
     def step(self, batch: Batch) -> Update:
-        """Learn the events in order; return what changed, attributes set since then included."""
-        self._admit("user", batch.user)
-        self._admit("item", np.maximum(batch.item, batch.known_items - 1))
-        user, item, outcome, label, source, users, items = self._draw(batch)
-        self._ensure(self.user, users, loop.USER)
-        self._ensure(self.item, items, loop.ITEM)
-        base = np.empty(len(user), np.float32)
-        loop.baseline(
-            outcome, label, self.label_count, self.label_total, self._middle, self._logit, base
-        )
-        prediction = np.zeros(len(batch), np.float32)
+        """Learn the interactions in order; return what changed."""
+        pair, users, items = self._draw(batch)
+        prediction, control = self._learn(batch, pair, True)
+        if len(batch):
+            self._now_s = max(self._now_s, int(batch.ts_ms.max()) // 1000)
+            self._past.add(batch)
+        self._dirty[pair[pair >= 0]] = 1
+        self._dirty[items] = 0
+        return Update(users, items, prediction, control)
+
+    def replay(self, count: int) -> Update:
+        """Learn `count` remembered interactions once more; they are not counted again.
+
+        Which ones depends on the seed and on how often replay was called, so a stream that is
+        replayed while its queue is empty is not the same bits twice.
+        """
+        batch = self._past.draw(count, self.seed)
+        pair, users, items = self._draw(batch)
+        prediction, control = self._learn(batch, pair, False)
+        return Update(users, items, prediction, control)
+
+    def _learn(
+        self, batch: Batch, pair: NDArray[np.int32], live: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        prediction = np.full(len(batch), np.nan, np.float32)
+        control = np.full(len(batch), np.nan, np.float32)
+        ts_s = batch.ts_ms // 1000
+        u, i, s = self.links["user"], self.links["item"], self.scalars
         if self.compiled:
             loop.learn(
-                user, item, outcome, label, source, base,
+                batch.user, batch.item, batch.outcome, batch.label, batch.role, batch.propensity,
+                batch.position, ts_s, batch.counts, pair,
                 self.user.array, self.item.array, self.feature.array,
-                self.user_links, self.item_links, self._logit, self._low, self._high,
-                self._rates, self.layout.factors, self.layout.outcomes, prediction,
+                self.user.layout, self.item.layout, self.feature.layout,
+                u.rows, u.values, i.rows, i.values, self._logit, self._low, self._high,
+                self._rates, self._on, float(self.config.memory),
+                s.outcome, s.head, s.place, s.count, live, prediction, control,
             )  # fmt: skip
-        elif len(user):
-            sequence, borders = waves.order(user)
-            columns = (user, item, outcome.astype(np.int64), label, base, (source >= 0))
-            device = self.device
-            u, i, o, y, b, c = (torch.from_numpy(x[sequence]).to(device) for x in columns)
-            links = (self._near(self.user_links, self.user), self._near(self.item_links, self.item))
-            tables = (self.user, self.item, self.feature)
-            told = waves.learn(
-                self.config, tables, links, (u.long(), i.long(), o, y, b, c.int()), borders
-            ).cpu()  # the one synchronisation that a step cannot avoid
-            mine = source[sequence]
-            prediction[mine[mine >= 0]] = told.numpy()[mine >= 0]
-        return Update(self._with("user", users), self._with("item", items), prediction)
+        else:
+            columns = {
+                name: getattr(batch, name)
+                for name in ("user", "item", "outcome", "label", "role", "propensity", "position",
+                             "counts")
+            }  # fmt: skip
+            run = waves.Waves(
+                self.config, (self.user, self.item, self.feature),
+                (self._near("user"), self._near("item")), s, live,
+            )  # fmt: skip
+            return run.learn(columns | {"ts_s": ts_s}, pair)
+        return prediction, control
+
+    def take_dirty(self, most: int) -> NDArray[np.int32]:
+        """Return up to `most` items that moved in pairs alone; they count as written."""
+        rows = np.flatnonzero(self._dirty[: self.item.used])[:most].astype(np.int32)
+        self._dirty[rows] = 0
+        return rows
 
     def set_attributes(self, kind: Kind, row: int, attributes: Mapping[str, Any] | None) -> None:
         """Link the row to the values of its attributes, in place of those it had.
 
         Values not seen before are admitted up to `max_features`; those refused are counted in
-        `features_refused`. The next step's Update names the row.
+        `features.refused`.
         """
         self._admit(kind, np.array([row], np.int32))
-        rows: list[int] = []
-        for name in feature_names(kind, attributes or {}):
-            at = self.features.get(name)
-            if at is None and len(self.features) < self.config.max_features:
-                at = self.features[name] = len(self.features)
-                self.feature.touch(at + 1)
-                self._ensure(self.feature, np.array([at], np.int32), loop.FEATURE)
-            if at is None or len(rows) == self.config.max_links:
-                self.features_refused += 1
-            else:
-                rows.append(at + 1)
-        links = self.links(kind)[row]
-        links[:] = 0
-        links[: len(rows)] = rows
-        self._changed[kind].add(row)
+        links: list[tuple[int, float]] = []
+        for name, value in links_of(kind, attributes or {}, self.config.linear):
+            at = self.features.admit(name)
+            if at is None or len(links) == self.config.max_links:
+                self.features.refused += 1
+                continue
+            self.feature.touch(at + 1)
+            new = at == len(self.features) - 1 and self._absent(at)
+            self._ensure(self.feature, np.array([at], np.int32), loop.FEATURE)
+            if new and is_slope(name):  # a slope starts flat: numbers far out would shout
+                f = self.feature.layout
+                for first, size in ((f.vector, f.D), (f.expo, f.E), (f.mean, f.D)):
+                    self.feature.packed[at, first : first + size] = 0
+            if is_slope(name):
+                told = self.features.observe(at, value)
+                if told is not None:
+                    self._rescale(at, *told)
+            links.append((at, value))
+        self.links[kind].set(row, links)
+
+    def _absent(self, feature: int) -> bool:
+        return float(self.feature.packed[feature, self.feature.layout.vector_sum]) == 0
+
+    def _rescale(self, feature: int, center: float, scale: float) -> None:
+        """Measure a number from another center and scale; what its slope says stays the same."""
+        at = self.feature.layout
+        row = self.feature.packed[feature]
+        ratio = scale * float(row[at.inverse])
+        for first, size in (
+            (at.vector, at.D), (at.expo, at.E), (at.bias, at.C), (at.mean, at.D),
+            (at.mean_bias, at.Y),
+        ):  # fmt: skip
+            row[first : first + size] *= ratio
+        row[at.center], row[at.inverse] = center, 1.0 / scale
 
     def rows(self, kind: Kind, rows: NDArray[np.int32]) -> Rows:
         """Return rows as they are served; a row never touched is zeros, and stays so."""
-        table, n = self.table(kind), len(rows)
-        known = rows < table.used
-        if not known.all():
-            bias = np.zeros((n, self.layout.outcomes), np.float32)
-            vector = np.zeros((n, self.layout.factors), np.float32)
-            events = np.zeros(n, np.uint32)
-            found = self.rows(kind, rows[known])
-            bias[known], vector[known], events[known] = found.bias, found.vector, found.events
-            return Rows(bias, vector, events)
+        table, at = self.table(kind), self.table(kind).layout
+        n, known = len(rows), rows < table.used
+        vector, expo = np.zeros((n, at.D), np.float32), np.zeros((n, at.E), np.float32)
+        bias = np.zeros((n, at.C), np.float32)
+        packed = np.zeros((n, at.width), np.float32)
+        if known.any():
+            packed[known] = table.read(rows[known])
+            vector[known], expo[known], bias[known] = self._serve(kind, rows[known])
+        biases, vectors = [bias[:, : 2 * at.Y]], [vector]
+        if kind == "item":
+            self._level(bias, packed)
+            biases += [
+                bias[:, 3 * at.Y :],
+                self._popularity(packed)[:, None],
+                (packed[:, at.control_sum] > 0)[:, None].astype(np.float32),
+            ]
+            first = at.mean if self.config.average > 0 else at.vector
+            # the treated vector with its own part replaced: the attributes are both arms'
+            control = packed[:, at.control : at.control + at.D]
+            vectors.append(vector + control - packed[:, first : first + at.D])
+        bits = packed.view(np.uint32)
+        return Rows(
+            bias=np.concatenate(biases, 1),
+            vector=np.concatenate([*vectors, expo], 1),
+            events=bits[:, at.events].copy(),
+            exposures=bits[:, at.exposures].copy(),
+            controls=bits[:, at.controls].copy(),
+        )
+
+    def feature_rows(self, rows: NDArray[np.int32]) -> Rows:
+        """Return attribute values as they are served.
+
+        bias (n, 2Y + H + 4) is [b Y | b0 Y | m H | low | high | center | scale], vector (n, D).
+        """
+        at = self.feature.layout
+        packed = self.feature.read(rows)
+        means = self.config.average > 0
+        own = packed[:, at.mean_bias if means else at.bias :][:, : at.Y]
+        vector = packed[:, at.mean if means else at.vector :][:, : at.D]
+        control = packed[:, at.bias + at.Y : at.bias + 2 * at.Y]
+        exposure = packed[:, at.bias + 3 * at.Y : at.bias + at.C]
+        bounds = np.array([self.features.range(f) for f in rows.tolist()]).reshape(-1, 2)
+        numeric = (bounds != 0).any(1) | (packed[:, at.center] != 0)
+        scale = np.where(numeric, 1.0 / packed[:, at.inverse], 0.0)
+        measure = np.stack([*bounds.T, np.where(numeric, packed[:, at.center], 0.0), scale], 1)
+        bias = np.concatenate([own, control, exposure, measure], 1)
+        bits = packed.view(np.uint32)
+        return Rows(
+            bias=bias.astype(np.float32),
+            vector=vector.copy(),
+            events=bits[:, at.events].copy(),
+            exposures=bits[:, at.exposures].copy(),
+            controls=bits[:, at.controls].copy(),
+        )
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Return (biases, length of the vector) of the served rows, by kind."""
+        at = self.item.layout
+        heads = at.C - 3 * at.Y
+        return {
+            "user": (2 * at.Y, at.D + at.E),
+            "item": (2 * at.Y + heads + 2, 2 * at.D + at.E),
+            "feature": (2 * at.Y + heads + 4, at.D),
+        }
+
+    def _serve(self, kind: Kind, rows: NDArray[np.int32]) -> tuple[NDArray[np.float32], ...]:
+        table, at = self.table(kind), self.table(kind).layout
+        n = len(rows)
+        vector, expo = np.empty((n, at.D), np.float32), np.empty((n, at.E), np.float32)
+        bias = np.empty((n, at.C), np.float32)
+        links = self.links[kind]
         if self.compiled:
-            bias = np.empty((n, self.layout.outcomes), np.float32)
-            vector = np.empty((n, self.layout.factors), np.float32)
-            loop.compose(
-                rows, table.array, self.feature.array, self.links(kind), self.layout.factors,
-                self.layout.outcomes, bias, vector,
+            loop.serve(
+                rows, table.array, at, self.feature.array, self.feature.layout, links.rows,
+                links.values, self.config.average > 0, vector, expo, bias,
             )  # fmt: skip
-            return Rows(bias, vector, table.array.view(np.uint32)[rows, self.layout.events])
-        at = torch.from_numpy(rows).long().to(self.device)
-        side = waves.compose(table, self.feature, self._near(self.links(kind), table), at)
-        events = table.events[at].cpu().numpy().view(np.uint32)
-        return Rows(side.bias.cpu().numpy(), side.vector.cpu().numpy(), events)
+            return vector, expo, bias
+        at_rows = torch.from_numpy(rows).long().to(self.device)
+        side = waves.compose(
+            table, self.feature, self._near(kind), at_rows, self.config.average > 0
+        )
+        return tuple(x.cpu().numpy() for x in (side.vector, side.expo, side.bias))
+
+    def _level(self, bias: NDArray[np.float32], packed: NDArray[np.float32]) -> None:
+        """Take out of the items' biases what their usual popularity adds to them.
+
+        The learner's c_i is of the item at its usual popularity; what is served is of the item at
+        the mean popularity of all outcomes, so that kappa (q - mean) is the whole path.
+        """
+        o = self.scalars.outcome
+        if not self.config.paths.popularity:
+            return
+        at = self.item.layout
+        seen = packed.view(np.uint32)[:, at.outcomes : at.outcomes + at.Y] > 0
+        above = packed[:, at.usual : at.usual + at.Y] - o[:, Q_MEAN]
+        bias[:, : at.Y] -= np.where(seen, o[:, SLOPE] * above, 0.0)
+
+    def _popularity(self, packed: NDArray[np.float32]) -> NDArray[np.float32]:
+        at = self.item.layout
+        age = self._now_s - packed.view(np.uint32)[:, at.heat_s].astype(np.float64)
+        heat = packed[:, at.heat] * 0.5 ** (np.maximum(age, 0.0) / self.config.half_life_s)
+        return np.log1p(heat).astype(np.float32)
 
     def exist(self, kind: Kind, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Return which rows were learned or described, and not forgotten since (n,)."""
@@ -202,17 +340,16 @@ class Learner:
         found = rows < table.used
         at = torch.from_numpy(rows[found]).long().to(table.packed.device)
         learned = (table.packed[at] != 0).any(1).cpu().numpy()
-        found[found] = learned | (self.links(kind)[rows[found]] != 0).any(1)
+        found[found] = learned | (self.links[kind].rows[rows[found]] != 0).any(1)
         return found
 
-    def global_bias(self) -> NDArray[np.float32]:
-        """Return the global term of each outcome (Y,): the link of the labels' running mean."""
-        mean = (self.label_total + self._middle) / (self.label_count + 1)
-        safe = np.where(self._logit, mean, 0.5)
-        out: NDArray[np.float32] = np.where(self._logit, np.log(safe / (1 - safe)), mean).astype(
-            "f4"
-        )
-        return out
+    def base(self) -> NDArray[np.float32]:
+        """Return the global terms (3, Y): if shown, if withheld, as observed."""
+        return self.scalars.outcome[:, BASE : BASE + 3].T.astype(np.float32)
+
+    def globals(self) -> NDArray[np.float32]:
+        """Return the global terms as they are served (2Y,): shown, then withheld."""
+        return self.base()[:2].ravel()
 
     def forget(self, kind: Kind, row: int) -> None:
         """Make the row as if it had never been: parameters, counts, attributes, history."""
@@ -220,28 +357,47 @@ class Learner:
         if row >= table.used:
             return
         table.packed[row] = 0
-        self.links(kind)[row] = 0
+        self.links[kind].set(row, [])
         if kind == "user":
             self.history[row] = 0
-        self._changed[kind].discard(row)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the global terms as they are published with the model."""
+        s, c = self.scalars, self.config
+        told = 1 + max(np.flatnonzero(s.place[:, T_INFO]), default=0)
+        return {
+            "exposure_factors": c.exposure_factors,
+            "rows": {kind: list(shape) for kind, shape in self.shapes().items()},
+            "max_links": c.max_links,
+            "kappa": (s.outcome[:, SLOPE] * c.paths.popularity).tolist(),
+            "popularity_mean": s.outcome[:, Q_MEAN].tolist(),
+            "alpha": (s.outcome[:, SLOPE + 1] * s.outcome[:, GATE] * c.paths.confounder).tolist(),
+            "theta": s.place[:told, THETA].tolist(),
+            "exposure": {
+                "scale": (s.head[:, SCALE] * (s.head[:, EXPOSED] > 0)).tolist(),
+                "shift": (
+                    s.head[:, SHIFT] + np.log(np.maximum(s.head[:, SHARE] * c.pairs, 1e-30))
+                ).tolist(),
+                "clip": c.clip,
+            },
+            "controls": int(s.count[CONTROLS]),
+            "globals": self.globals().tolist(),
+        }
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return copies of everything that `load` needs, rows in use only."""
-        names = [name.encode(errors="surrogatepass") for name in self.features]
         state: dict[str, NDArray[Any]] = {
             "shape": self._shape(),
-            "label.count": self.label_count.copy(),
-            "label.total": self.label_total.copy(),
-            "feature.names": np.frombuffer(b"".join(names), np.uint8).copy(),
-            "feature.lengths": np.array([len(n) for n in names], np.int32),
-            "user.links": np.array(self.user_links[: self.user.used]),
-            "item.links": np.array(self.item_links[: self.item.used]),
+            "now_s": np.array([self._now_s]),
             "user.history": np.array(self.history[: self.user.used]),
-            "user.changed": np.array(sorted(self._changed["user"]), np.int32),
-            "item.changed": np.array(sorted(self._changed["item"]), np.int32),
         }
+        state |= {f"feature.{k}": v for k, v in self.features.state().items()}
+        state |= self.scalars.state() | self._past.state()
+        for kind, links in self.links.items():
+            used = self.table(kind).used  # type: ignore[arg-type]
+            state |= {f"{kind}.{k}": v for k, v in links.state(used).items()}
         for name, table in self._tables():
-            state |= {f"{name}.{part}": value for part, value in table.state().items()}
+            state[f"{name}.rows"] = table.state()
         return state
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -250,44 +406,34 @@ class Learner:
             raise Inconsistent(
                 "the saved model has another shape or seed than the configuration: "
                 f"{state['shape'].tolist()} against {self._shape().tolist()} "
-                "(factors, outcomes, links, history, seed)",
+                "(version, factors, exposure factors, outcomes, links, history, seed)",
                 "go back to the settings it was saved with, or start from an empty folder",
             )
         self._check_room(state)
-        self.user_links[: self.user.used] = 0
-        self.item_links[: self.item.used] = 0
         self.history[: self.user.used] = 0
+        self.history[: len(state["user.history"])] = state["user.history"]
+        for kind, links in self.links.items():
+            named = {k: state[f"{kind}.{k}"] for k in ("links", "values")}
+            links.load(named, self.table(kind).used)  # type: ignore[arg-type]
         for name, table in self._tables():
-            table.load({part: state[f"{name}.{part}"] for part in PARTS})
-        for held, name in (
-            (self.user_links, "user.links"),
-            (self.item_links, "item.links"),
-            (self.history, "user.history"),
-        ):
-            held[: len(state[name])] = state[name]
-        self.label_count[:] = state["label.count"]
-        self.label_total[:] = state["label.total"]
-        ends = np.cumsum(state["feature.lengths"])
-        arena = state["feature.names"].tobytes()
-        starts = ends - state["feature.lengths"]
-        self.features = {
-            arena[a:b].decode(errors="surrogatepass"): k
-            for k, (a, b) in enumerate(zip(starts, ends, strict=True))
-        }
-        self._changed = {
-            "user": set(state["user.changed"].tolist()),
-            "item": set(state["item.changed"].tolist()),
-        }
+            table.load(state[f"{name}.rows"])
+        self._now_s = int(state["now_s"][0])
+        self.features.load({k: state[f"feature.{k}"] for k in ("names", "lengths", "moments")})
+        self.scalars.load(dict(state))
+        self._past.load(state)
 
     def warm_up(self) -> None:
         """Compile every kernel now, on a model of its own, so that the first event need not."""
-        small = replace(self.config, max_users=8, max_items=8, max_features=8)
+        small = replace(self.config, max_users=8, max_items=8, max_features=64, replay_rows=8)
         other = Learner(small, self.seed)
         other.set_attributes("user", 0, {"a": "b"})
         one = np.zeros(1, np.int32)
         other.step(
-            Batch(one, one, one.astype(np.int8), one.astype(np.float32), one, one.astype(np.uint64))
+            ratings(
+                one, one, one.astype(np.int8), one.astype(np.float32), one, one.astype(np.uint64)
+            )
         )
+        other.replay(1)
         other.rows("user", one)
 
     def _tables(self) -> tuple[tuple[str, Table], ...]:
@@ -295,11 +441,14 @@ class Learner:
 
     def _shape(self) -> NDArray[np.int64]:
         c = self.config
-        return np.array([c.factors, len(c.outcomes), c.max_links, c.history, self.seed], np.int64)
+        return np.array(
+            [VERSION, c.factors, c.exposure_factors, len(c.outcomes), c.max_links, c.history,
+             self.seed], np.int64,
+        )  # fmt: skip
 
     def _check_room(self, state: Mapping[str, NDArray[Any]]) -> None:
         for name, table in self._tables():
-            if len(state[f"{name}.vector"]) > table.rows:
+            if len(state[f"{name}.rows"]) > table.rows:
                 raise self._full(name, table.rows)
 
     def _full(self, name: str, rows: int) -> Inconsistent:
@@ -317,41 +466,39 @@ class Learner:
         table.touch(top + 1)
 
     def _ensure(self, table: Table, rows: NDArray[np.int32], salt: int) -> None:
-        c, at = self.config, self.layout
-        spread = np.float32(c.spread_feature if salt == loop.FEATURE else c.spread_factor)
-        seed = np.uint64(self.seed)
+        at, seed, start = table.layout, np.uint64(self.seed), self._start[salt]
         if self.device.type == "cpu":
-            loop.ensure(table.array, rows, salt, seed, spread, self._start, at.factors, at.outcomes)
+            ensure(table.array, rows, at, salt, seed, start)
             return
         held = table.read(rows)
         new = rows[held[:, at.vector_sum] == 0]
         if len(new):
             drawn = np.zeros((int(new.max()) + 1, at.width), np.float32)
-            loop.ensure(drawn, new, salt, seed, spread, self._start, at.factors, at.outcomes)
+            ensure(drawn, new, at, salt, seed, start)
             where = torch.from_numpy(new).long().to(self.device)
             table.packed[where] = torch.from_numpy(drawn[new]).to(self.device)
 
-    def _near(self, links: NDArray[Any], table: Table) -> torch.Tensor:
-        return torch.from_numpy(links[: table.used]).to(self.device)
+    def _near(self, kind: Kind) -> tuple[torch.Tensor, torch.Tensor]:
+        links, used = self.links[kind], self.table(kind).used
+        return (
+            torch.from_numpy(links.rows[:used]).to(self.device),
+            torch.from_numpy(links.values[:used]).to(self.device),
+        )
 
-    def _draw(self, batch: Batch) -> tuple[NDArray[Any], ...]:
-        clicks = int(np.count_nonzero(self._logit[batch.outcome]))
-        room = len(batch) + clicks * self.config.negatives
-        user, item, source = (np.empty(room, np.int32) for _ in range(3))
-        outcome, label = np.empty(room, np.int8), np.empty(room, np.float32)
-        users, items = np.empty(len(batch), np.int32), np.empty(room, np.int32)
-        n, nu, ni = loop.draw(
-            batch.user, batch.item, batch.outcome, batch.label, batch.known_items, batch.key,
-            self.history, self._logit, self.config.negatives, self._mark_user, self._mark_item,
-            user, item, outcome, label, source, users, items,
+    def _draw(self, batch: Batch) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+        """Return the uniform pairs (B, P) and the rows touched; every row exists afterwards."""
+        n = len(batch)
+        self._admit("user", batch.user)
+        self._admit("item", np.maximum(batch.item, batch.known_items - 1))
+        wanted = self.config.pairs if self.config.paths.exposure or self.config.paths.robust else 0
+        pair = np.empty((n, wanted), np.int32)
+        users, items = np.empty(n, np.int32), np.empty(n, np.int32)
+        nu, ni = loop.draw(
+            batch.user, batch.item, batch.known_items, batch.key, batch.role, batch.counts,
+            self.history, pair, self._mark_user, self._mark_item, users, items,
         )  # fmt: skip
-        out = (user, item, outcome, label, source)
-        return (*(x[:n] for x in out), np.sort(users[:nu]), np.sort(items[:ni]))
-
-    def _with(self, kind: Kind, rows: NDArray[np.int32]) -> NDArray[np.int32]:
-        waiting = self._changed[kind]
-        if not waiting:
-            return rows
-        more = np.fromiter(waiting, np.int32, len(waiting))
-        waiting.clear()
-        return np.union1d(rows, more).astype(np.int32)
+        users, items = np.sort(users[:nu]), np.sort(items[:ni])
+        self._ensure(self.user, users, loop.USER)
+        self._ensure(self.item, items, loop.ITEM)
+        self._ensure(self.item, pair[pair >= 0], loop.ITEM)
+        return pair, users, items

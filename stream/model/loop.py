@@ -1,367 +1,497 @@
-"""The law of learning, one event after the other, compiled.
+"""The law of learning, one interaction after the other, compiled.
 
-With g_u = p_u + sum_a x_a / sqrt(n_u) over the user's attribute values a, and g_i alike,
+With g_u = p_u + sum_a x_a v_a / sqrt(n_u) over the user's attribute values a, g_i alike, and biases
+composed in the same way, the score of outcome o if shown is
 
-    s = global + b_u + sum_a b_a / sqrt(n_u) + b_i + sum_c b_c / sqrt(n_i) + g_u . g_i
+    lin = base + a_u + c_i + g_u . g_i + kappa (q_i - q) + alpha_z (s_u . t_i)
+    mu  = lin (identity), sigmoid(lin) (logit); at position k: theta_k mu, theta_1 = 1
 
-and e = s - y (identity) or sigmoid(s) - y (logit), which is dL/ds of half the squared error or of
-the log loss. Every parameter then takes one step of Adagrad (Duchi et al. 2011) with one
-accumulator a row (row-wise, as in Mudigere et al. 2022): G += mean(grad^2); x -= lr grad / sqrt(G).
+with q_i = log(1 + decayed count). Withheld: mu0 = link^-1(base0 + a0_u + c0_i + g_u . h0_i),
+h0_i = q0_i and the same attributes.
+Exposure: eta = m_i + s_u . t_i, fitted by noise-contrastive estimation (Gutmann & Hyvarinen 2010)
+of what was exposed against uniform pairs; pi = rho n exp(A eta + B), with rho the share of pairs
+exposed and n the uniform pairs an event, calibrated online (Platt 1999).
 
-No fast-math: the bits are promised. Nothing here looks beyond its event, so how a stream is cut
-into batches cannot matter. The kernels hold no Python object and release the GIL.
+The loss of one interaction is self-normalised and doubly robust (StableDR, Li et al. 2023):
 
-Alphabet: D factors, Y outcomes; d, o one of them; j an event, k a link, f a feature row.
+    w L(mu, y) + d [ mean over uniform pairs L(mu', r') - w L(mu, r) ] + exposure + imputation
+
+with w = max(pi, clip)^(alpha-1) over its running mean, r the imputed outcome (biases alone), d the
+robust share, L half the squared error or the log loss. Every parameter then takes one step of
+Adagrad (Duchi et al. 2011), one accumulator a vector (row-wise, as in Mudigere et al. 2022).
+
+Nothing here looks beyond its interaction, so how a stream is cut into batches cannot matter.
+
+Alphabet: D factors, E exposure factors, Y outcomes, C biases; o an outcome, h an exposure head;
+j an interaction, p a uniform pair, k a link, f a feature row.
 """
 
-import logging
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
-import numba
 import numpy as np
-from numpy.typing import NDArray
 
-log = logging.getLogger(__name__)
+from stream.model import scalars as sc
+from stream.model.kernels import (
+    Array,
+    average,
+    compiled,
+    gather,
+    inlined,
+    linked,
+    mix,
+    product,
+    square,
+    step_bias,
+    step_vector,
+)
+from stream.model.layout import Layout
+from stream.roles import Role
 
-Array = NDArray[Any]
-USER, ITEM, FEATURE = 0, 1, 2  # rows of the rates and the salt of a new row's vector
-TRIES = 8  # draws per negative; a user who saw nearly all items gets fewer negatives
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def compiled(law: F, inline: str = "never") -> F:
-    """Return the law compiled, without the GIL, and kept on disk where a folder can be written.
-
-    The numpy error model leaves out checks for division by zero, which cannot happen here: the
-    accumulators start above 0. With them the loop takes twice the time.
-    """
-    how: dict[str, Any] = {"nogil": True, "error_model": "numpy", "inline": inline}
-    try:
-        made = numba.njit(cache=True, **how)(law)
-    except RuntimeError as exc:  # numba found no folder that it may write
-        log.warning("compiling at each start, for lack of a cache (set NUMBA_CACHE_DIR): %s", exc)
-        made = numba.njit(**how)(law)
-    return cast(F, made)
-
-
-def inlined(law: F) -> F:
-    """Return the law compiled into its callers: a call would count references of its arrays."""
-    return compiled(law, "always")
-
-
-@compiled
-def mix(key: np.uint64) -> np.uint64:
-    """Return 64 well-mixed bits of a counter (splitmix64, Steele et al. 2014)."""
-    z = key + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-@compiled
-def create(
-    table: Array,
-    row: int,
-    salt: int,
-    seed: np.uint64,
-    spread: np.float32,
-    start: Array,
-    D: int,
-    Y: int,
-) -> None:
-    """Make the row exist: a small vector drawn from (seed, salt, row), accumulators at start."""
-    base = mix(mix(seed + np.uint64(salt)) ^ np.uint64(row))
-    for d in range(D):
-        bits = mix(base + np.uint64(d))
-        total = np.uint64(0)  # four uniforms of 16 bits: near enough to a normal
-        for k in range(4):
-            total += (bits >> np.uint64(16 * k)) & np.uint64(0xFFFF)
-        unit = np.float32(total) / np.float32(65535.0) - np.float32(2.0)
-        table[row, d] = unit * np.float32(1.7320508) * spread
-    for o in range(Y):
-        table[row, D + Y + o] = start[0]
-    table[row, D + 2 * Y] = start[1]
-
-
-@compiled
-def ensure(
-    table: Array,
-    rows: Array,
-    salt: int,
-    seed: np.uint64,
-    spread: np.float32,
-    start: Array,
-    D: int,
-    Y: int,
-) -> None:
-    """Make every named row exist."""
-    for j in range(rows.size):
-        if table[rows[j], D + 2 * Y] == 0:
-            create(table, rows[j], salt, seed, spread, start, D, Y)
-
-
-@compiled
-def seen(ring: Array, item: np.int32) -> bool:
-    """Tell whether the item is among the user's remembered ones."""
-    for k in range(1, min(ring[0], ring.size - 1) + 1):
-        if ring[k] == item:
-            return True
-    return False
+USER, ITEM, FEATURE = 0, 1, 2  # the salt of a new row's vector
+# the rates, one float32 array
+(
+    LR_UB, LR_UF, LR_IB, LR_IF, LR_FB, LR_FF, LR_E, SHRINK, KEEP, ALPHA, CLIP, ROBUST, TIE,
+    HALF_LIFE, MIX, START,
+) = range(16)  # fmt: skip
+# the open paths, one bool array
+EXPOSURE, WEIGHTS, DOUBLY, POPULARITY, POSITION, CONFOUNDER, CONTROL_PATH = range(7)
+FACTUAL, EXPOSED, CONTROL = int(Role.FACTUAL), int(Role.EXPOSED), int(Role.CONTROL)
+CONSUMED, CORRECTION = int(Role.CONSUMED), int(Role.CORRECTION)
+PREDICT, CLOSED = int(Role.PREDICT), int(Role.CLOSED)
 
 
 @compiled
 def draw(
-    user: Array,
-    item: Array,
-    outcome: Array,
-    label: Array,
-    known: Array,
-    key: Array,
-    history: Array,
-    sampled: Array,
-    negatives: int,
-    mark_user: Array,
-    mark_item: Array,
-    out_user: Array,
-    out_item: Array,
-    out_outcome: Array,
-    out_label: Array,
-    out_source: Array,
-    users: Array,
-    items: Array,
-) -> tuple[int, int, int]:
-    """Write the events with their negatives, remember what was seen, and name the rows touched.
+    user: Array, item: Array, known: Array, key: Array, role: Array, counts: Array,
+    history: Array, pair: Array, mark_user: Array, mark_item: Array, users: Array, items: Array,
+) -> tuple[int, int]:  # fmt: skip
+    """Write the uniform pairs (-1 where none), remember what was seen, name the rows touched.
 
-    A negative follows its click with label 0 and source -1. Returns how many interactions, users
-    and items were written; the marks are 0 again.
+    Rows touched are those of the interactions, not of their pairs. Returns how many users and items
+    were written; the marks are 0 again.
     """
-    n = nu = ni = 0
+    nu = ni = 0
     for j in range(user.size):
         u, i = user[j], item[j]
-        ring = history[u]
-        ring[1 + ring[0] % (ring.size - 1)] = i
-        ring[0] += 1
-        if ring[0] == 2 * (ring.size - 1):  # only the place and "full" matter
-            ring[0] = ring.size - 1
-        count = 1
-        out_user[n], out_item[n], out_outcome[n] = u, i, outcome[j]
-        out_label[n], out_source[n] = label[j], j
-        if sampled[outcome[j]] and known[j] > 0:
-            counter = key[j]
-            for _ in range(negatives):
-                for _ in range(TRIES):
-                    counter = mix(counter)
-                    other = np.int32(counter % np.uint64(known[j]))
-                    if not seen(ring, other):
-                        m = n + count
-                        out_user[m], out_item[m], out_outcome[m] = u, other, outcome[j]
-                        out_label[m], out_source[m] = 0, -1
-                        count += 1
-                        break
+        if counts[j]:
+            ring = history[u]
+            ring[1 + ring[0] % (ring.size - 1)] = i
+            ring[0] += 1
+            if ring[0] == 2 * (ring.size - 1):  # only the place and "full" matter
+                ring[0] = ring.size - 1
+        counter = key[j]
+        for p in range(pair.shape[1]):
+            if known[j] > 0 and role[j] != PREDICT and role[j] != CLOSED:
+                counter = mix(counter)
+                pair[j, p] = np.int32(counter % np.uint64(known[j]))
+            else:
+                pair[j, p] = -1
         if mark_user[u] == 0:
             mark_user[u] = 1
             users[nu] = u
             nu += 1
-        for m in range(n, n + count):
-            if mark_item[out_item[m]] == 0:
-                mark_item[out_item[m]] = 1
-                items[ni] = out_item[m]
-                ni += 1
-        n += count
+        if mark_item[i] == 0:
+            mark_item[i] = 1
+            items[ni] = i
+            ni += 1
     for j in range(nu):
         mark_user[users[j]] = 0
     for j in range(ni):
         mark_item[items[j]] = 0
-    return n, nu, ni
-
-
-@compiled
-def baseline(
-    outcome: Array,
-    label: Array,
-    count: Array,
-    total: Array,
-    middle: Array,
-    logit: Array,
-    out: Array,
-) -> None:
-    """Write the global term that each interaction sees, and count its label afterwards."""
-    for j in range(outcome.size):
-        o = outcome[j]
-        mean = (total[o] + middle[o]) / (count[o] + 1.0)
-        out[j] = np.log(mean / (1.0 - mean)) if logit[o] else mean
-        count[o] += 1.0
-        total[o] += label[j]
+    return nu, ni
 
 
 @inlined
-def linked(links: Array, row: int) -> int:
-    """Return how many attribute values the row is linked to."""
-    n = 0
-    while n < links.shape[1] and links[row, n] != 0:
-        n += 1
-    return n
+def popularity(items: Array, bits: Array, i: int, ai: Layout, now: int, half_life: float) -> float:
+    """Return the item's decayed count of clicks and ratings as of now (s)."""
+    held = np.float64(items[i, ai.heat])
+    if held == 0.0:
+        return 0.0
+    age = now - np.int64(bits[i, ai.heat_s])
+    return float(held * 0.5 ** (age / half_life)) if age > 0 else float(held)
 
 
 @inlined
-def gather(
-    out: Array,
-    table: Array,
-    row: int,
-    features: Array,
-    links: Array,
-    n: int,
-    weight: np.float32,
-    o: int,
-    D: int,
-) -> np.float32:
-    """Write the composed vector to out and return the composed bias."""
-    bias: np.float32 = table[row, D + o]
-    for d in range(D):
-        out[d] = table[row, d]
-    for k in range(n):
-        f = links[row, k] - 1
-        bias += weight * features[f, D + o]
-        for d in range(D):
-            out[d] += weight * features[f, d]
-    return bias
-
-
-@inlined
-def square(x: Array, D: int) -> np.float32:
-    """Return the mean of squares, in four sums that do not wait for each other."""
-    a = b = c = e = np.float32(0)
-    tail = D - D % 4
-    for d in range(0, tail, 4):
-        a += x[d] * x[d]
-        b += x[d + 1] * x[d + 1]
-        c += x[d + 2] * x[d + 2]
-        e += x[d + 3] * x[d + 3]
-    for d in range(tail, D):
-        a += x[d] * x[d]
-    return ((a + b) + (c + e)) / np.float32(D)
-
-
-@inlined
-def product(x: Array, y: Array, D: int) -> np.float32:
-    """Return the inner product, in four sums that do not wait for each other."""
-    a = b = c = e = np.float32(0)
-    tail = D - D % 4
-    for d in range(0, tail, 4):
-        a += x[d] * y[d]
-        b += x[d + 1] * y[d + 1]
-        c += x[d + 2] * y[d + 2]
-        e += x[d + 3] * y[d + 3]
-    for d in range(tail, D):
-        a += x[d] * y[d]
-    return (a + b) + (c + e)
-
-
-@inlined
-def descend(
-    table: Array,
-    row: int,
-    error: np.float32,
-    weight: np.float32,
-    other: Array,
-    size: np.float32,
-    lr_bias: np.float32,
-    lr_factor: np.float32,
-    o: int,
-    D: int,
-    Y: int,
-) -> None:
-    """Take one Adagrad step on a row that enters the score with `weight`, against `other`."""
-    g = error * weight
-    bias_sum = table[row, D + Y + o] + g * g
-    vector_sum = table[row, D + 2 * Y] + g * g * size
-    step = lr_factor * g / np.sqrt(vector_sum)
-    for d in range(D):
-        table[row, d] -= step * other[d]
-    table[row, D + o] -= lr_bias * g / np.sqrt(bias_sum)
-    table[row, D + Y + o] = bias_sum
-    table[row, D + 2 * Y] = vector_sum
+def sigmoid(x: np.float32) -> np.float32:
+    """Return 1 / (1 + exp(-x))."""
+    one = np.float32(1)
+    chance: np.float32 = one / (one + np.exp(-x))
+    return chance
 
 
 @compiled
 def learn(
-    user: Array,
-    item: Array,
-    outcome: Array,
-    label: Array,
-    source: Array,
-    base: Array,
-    users: Array,
-    items: Array,
-    features: Array,
-    user_links: Array,
-    item_links: Array,
-    logit: Array,
-    low: Array,
-    high: Array,
-    rates: Array,
-    D: int,
-    Y: int,
-    prediction: Array,
-) -> None:
-    """Learn the interactions in order; write each event's prediction before it was learned."""
-    gu = np.empty(D, np.float32)
-    gi = np.empty(D, np.float32)
-    one = np.float32(1)
+    user: Array, item: Array, outcome: Array, label: Array, role: Array, propensity: Array,
+    position: Array, ts_s: Array, counts: Array, pair: Array,
+    users: Array, items: Array, features: Array, au: Layout, ai: Layout, af: Layout,
+    user_links: Array, user_values: Array, item_links: Array, item_values: Array,
+    logit: Array, low: Array, high: Array, rates: Array, on: Array, memory: float,
+    so: Array, sh: Array, st: Array, sn: Array, live: bool, prediction: Array, control: Array,
+) -> None:  # fmt: skip
+    """Learn the interactions in order; write what was expected of each before it was learned.
+
+    `prediction` is of the outcome if shown, `control` if withheld (nan while nothing is known of
+    that arm). Where not `live` (replay), nothing is counted and no global term moves.
+    """
+    D, E, Y, C = au.D, au.E, au.Y, au.C
+    P = pair.shape[1]
+    one, zero = np.float32(1), np.float32(0)
+    tiny, flat = np.float32(1e-6), np.float32(0.01)
+    m = rates[MIX]
+    gu, su, bu = np.empty(D, np.float32), np.empty(E, np.float32), np.empty(C, np.float32)
+    g, s, b = (
+        np.empty((1 + P, D), np.float32), np.empty((1 + P, E), np.float32),
+        np.empty((1 + P, C), np.float32),
+    )  # fmt: skip
+    grad_u, grad_s = np.empty(D, np.float32), np.empty(E, np.float32)
+    grad_i, grad_t = np.empty(D, np.float32), np.empty(E, np.float32)
+    error, contrast = np.empty(1 + P, np.float32), np.empty(1 + P, np.float32)
+    count_links, weight_links = np.empty(1 + P, np.int64), np.empty(1 + P, np.float32)
     user_bits, item_bits = users.view(np.uint32), items.view(np.uint32)
-    lr_ub, lr_uf = rates[USER, 0], rates[USER, 1]
-    lr_ib, lr_if = rates[ITEM, 0], rates[ITEM, 1]
-    lr_fb, lr_ff = rates[FEATURE, 0], rates[FEATURE, 1]
+    feature_bits = features.view(np.uint32)
+    shrink, keep = rates[SHRINK], rates[KEEP]
+    le = rates[LR_E]
+    averaged = keep > 0
     for j in range(user.size):
-        u, i, o = user[j], item[j], outcome[j]
+        u, i, o, r = user[j], item[j], outcome[j], role[j]
+        if live and (
+            r == CLOSED or (r == EXPOSED and logit[o] and label[j] == 0 and not counts[j])
+        ):
+            user_bits[u, au.exposures] += np.uint32(1)
+            item_bits[i, ai.exposures] += np.uint32(1)
+        if r == CLOSED:
+            continue
+        treated = r == FACTUAL or r == EXPOSED or r == CORRECTION
         nu, ni = linked(user_links, u), linked(item_links, i)
         wu = one / np.sqrt(np.float32(max(nu, 1)))
-        wi = one / np.sqrt(np.float32(max(ni, 1)))
-        bu = gather(gu, users, u, features, user_links, nu, wu, o, D)
-        bi = gather(gi, items, i, features, item_links, ni, wi, o, D)
-        score = base[j] + bu + bi + product(gu, gi, D)
-        uu, ii = square(gu, D), square(gi, D)
-        if logit[o]:
-            score = one / (one + np.exp(-score))
-        error = score - label[j]
-        if source[j] >= 0:
-            prediction[source[j]] = min(max(score, low[o]), high[o])
-            user_bits[u, D + 2 * Y + 1] += np.uint32(1)
-            item_bits[i, D + 2 * Y + 1] += np.uint32(1)
-        descend(users, u, error, one, gi, ii, lr_ub, lr_uf, o, D, Y)
-        descend(items, i, error, one, gu, uu, lr_ib, lr_if, o, D, Y)
+        count_links[0], weight_links[0] = ni, one / np.sqrt(np.float32(max(ni, 1)))
+        gather(gu, su, bu, users, u, au, features, af, user_links, user_values, nu, wu)
+        gather(
+            g[0], s[0], b[0], items, i, ai, features, af, item_links, item_values, ni,
+            weight_links[0],
+        )  # fmt: skip
+        base, base0 = np.float32(so[o, sc.BASE]), np.float32(so[o, sc.BASE + 1])
+        base_f = np.float32(so[o, sc.BASE + 2])
+        heat = popularity(items, item_bits, i, ai, ts_s[j], rates[HALF_LIFE])
+        q = np.float32(np.log1p(heat))
+        apart = q - items[i, ai.usual + o]  # from what is usual for the item: quality is not in it
+        z = product(su, s[0])
+        slope = np.float32(so[o, sc.SLOPE]) if on[POPULARITY] else zero
+        gate = on[CONFOUNDER] and so[o, sc.GATE] > 0
+        alpha_z = np.float32(so[o, sc.SLOPE + 1])
+        match = product(gu, g[0])
+        plain = base + bu[o] + b[0, o] + match + slope * apart
+        lin = plain + alpha_z * z if gate else plain
+        place = min(max(position[j], 1), st.shape[0]) - 1
+        theta = np.float32(st[place, sc.THETA]) if on[POSITION] and logit[o] else one
+        if r == PREDICT or r == CONTROL:
+            mu = theta * sigmoid(lin) if logit[o] else min(max(lin, low[o]), high[o])
+            known0 = items[i, ai.control_sum] > 0
+            if known0:
+                lin0 = base0 + bu[Y + o] + b[0, Y + o]
+                for d in range(D):
+                    lin0 += gu[d] * (items[i, ai.control + d] + g[0, d] - items[i, ai.vector + d])
+            else:
+                lin0 = lin - base + base0
+            mu0 = sigmoid(lin0) if logit[o] else min(max(lin0, low[o]), high[o])
+            prediction[j] = mu
+            control[j] = mu0 if sn[sc.SETTLED] > 0 else np.float32(np.nan)
+            if r == PREDICT:
+                continue
+        if live and counts[j]:
+            if user_bits[u, au.events] == 0:
+                sn[sc.USERS] += 1
+            if item_bits[i, ai.events] == 0:
+                sn[sc.ITEMS] += 1
+            user_bits[u, au.events] += np.uint32(1)
+            item_bits[i, ai.events] += np.uint32(1)
+            items[i, ai.heat] = np.float32(heat + 1.0)
+            item_bits[i, ai.heat_s] = max(item_bits[i, ai.heat_s], np.uint32(ts_s[j]))
+
+        # who is shown what
+        h = 0 if r == FACTUAL or r == CONSUMED else 1
+        ce = 3 * Y + h
+        for p in range(P):
+            other = pair[j, p]
+            if other >= 0:
+                n = linked(item_links, other)
+                count_links[1 + p] = n
+                weight_links[1 + p] = one / np.sqrt(np.float32(max(n, 1)))
+                gather(
+                    g[1 + p], s[1 + p], b[1 + p], items, other, ai, features, af,
+                    item_links, item_values, n, weight_links[1 + p],
+                )  # fmt: skip
+        exposing = on[EXPOSURE] and r != CORRECTION and P > 0 and pair[j, 0] >= 0
+        eta = b[0, ce] + z
+        for p in range(1 + P):
+            contrast[p] = zero
+        if exposing:
+            contrast[0] = sigmoid(eta) - one
+            for p in range(P):
+                contrast[1 + p] = sigmoid(b[1 + p, ce] + product(su, s[1 + p]))
+            if live:
+                for p in range(1 + P):
+                    x = np.float64(b[p, ce] + product(su, s[p])) if p else np.float64(eta)
+                    chance = 1.0 / (1.0 + np.exp(-(sh[h, sc.SCALE] * x + sh[h, sc.SHIFT])))
+                    off, v = chance - (0.0 if p else 1.0), chance * (1.0 - chance)
+                    sh[h, sc.S_A] += off * x
+                    sh[h, sc.S_B] += off
+                    sh[h, sc.N_AA] += v * x * x
+                    sh[h, sc.N_AB] += v * x
+                    sh[h, sc.N_BB] += v
+                sh[h, sc.EXPOSED_NEW] += 1.0
+
+        # what comes of it
+        for p in range(1 + P):
+            error[p] = zero
+        miss = zero
+        if treated:
+            # what is observed, unweighted: it predicts, imputes, and shapes the vectors
+            fact = base_f + bu[2 * Y + o] + b[0, 2 * Y + o] + match + slope * apart
+            if gate:
+                fact += alpha_z * z
+            w = one
+            if on[WEIGHTS]:
+                pi = propensity[j]
+                if np.isnan(pi):
+                    pi = one
+                    if on[EXPOSURE] and P > 0:
+                        size = sh[h, sc.SCALE] * np.float64(eta) + sh[h, sc.SHIFT]
+                        pi = np.float32(sh[h, sc.SHARE] * P * np.exp(min(size, 40.0)))
+                pi = min(max(pi, rates[CLIP]), one)
+                raw = np.float64(pi) ** np.float64(rates[ALPHA] - one)
+                if live:
+                    so[o, sc.W_PENDING] += raw
+                    so[o, sc.W_FRESH] += 1.0
+                w = np.float32(raw * (so[o, sc.W_COUNT] + 1.0) / (so[o, sc.W_SUM] + raw))
+            if logit[o]:
+                mu, filled = sigmoid(lin), sigmoid(fact)
+                chance = theta * filled
+                prediction[j] = chance
+                miss = (chance - label[j]) * (one - filled) / max(one - chance, tiny)
+                chance = theta * mu
+                rest = max(one - chance, tiny)
+                off = (chance - label[j]) * (one - mu) / rest
+                curve = mu * (one - mu)
+                if live and place > 0 and on[POSITION]:
+                    rest = (one - theta) / rest
+                    st[place, sc.T_SCORE] += (chance - label[j]) * rest
+                    st[place, sc.T_SEEN] += chance * rest * (one - theta)
+            else:
+                mu, filled = lin, fact
+                off, miss = mu - label[j], fact - label[j]
+                prediction[j] = min(max(fact, low[o]), high[o])
+                curve = one
+            if live:
+                so[o, sc.TOTAL_NEW] += w * label[j] / theta
+                so[o, sc.WEIGHT_NEW] += zero if r == CORRECTION else w
+                so[o, sc.TOTAL_NEW + 2] += label[j] / theta
+                so[o, sc.WEIGHT_NEW + 2] += zero if r == CORRECTION else one
+            error[0] = w * off
+            if on[DOUBLY]:
+                error[0] -= rates[ROBUST] * w * (mu - filled)
+                pairs = 0
+                for p in range(P):
+                    pairs += pair[j, p] >= 0
+                for p in range(P):
+                    if pair[j, p] >= 0:
+                        reach = product(gu, g[1 + p])
+                        far = base + bu[o] + b[1 + p, o] + reach
+                        guess = base_f + bu[2 * Y + o] + b[1 + p, 2 * Y + o] + reach
+                        if logit[o]:
+                            far, guess = sigmoid(far), sigmoid(guess)
+                        error[1 + p] = rates[ROBUST] * (far - guess) / np.float32(pairs)
+            if live:
+                so[o, sc.Q_PENDING] += q
+                so[o, sc.Q_FRESH] += 1.0
+                if place == 0 or not logit[o]:
+                    # popularity within the item: the outcome from the item's mean against
+                    # popularity from the item's mean, so that quality is in neither (Mundlak 1978);
+                    # at the first place alone, where examination is certain
+                    count = item_bits[i, ai.outcomes + o]
+                    usual = items[i, ai.rest + o]
+                    if count > 0:
+                        gap = label[j] - usual
+                        bend = max(usual * (one - usual), flat) if logit[o] else one
+                        so[o, sc.SCORE] += bend * gap * apart
+                        so[o, sc.SEEN] += bend * bend * apart * apart
+                        so[o, sc.NOISE_NEW] += gap * gap
+                        so[o, sc.OF_NEW] += 1.0
+                    item_bits[i, ai.outcomes + o] = count + np.uint32(1)
+                    rate = max(one / np.float32(count + np.uint32(1)), np.float32(0.001))
+                    items[i, ai.usual + o] += rate * apart
+                    items[i, ai.rest + o] += rate * (label[j] - usual)
+                # the confounder path is learned beside, and opens when it predicts better
+                shadow = plain + alpha_z * z
+                kept = plain
+                if logit[o]:
+                    shadow, kept = theta * sigmoid(shadow), theta * sigmoid(kept)
+                so[o, sc.SCORE + 1] += (shadow - label[j]) * z
+                so[o, sc.SEEN + 1] += curve * z * z
+                gain = np.float64((kept - label[j]) ** 2 - (shadow - label[j]) ** 2)
+                so[o, sc.GAIN_NEW] += gain
+                so[o, sc.GAIN_SQUARE_NEW] += gain * gain
+                so[o, sc.GAIN_COUNT_NEW] += 1.0
+
+        if r == CONTROL and on[CONTROL_PATH]:
+            if items[i, ai.control_sum] == 0:
+                # it starts as the treated: the tie holds it there until controls say otherwise
+                for d in range(D):
+                    items[i, ai.control + d] = items[i, ai.vector + d]
+                items[i, ai.control_sum] = rates[START]
+                for c in range(Y):
+                    folded = b[0, Y + c] - items[i, ai.bias + Y + c]
+                    items[i, ai.bias + Y + c] = b[0, c] - folded
+                b[0, Y + o] = b[0, o]
+                lin0 = base0 + bu[Y + o] + b[0, o] + match
+                mu0 = sigmoid(lin0) if logit[o] else lin0
+            elif not logit[o]:
+                mu0 = lin0
+            off = mu0 - label[j]
+            if live:
+                sn[sc.CONTROLS] += 1
+                so[o, sc.TOTAL_NEW + 1] += label[j]
+                so[o, sc.WEIGHT_NEW + 1] += 1.0
+                user_bits[u, au.controls] += np.uint32(1)
+                item_bits[i, ai.controls] += np.uint32(1)
+            c = Y + o
+            tie = rates[TIE] * (
+                items[i, ai.bias + c] - (b[0, o] - (b[0, c] - items[i, ai.bias + c]))
+            )
+            step_bias(users, u, au, c, off, rates[LR_UB], zero)
+            step_bias(items, i, ai, c, off + tie, rates[LR_IB], zero)
+            for k in range(nu):
+                f = user_links[u, k] - 1
+                x = wu * (user_values[u, k] - features[f, af.center]) * features[f, af.inverse]
+                step_bias(features, f, af, c, off * x, rates[LR_FB], zero)
+            for k in range(ni):
+                f = item_links[i, k] - 1
+                x = weight_links[0] * (item_values[i, k] - features[f, af.center])
+                x *= features[f, af.inverse]
+                step_bias(features, f, af, c, off * x, rates[LR_FB], zero)
+            for d in range(D):
+                tied = items[i, ai.control + d] - items[i, ai.vector + d]
+                grad_i[d] = off * gu[d] + rates[TIE] * tied
+            step_vector(
+                items, i, ai.control, ai.control_sum, grad_i, square(grad_i), one, rates[LR_IF],
+                zero,
+            )  # fmt: skip
+
+        # one step of every row
+        for d in range(D):
+            grad_u[d] = (m * error[0] + (one - m) * miss) * g[0, d]
+        for d in range(E):
+            grad_s[d] = contrast[0] * s[0, d]
+        far_error = error[0]
+        for p in range(1, 1 + P):
+            if error[p] != 0:
+                far_error += error[p]
+                for d in range(D):
+                    grad_u[d] += m * error[p] * g[p, d]
+            if contrast[p] != 0:
+                for d in range(E):
+                    grad_s[d] += contrast[p] * s[p, d]
+        if treated:
+            size = square(grad_u)
+            step_vector(users, u, au.vector, au.vector_sum, grad_u, size, one, rates[LR_UF], shrink)
+            step_bias(users, u, au, o, far_error, rates[LR_UB], shrink)
+            step_bias(users, u, au, 2 * Y + o, miss, rates[LR_UB], shrink)
+        size_e = square(grad_s)
+        if exposing:
+            step_vector(users, u, au.expo, au.expo_sum, grad_s, size_e, one, le, shrink)
         for k in range(nu):
             f = user_links[u, k] - 1
-            descend(features, f, error, wu, gi, ii, lr_fb, lr_ff, o, D, Y)
-        for k in range(ni):
-            f = item_links[i, k] - 1
-            descend(features, f, error, wi, gu, uu, lr_fb, lr_ff, o, D, Y)
+            x = wu * (user_values[u, k] - features[f, af.center]) * features[f, af.inverse]
+            if treated:
+                step_vector(
+                    features, f, af.vector, af.vector_sum, grad_u, size, x, rates[LR_FF], zero
+                )
+                step_bias(features, f, af, o, far_error * x, rates[LR_FB], zero)
+                step_bias(features, f, af, 2 * Y + o, miss * x, rates[LR_FB], zero)
+            if exposing:
+                step_vector(features, f, af.expo, af.expo_sum, grad_s, size_e, x, le, zero)
+        for p in range(1 + P):
+            other = i if p == 0 else pair[j, p - 1]
+            if other < 0:
+                continue
+            valued, shown = error[p] != 0, contrast[p] != 0
+            if valued:
+                push = m * error[p] + (one - m) * miss if p == 0 else m * error[p]
+                for d in range(D):
+                    grad_i[d] = push * gu[d]
+                size = square(grad_i)
+                step_vector(
+                    items, other, ai.vector, ai.vector_sum, grad_i, size, one, rates[LR_IF], shrink
+                )
+                step_bias(items, other, ai, o, error[p], rates[LR_IB], shrink)
+            if shown:
+                for d in range(E):
+                    grad_t[d] = contrast[p] * su[d]
+                size_e = square(grad_t)
+                step_vector(items, other, ai.expo, ai.expo_sum, grad_t, size_e, one, le, shrink)
+                step_bias(items, other, ai, ce, contrast[p], le, zero)
+            if p == 0 and treated:
+                step_bias(items, other, ai, 2 * Y + o, miss, rates[LR_IB], shrink)
+            if averaged and valued:
+                average(items, item_bits, other, ai, keep)
+            for k in range(count_links[p]):
+                f = item_links[other, k] - 1
+                x = weight_links[p] * (item_values[other, k] - features[f, af.center])
+                x *= features[f, af.inverse]
+                if valued:
+                    step_vector(
+                        features, f, af.vector, af.vector_sum, grad_i, size, x, rates[LR_FF], zero
+                    )
+                    step_bias(features, f, af, o, error[p] * x, rates[LR_FB], zero)
+                if shown:
+                    step_vector(features, f, af.expo, af.expo_sum, grad_t, size_e, x, le, zero)
+                    step_bias(features, f, af, ce, contrast[p] * x, le, zero)
+                if p == 0 and treated:
+                    step_bias(features, f, af, 2 * Y + o, miss * x, rates[LR_FB], zero)
+                if live and p == 0 and treated:
+                    feature_bits[f, af.events] += np.uint32(1)
+                if averaged and valued:
+                    average(features, feature_bits, f, af, keep)
+        if treated:
+            for k in range(nu):
+                f = user_links[u, k] - 1
+                if live:
+                    feature_bits[f, af.events] += np.uint32(1)
+                if averaged:
+                    average(features, feature_bits, f, af, keep)
+        if live:
+            sn[sc.STEPS] += 1
+            if sc.border(sn[sc.STEPS]):
+                sc.refresh(so, sh, st, sn, memory)
 
 
 @compiled
-def compose(
-    rows: Array,
-    table: Array,
-    features: Array,
-    links: Array,
-    D: int,
-    Y: int,
-    bias: Array,
-    vector: Array,
-) -> None:
-    """Write the rows as they enter the score: their own part plus their attributes'."""
+def serve(
+    rows: Array, table: Array, at: Layout, features: Array, af: Layout, links: Array,
+    values: Array, averaged: bool, vector: Array, expo: Array, bias: Array,
+) -> None:  # fmt: skip
+    """Write the rows as they are served: own parts and attributes', means where there are any."""
+    means = averaged and at.mean >= 0
+    first = at.mean if means else at.vector
+    first_f = af.mean if means else af.vector
     for j in range(rows.size):
         row = rows[j]
-        for d in range(D):
-            vector[j, d] = table[row, d]
-        for o in range(Y):
-            bias[j, o] = table[row, D + o]
         n = linked(links, row)
         weight = np.float32(1) / np.sqrt(np.float32(max(n, 1)))
+        for d in range(at.D):
+            vector[j, d] = table[row, first + d]
+        for d in range(at.E):
+            expo[j, d] = table[row, at.expo + d]
+        for c in range(at.C):
+            bias[j, c] = table[row, at.bias + c]
+        if means:
+            for c in range(at.Y):
+                bias[j, c] = table[row, at.mean_bias + c]
         for k in range(n):
             f = links[row, k] - 1
-            for o in range(Y):
-                bias[j, o] += weight * features[f, D + o]
-            for d in range(D):
-                vector[j, d] += weight * features[f, d]
+            x = weight * (values[row, k] - features[f, af.center]) * features[f, af.inverse]
+            for d in range(at.D):
+                vector[j, d] += x * features[f, first_f + d]
+            for d in range(at.E):
+                expo[j, d] += x * features[f, af.expo + d]
+            for c in range(at.C):
+                at_c = af.mean_bias + c if means and c < at.Y else af.bias + c
+                bias[j, c] += x * features[f, at_c]

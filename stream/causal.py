@@ -1,0 +1,87 @@
+"""What closed windows say about effects and policies: never learned from, only told."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.effects import AverageEffect, OffPolicy
+from stream.join import Closed
+
+
+class Causal:
+    """The average effect of showing per outcome, and the value of the greedy policy."""
+
+    def __init__(self, outcomes: Sequence[str]) -> None:
+        self.effects = {name: AverageEffect() for name in outcomes}
+        self.greedy = OffPolicy()
+        self._expected = np.zeros(2)  # sum and count of predictions, for the constant in DR
+
+    def update(
+        self, closed: Closed, treated: NDArray[np.float32], control: NDArray[np.float32]
+    ) -> None:
+        """The closed windows are counted after the call.
+
+        `treated` and `control` (J,) are what this poll's interactions were expected to give; a
+        window that opened in this poll finds its prediction there.
+        """
+        if not len(closed):
+            return
+        now = closed.predicted_by >= 0
+        mu1, mu0 = closed.treated.copy(), closed.control.copy()
+        mu1[now], mu0[now] = treated[closed.predicted_by[now]], control[closed.predicted_by[now]]
+        nothing = np.full(len(closed), np.nan, np.float32)
+        for name, effect in self.effects.items():
+            label = closed.click if name == "click" else closed.rating
+            clicked = name == "click"  # predictions are of clicks
+            effect.update(
+                closed.shown, label, closed.show_probability,
+                mu1 if clicked else nothing, mu0 if clicked else nothing,
+            )  # fmt: skip
+        shown = closed.shown & np.isfinite(closed.click)
+        self._judge(closed.click[shown], closed.propensity[shown], mu1[shown])
+
+    def _judge(
+        self, reward: NDArray[np.float32], propensity: NDArray[np.float32], expected: NDArray[Any]
+    ) -> None:
+        """Judge the policy that never explores.
+
+        With a share of exploration below 1/2, an item stood at its place by rank if and only if its
+        logged propensity is above 1/2. What the greedy policy would have shown instead is not in
+        the log, so the model of the doubly robust value is a constant: the mean prediction so far.
+        """
+        told = np.isfinite(propensity)
+        reward, propensity, expected = reward[told], propensity[told], expected[told].astype(float)
+        greedy = (propensity > 0.5).astype(float)
+        expected = np.nan_to_num(expected, nan=0.0)
+        sums = self._expected[0] + np.concatenate([[0.0], np.cumsum(expected)])
+        counts = self._expected[1] + np.arange(len(expected) + 1)
+        constant = sums[:-1] / np.maximum(counts[:-1], 1)
+        self._expected[:] = sums[-1], counts[-1]
+        self.greedy.update(reward, propensity, greedy, constant, constant)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the effects by outcome, and the greedy policy's value, as they are published."""
+        return {
+            "effects": {name: effect.figures() for name, effect in self.effects.items()},
+            "off_policy": {"greedy": self.greedy.figures()},
+        }
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return copies of what `load` needs."""
+        state = {f"greedy.{k}": v for k, v in self.greedy.state().items()}
+        for name, effect in self.effects.items():
+            state |= {f"effect.{name}.{k}": v for k, v in effect.state().items()}
+        return state | {"expected": self._expected.copy()}
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """The figures are the saved ones after the call."""
+
+        def part(prefix: str) -> dict[str, NDArray[Any]]:
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+        self.greedy.load(part("greedy."))
+        for name, effect in self.effects.items():
+            effect.load(part(f"effect.{name}."))
+        self._expected[:] = state["expected"]

@@ -1,0 +1,73 @@
+"""Where the parts of a packed row stand, per kind of row.
+
+A row is one piece of 64-byte-aligned memory, so that an event touches few cache lines:
+
+    vector D | expo E | bias C | bias_sum C | vector_sum | expo_sum | events | exposures | controls
+    items:      control D | control_sum | heat | heat_s | usual Y | rest Y | outcomes Y
+    items, attribute values: mean D | mean_bias Y
+    attribute values: center | inverse
+
+`*_sum` are the accumulators of row-wise Adagrad; `events, exposures, controls, heat_s, outcomes`
+are the bits of a uint32. The C = 3 Y + H biases are [treated Y | control Y | imputed Y |
+exposure H]. A row with `vector_sum` 0 does not exist yet.
+"""
+
+from typing import Literal, NamedTuple
+
+LINE = 16  # float32 values in a cache line of 64 bytes
+HEADS = 2  # of the exposure model: self-selection, and the policy behind impressions
+Part = Literal["user", "item", "feature"]
+
+
+class Layout(NamedTuple):
+    """Sizes, and the first column of each part; -1 where the kind has none."""
+
+    D: int
+    E: int
+    Y: int
+    C: int
+    vector: int
+    expo: int
+    bias: int
+    bias_sum: int
+    vector_sum: int
+    expo_sum: int
+    events: int
+    exposures: int
+    controls: int
+    control: int
+    control_sum: int
+    heat: int
+    heat_s: int
+    usual: int
+    rest: int
+    outcomes: int
+    mean: int
+    mean_bias: int
+    center: int
+    inverse: int
+    size: int
+    width: int
+
+
+def layout(part: Part, factors: int, exposure_factors: int, outcomes: int) -> Layout:
+    """Return the layout of that kind of row, its width padded to whole cache lines."""
+    biases = 3 * outcomes + HEADS
+    sizes = {
+        "vector": factors, "expo": exposure_factors, "bias": biases, "bias_sum": biases,
+        "vector_sum": 1, "expo_sum": 1, "events": 1, "exposures": 1, "controls": 1,
+    }  # fmt: skip
+    if part == "item":
+        sizes |= {"control": factors, "control_sum": 1, "heat": 1, "heat_s": 1,
+                  "usual": outcomes, "rest": outcomes, "outcomes": outcomes}  # fmt: skip
+    if part != "user":
+        sizes |= {"mean": factors, "mean_bias": outcomes}
+    if part == "feature":
+        sizes |= {"center": 1, "inverse": 1}
+    at, starts = 0, {}
+    for name, size in sizes.items():
+        starts[name] = at
+        at += size
+    missing = dict.fromkeys(Layout._fields, -1)
+    shape = {"D": factors, "E": exposure_factors, "Y": outcomes, "C": biases}
+    return Layout(**(missing | shape | starts | {"size": at, "width": -(-at // LINE) * LINE}))

@@ -1,0 +1,102 @@
+"""Which attribute values each row is linked to, and what is known of the values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.memory import reserve
+
+_MOMENTS = 6  # feature row, count, mean, sum of squared deviations, low, high
+
+
+class Links:
+    """Feature rows + 1 (0 where none) and their values, per row."""
+
+    def __init__(self, rows: int, most: int) -> None:
+        """Reserve the memory; no row is linked."""
+        self.rows = reserve(rows, most, np.int32).view(np.int32)  # (rows, L)
+        self.values = reserve(rows, most, np.float32).view(np.float32)  # (rows, L)
+
+    def set(self, row: int, links: list[tuple[int, float]]) -> None:
+        """The row is linked to these feature rows after the call, and to no others."""
+        self.rows[row] = 0
+        self.values[row] = 0
+        for k, (feature, value) in enumerate(links):
+            self.rows[row, k] = feature + 1
+            self.values[row, k] = value
+
+    def state(self, used: int) -> dict[str, NDArray[Any]]:
+        """Return copies of the used rows."""
+        return {"links": np.array(self.rows[:used]), "values": np.array(self.values[:used])}
+
+    def load(self, state: Mapping[str, NDArray[Any]], used: int) -> None:
+        """Take saved links in place of the first `used` rows."""
+        self.rows[:used] = 0
+        self.values[:used] = 0
+        self.rows[: len(state["links"])] = state["links"]
+        self.values[: len(state["values"])] = state["values"]
+
+
+class Features:
+    """The attribute values by name, and the moments of numbers."""
+
+    def __init__(self, most: int) -> None:
+        """No value is known."""
+        self.most = most
+        self.row: dict[str, int] = {}
+        self.refused = 0  # values beyond `most`, or beyond a row's links
+        self._moments: dict[int, list[float]] = {}
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def admit(self, name: str) -> int | None:
+        """Return the value's row, a new one where there is room; None where there is none."""
+        at = self.row.get(name)
+        if at is None and len(self.row) < self.most:
+            at = self.row[name] = len(self.row)
+        return at
+
+    def observe(self, feature: int, x: float) -> tuple[float, float] | None:
+        """Count an observation of a number; return (center, scale) when it is time to set them.
+
+        That is at the 1st, 2nd, 4th, … observation (Welford 1962): seldom, and less and less.
+        """
+        m = self._moments.setdefault(feature, [0.0, 0.0, 0.0, x, x])
+        m[0] += 1
+        step = x - m[1]
+        m[1] += step / m[0]
+        m[2] += step * (x - m[1])
+        m[3], m[4] = min(m[3], x), max(m[4], x)
+        count = int(m[0])
+        if count & (count - 1):
+            return None
+        deviation = (m[2] / m[0]) ** 0.5
+        return m[1], deviation if deviation > 1e-9 * abs(m[1]) and deviation > 0 else 1.0
+
+    def range(self, feature: int) -> tuple[float, float]:
+        """Return the lowest and highest number observed; zeros for what is no number."""
+        m = self._moments.get(feature)
+        return (m[3], m[4]) if m else (0.0, 0.0)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return copies of what `load` needs."""
+        names = [name.encode(errors="surrogatepass") for name in self.row]
+        moments = [[float(f), *m] for f, m in self._moments.items()]
+        return {
+            "names": np.frombuffer(b"".join(names), np.uint8).copy(),
+            "lengths": np.array([len(n) for n in names], np.int32),
+            "moments": np.array(moments, np.float64).reshape(-1, _MOMENTS),
+        }
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """The values are the saved ones after the call."""
+        arena = state["names"].tobytes()
+        ends = np.cumsum(state["lengths"])
+        self.row = {
+            arena[a:b].decode(errors="surrogatepass"): k
+            for k, (a, b) in enumerate(zip(ends - state["lengths"], ends, strict=True))
+        }
+        self._moments = {int(m[0]): m[1:] for m in state["moments"].tolist()}

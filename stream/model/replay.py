@@ -1,0 +1,96 @@
+"""A bounded sample of past interactions, to learn again while the queue is empty."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.batch import Batch
+from stream.model.kernels import Array, compiled, mix
+from stream.roles import Role
+
+LEARNS = (Role.FACTUAL, Role.EXPOSED, Role.CONTROL, Role.CONSUMED)
+
+
+@compiled
+def places(keys: Array, seen: int, size: int, out: Array) -> None:
+    """Write where each interaction goes, -1 for nowhere: algorithm R (Vitter 1985).
+
+    The draw is a counter's, of the interaction's own key, so cuts do not matter.
+    """
+    for j in range(keys.size):
+        count = seen + j
+        if count < size:
+            out[j] = count
+        else:
+            at = np.int64(mix(keys[j] ^ np.uint64(0xD1B54A32D192ED03)) % np.uint64(count + 1))
+            out[j] = at if at < size else -1
+
+
+@compiled
+def chosen(seed: np.uint64, round_: np.uint64, held: int, out: Array) -> None:
+    """Write which remembered interactions are drawn, with replacement."""
+    base = mix(seed ^ mix(round_ + np.uint64(0xA0761D6478BD642F)))
+    for j in range(out.size):
+        out[j] = np.int64(mix(base + np.uint64(j)) % np.uint64(held))
+
+
+class Replay:
+    """The columns of at most `size` interactions, a uniform sample of all that were learned."""
+
+    def __init__(self, size: int) -> None:
+        """Nothing is remembered."""
+        self.size = size
+        self.seen = 0
+        self.rounds = 0
+        self._columns = {
+            f.name: np.zeros(0, dtype)
+            for f, dtype in zip(
+                fields(Batch),
+                ("i4", "i4", "i1", "f4", "i4", "u8", "i1", "f4", "i4", "i8", "?"),
+                strict=True,
+            )
+        }
+
+    def add(self, batch: Batch) -> None:
+        """The interactions that teach something were offered to the sample after the call."""
+        keep = np.flatnonzero(np.isin(batch.role, LEARNS))
+        out = np.empty(len(keep), np.int64)
+        places(batch.key[keep], self.seen, self.size, out)
+        self.seen += len(keep)
+        held = min(self.seen, self.size)
+        kept, at = keep[out >= 0], out[out >= 0]
+        for name, column in self._columns.items():
+            if len(column) < held:
+                grown = np.zeros(min(self.size, max(held, 2 * len(column), 64)), column.dtype)
+                grown[: len(column)] = column
+                column = self._columns[name] = grown
+            column[at] = getattr(batch, name)[kept]
+
+    def draw(self, count: int, seed: int) -> Batch:
+        """Return so many of the remembered ones (none where none is), not to be counted again."""
+        held = min(self.seen, self.size)
+        at = np.zeros(count if held else 0, np.int64)
+        if held:
+            chosen(np.uint64(seed), np.uint64(self.rounds), held, at)
+        self.rounds += 1
+        columns = {name: column[at] for name, column in self._columns.items()}
+        columns["counts"] = np.zeros(len(at), np.bool_)
+        columns["key"] = columns["key"] + np.uint64(self.rounds)
+        return Batch(**columns)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return copies of what `load` needs."""
+        held = min(self.seen, self.size)
+        state: dict[str, NDArray[Any]] = {
+            f"replay.{name}": column[:held].copy() for name, column in self._columns.items()
+        }
+        return state | {"replay.count": np.array([self.seen, self.rounds], np.int64)}
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """The sample is the saved one after the call."""
+        self.seen, self.rounds = (int(n) for n in state["replay.count"])
+        for name in self._columns:
+            self._columns[name] = state[f"replay.{name}"].copy()

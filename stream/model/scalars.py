@@ -1,0 +1,174 @@
+"""The global terms: normaliser, popularity, position, confounder gate, calibration of exposure.
+
+Every interaction adds to pending sums; a term changes only at borders that the count of
+interactions sets (1, 2, 4, … 1,024, then every 1,024th). Between two borders all terms stand still,
+so the loop and the waves see the same ones, and how a stream is cut into batches cannot matter.
+
+Slopes take a natural-gradient step at a border: the summed score over the summed information, which
+is the recursive least squares of one coefficient (Ljung 1977; Amari 1998).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.model.config import Outcome
+from stream.model.kernels import Array, compiled
+from stream.model.layout import HEADS
+
+BLOCK = 1024
+PLACES = 64  # positions with an examination of their own; later ones share the last
+SLOPES = 2  # popularity, confounder
+
+# columns of one outcome's row
+W_SUM, W_COUNT, W_PENDING, W_FRESH = range(4)
+Q_SUM, Q_COUNT, Q_PENDING, Q_FRESH, Q_MEAN = range(5, 10)
+SLOPE, INFO, SCORE, SEEN = 10, 12, 14, 16  # two columns each: popularity, confounder
+GAIN, GAIN_SQUARE, GAIN_COUNT, GAIN_NEW, GAIN_SQUARE_NEW, GAIN_COUNT_NEW, GATE = range(18, 25)
+# three columns each: shown, withheld, as observed
+BASE, TOTAL, WEIGHT, TOTAL_NEW, WEIGHT_NEW = range(25, 40, 3)
+MIDDLE, LOGIT = 40, 41
+CROSS, NOISE, NOISE_NEW, OF, OF_NEW = range(42, 47)
+OUTCOME_COLUMNS = 47
+# columns of one exposure head's row
+SCALE, SHIFT, I_AA, I_AB, I_BB, S_A, S_B, N_AA, N_AB, N_BB, EXPOSED, EXPOSED_NEW, SHARE = range(13)
+HEAD_COLUMNS = 13
+# columns of one position's row
+PHI, T_INFO, T_SCORE, T_SEEN, THETA = range(5)
+# the counters
+STEPS, USERS, ITEMS, CONTROLS, SETTLED = range(5)  # SETTLED: controls as of the last border
+
+PRIOR_SLOPE = 10.0  # information that a slope of 0 is worth
+PRIOR_PLACE = 5.0
+CLEAR = 4.0  # standard errors at which the popularity path opens
+PRIOR_SCALE = 100.0
+GATE_OPENS = 2_000  # interactions before the confounder path may open
+
+
+@compiled
+def border(steps: int) -> bool:
+    """Return whether the global terms change after so many interactions."""
+    if steps >= BLOCK:
+        return steps % BLOCK == 0
+    return steps & (steps - 1) == 0
+
+
+@compiled
+def rebase(row: Array) -> None:
+    """Set the global terms of one outcome: the link of its labels' weighted mean, per arm.
+
+    Before the first label stands the middle of the scale; what was withheld starts as what was
+    shown.
+    """
+    shown = row[MIDDLE]
+    for arm in range(3):
+        prior = shown if arm == 1 else row[MIDDLE]
+        mean = (row[TOTAL + arm] + prior) / (row[WEIGHT + arm] + 1.0)
+        if arm == 0:
+            shown = mean
+        if row[LOGIT] > 0:
+            mean = min(max(mean, 1e-6), 1.0 - 1e-6)
+            row[BASE + arm] = np.log(mean / (1.0 - mean))
+        else:
+            row[BASE + arm] = mean
+
+
+@compiled
+def refresh(o: Array, h: Array, t: Array, n: Array, memory: float) -> None:
+    """Fold the pending sums in and move every global term; nothing is pending afterwards."""
+    n[SETTLED] = n[CONTROLS]
+    keep = 0.5 ** (BLOCK / memory) if n[STEPS] >= BLOCK else 1.0
+    # what a slope was told while the rows were young is forgotten: steps of 3 / n (Kushner and Yin)
+    fresh = min(BLOCK, max(n[STEPS] // 2, 1))
+    keen = min(keep, max(0.0, 1.0 - 2.0 * fresh / max(n[STEPS], 1)))
+    for k in range(o.shape[0]):
+        row = o[k]
+        row[W_SUM] = keep * row[W_SUM] + row[W_PENDING]
+        row[W_COUNT] = keep * row[W_COUNT] + row[W_FRESH]
+        row[W_PENDING] = row[W_FRESH] = 0.0
+        row[Q_SUM] = keep * row[Q_SUM] + row[Q_PENDING]
+        row[Q_COUNT] = keep * row[Q_COUNT] + row[Q_FRESH]
+        row[Q_PENDING] = row[Q_FRESH] = 0.0
+        row[Q_MEAN] = row[Q_SUM] / row[Q_COUNT] if row[Q_COUNT] > 0 else 0.0
+        for arm in range(3):
+            # what examination was taken out with was worse when it was young
+            fade = keen if row[LOGIT] > 0 and arm != 1 else 1.0
+            row[TOTAL + arm] = fade * row[TOTAL + arm] + row[TOTAL_NEW + arm]
+            row[WEIGHT + arm] = fade * row[WEIGHT + arm] + row[WEIGHT_NEW + arm]
+            row[TOTAL_NEW + arm] = row[WEIGHT_NEW + arm] = 0.0
+        rebase(row)
+        row[INFO + 1] = keen * row[INFO + 1] + row[SEEN + 1]
+        row[SLOPE + 1] -= row[SCORE + 1] / (row[INFO + 1] + PRIOR_SLOPE)
+        row[CROSS] = keep * row[CROSS] + row[SCORE]
+        row[INFO] = keep * row[INFO] + row[SEEN]
+        row[NOISE] = keep * row[NOISE] + row[NOISE_NEW]
+        row[OF] = keep * row[OF] + row[OF_NEW]
+        row[NOISE_NEW] = row[OF_NEW] = 0.0
+        for s in range(SLOPES):
+            row[SCORE + s] = row[SEEN + s] = 0.0
+        row[SLOPE] = row[CROSS] / (row[INFO] + PRIOR_SLOPE)
+        if row[SLOPE] * row[SLOPE] * row[INFO] * row[OF] < CLEAR * CLEAR * row[NOISE]:
+            row[SLOPE] = 0.0
+        row[GAIN] = keep * row[GAIN] + row[GAIN_NEW]
+        row[GAIN_SQUARE] = keep * row[GAIN_SQUARE] + row[GAIN_SQUARE_NEW]
+        row[GAIN_COUNT] = keep * row[GAIN_COUNT] + row[GAIN_COUNT_NEW]
+        row[GAIN_NEW] = row[GAIN_SQUARE_NEW] = row[GAIN_COUNT_NEW] = 0.0
+        if row[GAIN_COUNT] > 0:
+            mean = row[GAIN] / row[GAIN_COUNT]
+            deviation = np.sqrt(max(row[GAIN_SQUARE] / row[GAIN_COUNT] - mean * mean, 0.0))
+            clear = mean * np.sqrt(row[GAIN_COUNT]) > 2.0 * deviation
+            if row[GATE] == 0 and clear and row[GAIN_COUNT] >= GATE_OPENS and mean > 0:
+                row[GATE] = 1.0
+            elif row[GATE] == 1 and mean < 0:
+                row[GATE] = 0.0
+    for k in range(h.shape[0]):
+        row = h[k]
+        row[I_AA] = keep * row[I_AA] + row[N_AA]
+        row[I_AB] = keep * row[I_AB] + row[N_AB]
+        row[I_BB] = keep * row[I_BB] + row[N_BB]
+        aa, bb, ab = row[I_AA] + PRIOR_SCALE, row[I_BB] + PRIOR_SCALE, row[I_AB]
+        size = aa * bb - ab * ab
+        row[SCALE] -= (bb * row[S_A] - ab * row[S_B]) / size
+        row[SHIFT] -= (aa * row[S_B] - ab * row[S_A]) / size
+        for c in range(S_A, N_BB + 1):
+            row[c] = 0.0
+        row[EXPOSED] += row[EXPOSED_NEW]
+        row[EXPOSED_NEW] = 0.0
+        row[SHARE] = min(1.0, row[EXPOSED] / max(1.0, n[USERS] * n[ITEMS]))
+    for k in range(1, t.shape[0]):
+        if t[k, T_SEEN] > 0:
+            t[k, T_INFO] = keen * t[k, T_INFO] + t[k, T_SEEN]
+            t[k, PHI] -= t[k, T_SCORE] / (t[k, T_INFO] + PRIOR_PLACE)
+            t[k, PHI] = min(max(t[k, PHI], -8.0), 8.0)
+            t[k, THETA] = 1.0 / (1.0 + np.exp(-t[k, PHI]))
+            t[k, T_SCORE] = t[k, T_SEEN] = 0.0
+
+
+class Scalars:
+    """The arrays behind the global terms; the learner's kernels write into them."""
+
+    def __init__(self, outcomes: Sequence[Outcome]) -> None:
+        """No interaction was seen: no weight, no slope, examination near one at every place."""
+        self.outcome = np.zeros((len(outcomes), OUTCOME_COLUMNS))
+        self.outcome[:, MIDDLE] = [o.middle for o in outcomes]
+        self.outcome[:, LOGIT] = [o.link == "logit" for o in outcomes]
+        for row in self.outcome:
+            rebase(row)
+        self.head = np.zeros((HEADS, HEAD_COLUMNS))
+        self.head[:, SCALE] = 1.0
+        self.place = np.zeros((PLACES, 5))
+        self.place[:, PHI] = 2.0
+        self.place[:, THETA] = 1.0 / (1.0 + np.exp(-2.0))
+        self.place[0, THETA] = 1.0
+        self.count = np.zeros(5, np.int64)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return copies of what `load` needs."""
+        return {f"scalars.{name}": array.copy() for name, array in vars(self).items()}
+
+    def load(self, state: dict[str, NDArray[Any]]) -> None:
+        """The global terms are the saved ones after the call."""
+        for name, array in vars(self).items():
+            array[:] = state[f"scalars.{name}"]
