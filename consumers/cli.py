@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from consumers import commands, settings
+from consumers import commands, evaluate, settings
 from stream.errors import CounterflowError
 
 
@@ -81,6 +81,28 @@ def parser() -> argparse.ArgumentParser:
     command("serve", commands.serve, "answer over HTTP from the vectors in Redis")
     replay = command("replay", commands.replay, "send a data set to Kafka in time order")
     replay.add_argument("dataset", choices=["ml-100k"])
+    simulate = command(
+        "simulate", commands.simulate, "make the events of a world whose causal answers are known"
+    )
+    simulate.formatter_class = argparse.RawDescriptionHelpFormatter
+    simulate.epilog = "worlds:\n" + "\n".join(
+        f"  {name:<14} {about}" for name, about in commands.WORLDS.items()
+    )
+    simulate.add_argument("world", choices=[*commands.WORLDS], metavar="WORLD", help="see below")
+    simulate.add_argument(
+        "--events", type=evaluate.count, default=20_000, metavar="N", help="how many (20,000)"
+    )
+    simulate.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="another seed, another world"
+    )
+    where = simulate.add_mutually_exclusive_group()
+    where.add_argument("--to-kafka", action="store_true", help="send the events, as replay does")
+    where.add_argument(
+        "--out",
+        metavar="FILE",
+        help="write the events, one JSON object a line; without either they go to stdout, and the "
+        "planted answers to stderr instead of stdout",
+    )
     topics = command("topics", commands.topics, "make the topics, or check them")
     topics.add_argument("action", choices=["create", "check"])
     topics.add_argument("--partitions", type=int, default=4)
@@ -93,5 +115,8 @@ def parser() -> argparse.ArgumentParser:
     snapshots.add_argument("action", choices=["list", "verify"])
     config = command("config", commands.config, "the settings as they hold, secrets hidden")
     config.add_argument("action", choices=["show"])
+    measured = sub.add_parser("evaluate", help="measure the model on data with known answers")
+    measured.set_defaults(run=commands.evaluate)
+    evaluate.arguments(measured, common)
     command("doctor", commands.doctor, "check Kafka, the topics, Redis and the snapshot folder")
     return top

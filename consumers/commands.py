@@ -14,6 +14,16 @@ import orjson
 from consumers.settings import Settings, show
 from stream.errors import CounterflowError
 
+WORLDS = {
+    "adversarial": "what is liked anyway is shown most: ranking by outcome is exactly wrong",
+    "change-point": "from one rating on, the best items are the worst",
+    "confounded": "a latent trait decides what is seen and how it ends",
+    "heterogeneous": "the effect of showing depends on the user's segment and the item's sort",
+    "popularity": "what was clicked is shown more, and what is popular is clicked more",
+    "position": "lower places are examined less, and the policy puts the worst items first",
+    "price": "prices change, and good items cost more: over items the slope has the wrong sign",
+}
+
 
 def emit(value: Any) -> None:
     """Print one JSON object on one line of stdout."""
@@ -46,7 +56,7 @@ def train(args: argparse.Namespace, settings: Settings) -> int:
     try:
         trainer.start()
         if args.until_end:
-            trainer.run_until(trainer.source.ends())
+            trainer.run_until(trainer.source.ends(), args.close_windows)
         else:
             trainer.run()
         result = summary.of(trainer)
@@ -115,6 +125,39 @@ def events(args: argparse.Namespace, settings: Settings) -> int:
     from stream.schemas import schemas
 
     emit(schemas())
+    return 0
+
+
+def evaluate(args: argparse.Namespace, settings: Settings) -> int:
+    """Print the figures of one measurement."""
+    if settings.model.cache_dir:
+        os.environ["NUMBA_CACHE_DIR"] = settings.model.cache_dir
+    from consumers import evaluate as measurements
+
+    figures = measurements.run(args, settings)
+    if args.json:
+        emit(figures)
+    else:
+        print("\n".join(measurements.lines(figures)))
+    return 0
+
+
+def simulate(args: argparse.Namespace, settings: Settings) -> int:
+    """Every event of the world is where it was asked for after the call; print the truth."""
+    if settings.model.cache_dir:
+        os.environ["NUMBA_CACHE_DIR"] = settings.model.cache_dir
+    from consumers import simulate as to
+    from stream.worlds import WORLDS
+
+    world = WORLDS[args.world](seed=args.seed)
+    events = world.events(args.events)
+    if args.to_kafka:
+        to.send(events, args.events, args.world, settings)
+    else:
+        to.write(events, args.out)
+    told = {"world": args.world, "seed": args.seed, "events": args.events, "truth": world.truth}
+    text = orjson.dumps(told, option=0 if args.json else orjson.OPT_INDENT_2).decode()
+    print(text, file=sys.stdout if args.to_kafka or args.out else sys.stderr)
     return 0
 
 

@@ -24,7 +24,7 @@ from consumers.service import answers, ranking, requests, shelf
 from consumers.service.app import create_app
 from consumers.service.run import KafkaProduce, Server, listen
 from consumers.settings import load
-from model_store.codec import pack, pack_ids
+from model_store.codec import pack, pack_ids, stamp
 from model_store.seen import Seen, group
 from model_store.vectors import RedisVectors
 from stream.errors import CounterflowError
@@ -32,6 +32,7 @@ from stream.errors import CounterflowError
 MODEL = {
     "epoch": 1,
     "factors": 2,
+    "rows": {"user": [2, 2], "item": [2, 2], "feature": [2, 2]},
     "outcomes": [
         {"name": "rating", "link": "identity", "low": 1.0, "high": 5.0},
         {"name": "click", "link": "logit", "low": 0.0, "high": 1.0},
@@ -77,15 +78,28 @@ class World:
         bias = np.array([[r[0], r[1]] for r in rows.values()], np.float32)
         vector = np.array([r[2] for r in rows.values()], np.float32)
         counts = np.full(len(ids), events)
-        payloads = pack(kind, 1, self.sequence, counts, 0 * counts, bias, vector)
-        self.vectors.write({kind: ids}, {kind: payloads}, globals_)
+        payloads = pack(kind, 1, self.sequence, counts, 0 * counts, 0 * counts, bias, vector)
+        mark = stamp(1, self.sequence)
+        self.vectors.write(mark, {kind: (ids, payloads)}, globals_=globals_)
+
+    def put_meta(self, meta):
+        """These titles and attributes stand."""
+        self.sequence += 1
+        said = {item.encode(): orjson.dumps(value) for item, value in meta.items()}
+        self.vectors.write(stamp(1, self.sequence), meta=said)
+
+    def erase(self, item):
+        """The item is gone."""
+        self.sequence += 1
+        mark, id_ = stamp(1, self.sequence), item.encode()
+        self.vectors.write(mark, {"item": ([id_], [mark])}, meta={id_: b""})
 
     def publish(self):
         """A small model with items, titles and one user stands."""
         self.vectors.publish_model(MODEL)
         self.vectors.set_live()
         self.write("item", ITEMS)
-        self.vectors.put_meta({k.encode(): orjson.dumps(v) for k, v in META.items()})
+        self.put_meta(META)
         self.write("user", {"7": (0.0, 0.0, (1.0, 0.5))})
 
 
@@ -222,11 +236,11 @@ def test_seen_items_are_bounded_and_the_newest_stay(redis_url, prefix):
     seen = Seen(client, prefix, 60, most=4)
     for number in range(50):
         seen.mark({b"7": pack_ids([b"item-%03d" % number])})
-    held = client.get(f"{prefix}:3:s:7")
+    held = client.get(f"{prefix}:4:s:7")
     assert len(held) <= 2 * 4 * 16
     assert held.endswith(pack_ids([b"item-048", b"item-049"]))
     assert held.startswith(b"\x00\x08item-")
-    assert client.ttl(f"{prefix}:3:s:7") > 0
+    assert client.ttl(f"{prefix}:4:s:7") > 0
     client.close()
 
 
@@ -242,9 +256,9 @@ def test_changes_are_followed(world, serve):
     asked = {"user_id": "7"}
     world.write("item", {"e": (1.5, 0.0, (0.0, 0.0))})
     until(lambda: "e" in names(http.post("/v1/recommend", json=asked)), "the new item")
-    world.vectors.erase("item", [b"a"])
+    world.erase("a")
     until(lambda: "a" not in names(http.post("/v1/recommend", json=asked)), "the erased item")
-    world.vectors.put_meta({b"d": orjson.dumps({"title": "D", "attributes": {"genre": ["New"]}})})
+    world.put_meta({"d": {"title": "D", "attributes": {"genre": ["New"]}}})
     filtered = {"user_id": "7", "filters": {"genre": "New"}}
     until(lambda: names(http.post("/v1/recommend", json=filtered)) == ["d"], "the new genre")
     world.write("user", {"7": (-1.0, 0.0, (0.0, 0.0))})
@@ -254,7 +268,8 @@ def test_changes_are_followed(world, serve):
 
 def test_another_shape_is_loaded_anew(world, serve):
     http = serve()
-    world.vectors.publish_model({**MODEL, "outcomes": MODEL["outcomes"][:1]})
+    narrow = {kind: [1, 2] for kind in MODEL["rows"]}
+    world.vectors.publish_model({**MODEL, "outcomes": MODEL["outcomes"][:1], "rows": narrow})
     until(lambda: http.get("/v1/model").json()["items"] == 0, "the old rows left")
     response = http.post("/v1/recommend", json={"user_id": "7"})
     assert response.json()["user"]["known"] is False

@@ -3,8 +3,18 @@
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
+
+from consumers.service.ranking import IntervalKind
+from stream.inference.model import Link
+
+
+class Support(Struct, frozen=True, kw_only=True):
+    """Whether the data speak of what is asked; if not, why."""
+
+    ok: bool
+    reason: str | None = None
 
 
 class Scored(Struct, frozen=True, kw_only=True):
@@ -12,14 +22,40 @@ class Scored(Struct, frozen=True, kw_only=True):
 
     item_id: str
     title: str | None
-    score: Annotated[float, Meta(description="expected outcome, on the outcome's scale")]
+    score: Annotated[
+        float,
+        Meta(description="by the objective: expected outcome or effect, on the outcome's scale, or"
+             " consumption, from 0 to 1"),
+    ]  # fmt: skip
     propensity: Annotated[
-        float | None, Meta(description="chance of exposure; null until exposures are joined")
+        float, Meta(description="probability with which the item stands at this place of the list")
     ]
     interval: Annotated[
         list[float] | None,
-        Meta(description="where 95 % of single outcomes lie; null where the model does not say"),
+        Meta(description="95 %, of what interval_kind says; null where the model does not say"),
     ]
+    interval_kind: Annotated[
+        IntervalKind | None,
+        Meta(description="predictive: of one rating; model-based: of the expected click or of the"
+             " effect; average: of the average effect"),
+    ] = None  # fmt: skip
+    support: Annotated[
+        Support | None, Meta(description="by effect: whether the item's own control was observed")
+    ] = None
+    show_probability: Annotated[
+        float | UnsetType,
+        Meta(description="of standing here rather than being withheld; left out where that was not"
+             " drawn"),
+    ] = UNSET  # fmt: skip
+
+
+class Withheld(Struct, frozen=True, kw_only=True):
+    """An item that was left out by chance, to learn what happens without it: not to be shown."""
+
+    item_id: str
+    position: Annotated[int, Meta(description="place where it would stand, from 1")]
+    propensity: float
+    show_probability: float
 
 
 class Known(Struct, frozen=True, kw_only=True):
@@ -40,11 +76,19 @@ class Served(Struct, frozen=True, kw_only=True):
 
 
 class Recommendation(Struct, frozen=True, kw_only=True):
-    """The best items, best first."""
+    """The best items, best first, but for what the service leaves to chance."""
 
     user: Known
     model: Served
     items: list[Scored]
+    impression_id: Annotated[
+        str | UnsetType,
+        Meta(description="names the list in impressions, clicks and ratings; there if the service"
+             " logs impressions or leaves something to chance"),
+    ] = UNSET  # fmt: skip
+    withheld: Annotated[
+        list[Withheld] | UnsetType, Meta(description="left out where nothing is withheld")
+    ] = UNSET
 
 
 class Ranking(Struct, frozen=True, kw_only=True):
@@ -54,6 +98,80 @@ class Ranking(Struct, frozen=True, kw_only=True):
     model: Served
     items: list[Scored]
     unknown_items: list[str]
+
+
+class Consumption(Struct, frozen=True, kw_only=True):
+    """Chance of exposure times outcome, as a share of its scale, and what changes it."""
+
+    factual: float
+    direct: Annotated[float, Meta(description="change through the outcome, exposure held")]
+    total: Annotated[float, Meta(description="change through outcome and exposure")]
+
+
+class Individual(Struct, frozen=True, kw_only=True):
+    """What would have happened to the outcome that was observed."""
+
+    observed: float
+    residual: Annotated[float, Meta(description="observed beyond what was expected")]
+    counterfactual: float
+
+
+class Effect(Struct, frozen=True, kw_only=True):
+    """What an intervention changes; null where the data do not support it."""
+
+    user: Known
+    item_id: str
+    model: Served
+    factual: float
+    counterfactual: float | None
+    effect: float | None
+    interval: Annotated[list[float] | None, Meta(description="95 %, of the effect")]
+    interval_kind: IntervalKind | None
+    support: Support
+    assumptions: list[str]
+    direct: Annotated[
+        float | None, Meta(description="of attributes: through the outcome's own equation")
+    ] = None
+    total: Annotated[
+        float | None, Meta(description="of attributes: through popularity and position as well")
+    ] = None
+    consumption: Consumption | None = None
+    individual: Individual | None = None
+
+
+class Term(Struct, frozen=True, kw_only=True):
+    """One path of a score, on the link scale."""
+
+    name: str
+    value: float
+    cut: Annotated[
+        float, Meta(description="what the path adds in the observed world and the score leaves out")
+    ]
+
+
+class Why(Struct, frozen=True, kw_only=True):
+    """A score in terms that add up: sum = link(score)."""
+
+    user: Known
+    item_id: str
+    model: Served
+    terms: list[Term]
+    sum: float
+    link: Link
+    score: float
+
+
+class Signal(Struct, frozen=True, kw_only=True):
+    """What one detector has said."""
+
+    detections: int
+    last_ts_ms: int | None = None
+
+
+class Drift(Struct, frozen=True, kw_only=True):
+    """The detectors by signal; empty where the trainer publishes none."""
+
+    signals: dict[str, Signal]
 
 
 class UserRow(Struct, frozen=True, kw_only=True):
@@ -101,6 +219,7 @@ class ProblemBody(Struct, frozen=True, kw_only=True):
     code: str
     detail: str
     field: str | None = None
+    remedy: str | None = None
     errors: list[BadPosted] | None = None
     acknowledged: list[int] | None = None
 

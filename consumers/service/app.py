@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import msgspec
 import numpy as np
 import orjson
 import redis.asyncio
+from msgspec import UNSET, UnsetType
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
@@ -24,7 +26,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from consumers.metrics import ServiceMetrics, distribution_version
-from consumers.service import problems
+from consumers.service import choice, problems, ranking
 from consumers.service.answers import (
     Accepted,
     ItemRow,
@@ -32,34 +34,39 @@ from consumers.service.answers import (
     Ranking,
     Recommendation,
     Scored,
-    Served,
+    Support,
     UserRow,
+    Withheld,
     answer,
 )
+from consumers.service.effects import Effects, known, served
+from consumers.service.exploration import Explorer, Slate, greedy
 from consumers.service.follower import Follower
+from consumers.service.impressions import ImpressionLog, Shown
 from consumers.service.openapi import describe
 from consumers.service.posted import Posted, Produce, read
-from consumers.service.problems import Problem, invalid, unavailable
-from consumers.service.ranking import Floats, Outcome, best, score
-from consumers.service.requests import ID_MAX_BYTES, Choice, Rank, Recommend, decode, read_body
+from consumers.service.problems import Problem, unavailable
+from consumers.service.requests import Choice, Rank, Recommend, decode, read_body
 from consumers.service.shelf import Rows, Shelf
 from consumers.service.timing import Timing
-from consumers.service.users import Users
+from consumers.service.users import Found, Users
 from consumers.settings import Settings
+from model_store.keys import GENERATION
 from model_store.reader import AsyncReader
-from model_store.vectors import GENERATION
 from stream.errors import CounterflowError, Unavailable
+from stream.inference.model import Floats, Outcome
 
 log = logging.getLogger("counterflow.service")
 
 _RECOMMEND = msgspec.json.Decoder(Recommend)
 _RANK = msgspec.json.Decoder(Rank)
+CANCEL_S = 1.0  # longest wait for the follower's end before it is told again
 _SEEN_BY = ("rating", "click")  # events after which an item counts as seen
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>counterflow</title>
 <h1>counterflow {version}</h1><p>{state}</p><ul>{links}</ul></html>
 """
-LINKS = ("/v1/model", "/readyz", "/livez", "/metrics", "/openapi.json")
+LINKS = ("/v1/model", "/v1/drift", "/readyz", "/livez", "/metrics", "/openapi.json")
 
 
 def create_app(
@@ -68,9 +75,13 @@ def create_app(
     produce: Produce | None,
     registry: CollectorRegistry,
     clock: Callable[[], float] = time.time,
+    impressions: ImpressionLog | None = None,
 ) -> Starlette:
-    """Return the application; `produce` blocks until the broker acknowledges, None: no events."""
-    service = Service(settings, client, produce, registry, clock)
+    """Return the application; `produce` blocks until the broker acknowledges, None: no events.
+
+    `impressions` is told of each recommendation, None: nobody is.
+    """
+    service = Service(settings, client, produce, registry, clock, impressions)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -78,19 +89,22 @@ def create_app(
         try:
             yield
         finally:
-            service.following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await service.following
+            while not service.following.done():  # a cancellation that meets an answer can be lost
+                service.following.cancel()
+                await asyncio.wait([service.following], timeout=CANCEL_S)
             await client.aclose()
 
     routes = [
         Route("/", service.page),
         Route("/v1/recommend", service.recommend, methods=["POST"]),
         Route("/v1/rank", service.rank, methods=["POST"]),
+        Route("/v1/effect", service.effects.effect, methods=["POST"]),
+        Route("/v1/explain", service.effects.explain, methods=["POST"]),
         Route("/v1/events", service.events, methods=["POST"]),
         Route("/v1/users/{user_id:path}", service.user),
         Route("/v1/items/{item_id:path}", service.item),
         Route("/v1/model", service.model),
+        Route("/v1/drift", service.effects.drift),
         Route("/livez", service.livez),
         Route("/readyz", service.readyz),
         Route("/metrics", service.metrics_page),
@@ -122,6 +136,7 @@ class Service:
         produce: Produce | None,
         registry: CollectorRegistry,
         clock: Callable[[], float],
+        impressions: ImpressionLog | None,
     ) -> None:
         self.settings = settings
         self.metrics = ServiceMetrics(registry)
@@ -129,8 +144,11 @@ class Service:
         self.users = Users(
             client, settings.redis.prefix, settings.redis.ttl_s, settings.service.seen_max
         )
+        self.effects = Effects(settings, self.users, self._shelf)
         self.follower = Follower(self.reader, self.metrics, time.monotonic)
         self.following: asyncio.Task[None] | None = None
+        self.explorer = Explorer(settings.exploration)
+        self._impressions = impressions
         self._produce = produce
         self._clock = clock
         self._openapi = orjson.dumps(describe())
@@ -140,27 +158,41 @@ class Service:
     async def recommend(self, request: Request) -> Response:
         """Answer with the best k items."""
         asked = decode(_RECOMMEND, await read_body(request, self.settings.service.body_max_bytes))
-        self._choose(self._shelf(), asked)
-        payload, seen = await self.users.read(asked.user_id, self.settings.service.exclude_seen)
+        shelf = self._shelf()
+        self._choose(shelf, asked)
+        names = choice.needs(shelf, candidates(shelf, asked), asked.do)
+        seen = self.settings.service.exclude_seen
+        found = await self.users.read(asked.user_id, seen, names)
         shelf = self._shelf()  # the follower may have moved items meanwhile: all from here is one
         outcome = self._choose(shelf, asked)
-        without = [*seen, *(item.encode() for item in asked.exclude)]
+        without = [*found.seen, *(item.encode() for item in asked.exclude)]
         rows = shelf.candidates(asked.filters, without)
-        known, items = self._list(shelf, outcome, payload, rows, asked.k)
-        served = self._served(shelf, outcome, asked)
-        return answer(Recommendation(user=known, model=served, items=items))
+        real = asked.do is None or asked.do.empty  # a list in another world stands before nobody
+        known, items, slate = self._list(shelf, outcome, asked, names, found, rows, asked.k, real)
+        shown = int(slate.shown.sum())
+        return answer(
+            Recommendation(
+                user=known,
+                model=served(shelf, outcome, asked.objective),
+                items=items[:shown],
+                impression_id=self._tell(asked.user_id, items, slate) if real else UNSET,
+                withheld=withheld(items, slate) if shown < len(items) else UNSET,
+            )
+        )
 
     async def rank(self, request: Request) -> Response:
         """Answer with the given items, best first, and the unknown ones."""
         asked = decode(_RANK, await read_body(request, self.settings.service.body_max_bytes))
-        self._choose(self._shelf(), asked)
-        payload, _ = await self.users.read(asked.user_id, with_seen=False)
+        shelf = self._shelf()
+        self._choose(shelf, asked)
+        names = choice.needs(shelf, [item.encode() for item in asked.item_ids], asked.do)
+        found = await self.users.read(asked.user_id, False, names)
         shelf = self._shelf()
         outcome = self._choose(shelf, asked)
         rows, unknown = shelf.rows(asked.item_ids)
-        known, items = self._list(shelf, outcome, payload, rows, len(rows))
-        served = self._served(shelf, outcome, asked)
-        return answer(Ranking(user=known, model=served, items=items, unknown_items=unknown))
+        known, items, _ = self._list(shelf, outcome, asked, names, found, rows, len(rows))
+        model = served(shelf, outcome, asked.objective)
+        return answer(Ranking(user=known, model=model, items=items, unknown_items=unknown))
 
     def _shelf(self) -> Shelf:
         if self.follower.shelf is None:
@@ -169,50 +201,58 @@ class Service:
 
     def _choose(self, shelf: Shelf, asked: Choice) -> Outcome:
         """Return the outcome to rank by; what cannot be ranked by is a problem, never a guess."""
-        if len(asked.user_id.encode()) > ID_MAX_BYTES:
-            raise invalid("user_id", f"an id has at most {ID_MAX_BYTES} bytes")
-        if asked.do is not None:
-            raise invalid(
-                "do", "interventions are not available yet; leave it out", "not_available"
-            )
-        if asked.objective == "effect":
-            raise invalid(
-                "objective",
-                "no control outcome has been observed: an effect needs withheld items",
-                "no_control",
-            )
-        name = asked.outcome or self.settings.service.outcome
-        if name not in shelf.outcomes:
-            raise invalid("outcome", f"the model has {', '.join(shelf.outcomes)}")
-        return shelf.outcomes[name]
+        default = self.settings.service.outcome
+        outcome = choice.choose(shelf, asked.user_id, asked.outcome, default)
+        choice.allow(shelf, outcome, asked.objective, asked.do)
+        return outcome
 
     def _list(
-        self, shelf: Shelf, outcome: Outcome, payload: bytes | None, rows: Rows | None, k: int
-    ) -> tuple[Known, list[Scored]]:
-        user = shelf.user(payload)
-        items = shelf.catalogue.items
-        bias, vector = items.bias, items.vector
-        if rows is not None and 4 * len(rows) < len(items):
-            bias, vector, within = bias[rows], vector[rows], np.arange(len(rows))
+        self,
+        shelf: Shelf,
+        outcome: Outcome,
+        asked: Choice,
+        names: Sequence[str],
+        found: Found,
+        rows: Rows | None,
+        k: int,
+        by_chance: bool = False,
+    ) -> tuple[Known, list[Scored], Slate]:
+        """Return the slate and its items in the slate's order, withheld ones at the end."""
+        user = shelf.user(found.user)
+        size = len(shelf.catalogue.items)
+        everyone = np.arange(size)
+        within = everyone if rows is None else rows
+        if rows is not None and (names or 4 * len(rows) < size):
+            place, within = rows, np.arange(len(rows))
+            pairs = shelf.pairs(outcome, user, place)
         else:  # cheaper to score all than to copy most of them
-            everyone = np.arange(len(items))
-            within, rows = everyone if rows is None else rows, everyone
-        scores = score(outcome, shelf.globals(), None if user is None else user[:2], bias, vector)[
-            within
-        ]
-        order = best(scores, k)
-        chosen = rows[within[order]]
-        known = Known(known=user is not None, events=0 if user is None else user[2])
-        return known, scored(shelf, outcome, chosen, scores[order])
+            place, pairs = everyone, shelf.pairs(outcome, user)
+        read = shelf.features(names, found.features)
+        do, refusal = choice.intervene(shelf, pairs, place, asked.do, read, spread=False)
+        if refusal is not None:
+            raise refusal.problem()
+        scores = ranking.scores(pairs, asked.objective, do)[within]
+        if by_chance and self.explorer.chance:
+            slate = self.explorer.draw(ranking.best(scores, k + 1), len(scores), k)
+        else:
+            slate = greedy(ranking.best(scores, k))
+        order = slate.candidate
+        best, score = place[within[order]], scores[order]
+        pairs = shelf.pairs(outcome, user, best)
+        do, _ = choice.intervene(shelf, pairs, best, asked.do, read)
+        judged = ranking.judge(pairs, asked.objective, do, score)
+        return known(user), scored(shelf, asked.objective, best, score, judged, slate), slate
 
-    def _served(self, shelf: Shelf, outcome: Outcome, asked: Choice) -> Served:
-        return Served(
-            generation=GENERATION,
-            epoch=int(shelf.model.get("epoch", 0)),
-            version=shelf.catalogue.version,
-            outcome=outcome.name,
-            objective=asked.objective,
-        )
+    def _tell(self, user_id: str, items: Sequence[Scored], slate: Slate) -> str | UnsetType:
+        """Return the slate's id, where it can be of use; the slate is on its way to Kafka."""
+        if self._impressions is None and not self.explorer.chance:
+            return UNSET
+        impression_id = uuid.uuid4().hex
+        if self._impressions is not None:
+            ids = [item.item_id for item in items]
+            now_ms = int(self._clock() * 1_000)
+            self._impressions.put(Shown(impression_id, user_id, now_ms, ids, slate))
+        return impression_id
 
     # rows ----------------------------------------------------------------------------------------
 
@@ -333,23 +373,63 @@ class Service:
         return HTMLResponse(PAGE.format(version=distribution_version(), state=state, links=links))
 
 
-def scored(shelf: Shelf, outcome: Outcome, rows: Rows, scores: Floats) -> list[Scored]:
+def candidates(shelf: Shelf, asked: Recommend) -> list[bytes]:
+    """Return the items that an intervention on attributes may rank, seen ones included."""
+    if asked.do is None or asked.do.attributes is UNSET:
+        return []
+    rows = shelf.candidates(asked.filters, [])
+    ids = shelf.catalogue.items.ids
+    return ids if rows is None else [ids[row] for row in rows.tolist()]
+
+
+def scored(
+    shelf: Shelf,
+    objective: str,
+    rows: Rows,
+    scores: Floats,
+    judged: Sequence[ranking.Judged],
+    slate: Slate,
+) -> list[Scored]:
     """Return the items of these rows with their scores."""
     ids, meta = shelf.catalogue.items.ids, shelf.catalogue.meta
     items: list[Scored] = []
-    for row, value in zip(rows.tolist(), scores.tolist(), strict=True):
+    for row, value, said, propensity, show_probability in zip(
+        rows.tolist(),
+        scores.tolist(),
+        judged,
+        slate.propensity.tolist(),
+        slate.show_probability.tolist(),
+        strict=True,
+    ):
         item = ids[row]
         title: Any = meta[item].get("title") if item in meta else None
+        support = Support(ok=said.own, reason=None if said.own else ranking.AVERAGE)
         items.append(
             Scored(
                 item_id=item.decode(),
                 title=title,
                 score=value,
-                propensity=None,
-                interval=outcome.interval(value),
+                propensity=propensity,
+                show_probability=UNSET if show_probability == 1 else show_probability,
+                interval=said.interval,
+                interval_kind=said.kind,
+                support=support if objective == "effect" else None,
             )
         )
     return items
+
+
+def withheld(items: Sequence[Scored], slate: Slate) -> list[Withheld]:
+    """Return what the slate withholds, as an impression event of it has to say."""
+    return [
+        Withheld(
+            item_id=items[place].item_id,
+            position=int(slate.position[place]),
+            propensity=float(slate.propensity[place]),
+            show_probability=float(slate.show_probability[place]),
+        )
+        for place in np.flatnonzero(~slate.shown).tolist()
+    ]
 
 
 def encoded(entity: str) -> bytes:

@@ -5,9 +5,11 @@ import logging
 from collections.abc import Callable
 
 from consumers.metrics import ServiceMetrics
-from consumers.service.shelf import Shelf, shape
+from consumers.service.shelf import Shelf
+from model_store.codec import shapes
 from model_store.reader import AsyncReader
 from stream.errors import CounterflowError, Inconsistent, Unavailable
+from stream.inference.model import parse
 
 log = logging.getLogger("counterflow.service")
 
@@ -70,13 +72,14 @@ class Follower:
         if model is None:
             return  # a lapsed description leaves what is loaded in use
         try:
-            shape(model)
-        except (KeyError, TypeError, ValueError) as error:
+            found = shapes(model)
+            parse(model)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise Inconsistent(
                 "the model's description in Redis is not ours",
                 "another version wrote it: start this version's trainer",
             ) from error
         if self.shelf is not None and self.shelf.fits(model):
-            self.shelf.model = model
+            self.shelf.tell(model)
             return
-        self.shelf = Shelf(model, await self._reader.load(*shape(model)))
+        self.shelf = Shelf(model, await self._reader.load(found))

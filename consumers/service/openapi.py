@@ -6,14 +6,16 @@ import msgspec
 
 from consumers.metrics import distribution_version
 from consumers.service import answers, requests
+from consumers.service.examples import EXAMPLES
 from stream.schemas import EVENTS
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
 
 _TYPES = (
-    requests.Recommend, requests.Rank,
-    answers.Recommendation, answers.Ranking, answers.UserRow, answers.ItemRow, answers.Accepted,
+    requests.Recommend, requests.Rank, requests.AskEffect, requests.AskWhy,
+    answers.Recommendation, answers.Ranking, answers.Effect, answers.Why, answers.Drift,
+    answers.UserRow, answers.ItemRow, answers.Accepted,
     answers.ProblemBody, *EVENTS.values(),
 )  # fmt: skip
 
@@ -23,11 +25,30 @@ Recommendations from rows that are learned while events come in.
 **Unknown users** get the fallback: the global mean and what each item is worth to everyone (its
 bias), with popularity nowhere in it. Reading never creates anything.
 
-**Objectives.** `outcome`: the expected outcome if shown. `effect`: shown minus withheld; without a
-control outcome it is a 422 `no_control`. `consumption`: as an ordinary recommender learns it; until
-exposures are joined the chance of exposure is not known, and it ranks as `outcome` does.
+**Objectives.** `outcome`: the expected outcome if shown at the first place, with exposure,
+position, popularity and confounder taken out. `effect`: shown minus withheld, the world being as it
+is; without any control outcome it is a 422 `no_control`, and an item without one of its own gets
+the average effect, which `support` tells. `consumption`: the chance of exposure times the outcome,
+as an ordinary recommender learns it; a rating counts as its share of the scale. The chance is that
+of self-selection for ratings and of the present policy for clicks, or of the other one where a head
+has learned nothing; where none has, it is a 422 `not_available`.
 
-**`do`** is not available yet and is a 422 `not_available`.
+**`do`** sets parts of the world, several at once: `shown` (true: against withheld), `position`
+(from 1; multiplies a click's chance), `popularity` (a count), `attributes` of the item (the others
+stay). In lists it is a counterfactual ranking: all candidates in the world that is set; `shown:
+false` ranks by what is expected when withheld. What was never observed is refused: an attribute
+value that no item had, a number outside those seen, a place or popularity beyond. Lists answer 422
+`no_support`; `/v1/effect` answers with `support.ok` false, a reason, and no counterfactual.
+
+**Chance.** Where the service is configured to explore or to withhold, a recommendation leaves part
+of its order to chance: each item carries the `propensity` with which it stands at its place, and a
+withheld item is named with its place and `show_probability`, not to be shown. `impression_id` names
+the list in impressions, clicks and ratings. Rankings of given items and lists under `do` are never
+left to chance.
+
+**Intervals** are of 95 % and say which kind they are. `predictive`: of one rating. `model-based`:
+of an expected click or an effect, from counts, residuals and the regression on paths; they leave
+out the error of the factors' match. `average`: of the average effect, from closed windows (AIPW).
 """
 
 
@@ -36,7 +57,7 @@ def describe() -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
     event = {"oneOf": [_ref(kind.__name__) for kind in EVENTS.values()]}
     events = {"oneOf": [event, {"type": "array", "items": event, "maxItems": requests.EVENTS_MAX}]}
-    return {
+    document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "counterflow", "version": distribution_version(), "description": NOTES},
         "paths": {
@@ -52,6 +73,18 @@ def describe() -> dict[str, Any]:
                     problems=(400, 413, 422, 503),
                 )
             },
+            "/v1/effect": {
+                "post": _operation(
+                    "What an intervention changes for one user and item", "Effect",
+                    _ref("AskEffect"), problems=(400, 404, 413, 422, 503),
+                )
+            },
+            "/v1/explain": {
+                "post": _operation(
+                    "Why one user and item have their score", "Why", _ref("AskWhy"),
+                    problems=(400, 404, 413, 422, 503),
+                )
+            },
             "/v1/events": {
                 "post": _operation(
                     "Events, to Kafka; 202 after its acknowledgement", "Accepted", events,
@@ -65,11 +98,18 @@ def describe() -> dict[str, Any]:
                 "get": _operation("What is kept of an item", "ItemRow", name="item_id")
             },
             "/v1/model": {"get": _operation("The model that answers", problems=(503,))},
+            "/v1/drift": {
+                "get": _operation("What the drift detectors say", "Drift", problems=(503,))
+            },
             "/livez": {"get": _operation("Whether the process works", problems=())},
             "/readyz": {"get": _operation("Whether it can answer", problems=(503,))},
         },
         "components": {"schemas": schemas},
     }  # fmt: skip
+    for path, examples in EXAMPLES.items():
+        content = document["paths"][path]["post"]["requestBody"]["content"][JSON]
+        content["examples"] = {name: {"value": value} for name, value in examples.items()}
+    return document
 
 
 def _ref(name: str) -> dict[str, str]:

@@ -1,76 +1,88 @@
-"""Scores from rows, with numpy only.
-
-score = link^-1(global + user bias + item bias + user vector . item vector). A user without a row
-has neither bias nor vector, so the fallback is the global mean and what the items are worth to
-everyone, with their popularity nowhere in it.
-"""
+"""Lists from pairs: the score of an objective in a world, its interval, and the best of them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from stream.inference import intervals, outcome
+from stream.inference.do import Do, contrast
+from stream.inference.effect import showing
+from stream.inference.model import Floats, Outcome
+from stream.inference.rows import Pairs
+
+IntervalKind = Literal["predictive", "model-based", "average"]
+
+AVERAGE = "no control outcome of this item was observed; the average effect stands in"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """One outcome of the model: its place in the rows, its link and its scale."""
+class Judged:
+    """What is said of a score beside it."""
 
-    index: int
-    name: str
-    link: str
-    low: float
-    high: float
-    residual_sd: float | None
-
-    def inverse(self, eta: Floats) -> Floats:
-        """Return the expected outcome: a probability, or a value within the scale."""
-        if self.link == "logit":
-            return np.asarray(1.0 / (1.0 + np.exp(-np.clip(eta, -60.0, 60.0))), np.float32)
-        return np.clip(eta, self.low, self.high)
-
-    def interval(self, score: float) -> list[float] | None:
-        """Return where 95 % of single outcomes lie, None while the model does not say.
-
-        Taken from the spread of the progressive residuals; a click is 0 or 1 and has no such range.
-        """
-        if self.residual_sd is None or self.link == "logit":
-            return None
-        reach = 1.959964 * self.residual_sd
-        return [max(self.low, score - reach), min(self.high, score + reach)]
+    interval: list[float] | None
+    kind: IntervalKind | None
+    own: bool  # false: the average effect stands in
 
 
-def outcomes(model: dict[str, Any]) -> dict[str, Outcome]:
-    """Return the outcomes that the published model declares, by name."""
-    spread = model.get("residual_sd") or {}
-    return {
-        declared["name"]: Outcome(
-            index=index,
-            name=declared["name"],
-            link=declared.get("link", "identity"),
-            low=float(declared.get("low", 0.0)),
-            high=float(declared.get("high", 1.0)),
-            residual_sd=spread.get(declared["name"]),
-        )
-        for index, declared in enumerate(model["outcomes"])
-    }
+def scores(pairs: Pairs, objective: str, do: Do) -> Floats:
+    """Return what the items are ranked by (n,), in the world that `do` sets.
+
+    outcome: expected if shown, or if withheld where `do` says so. effect: shown minus withheld.
+    consumption: chance of exposure times the outcome as a share of its scale; showing sets the
+    chance to 1.
+    """
+    if objective == "effect":
+        return showing(pairs, do.world()).value
+    if objective == "consumption":
+        if do.shown:
+            return pairs.outcome.unit(outcome.shown(pairs, do.world()).mean)
+        return outcome.consumption(pairs, do.world())
+    if do.shown is False:
+        return outcome.withheld(pairs, do.world()).mean
+    return outcome.shown(pairs, do.world(cut=True)).mean
 
 
-def score(
-    outcome: Outcome,
-    globals_: Floats,  # (O,)
-    user: tuple[Floats, Floats] | None,  # (O,), (D,)
-    bias: Floats,  # (n, O)
-    vector: Floats,  # (n, D)
-) -> Floats:
-    """Return the expected outcome of each item, shape (n,)."""
-    eta = bias[:, outcome.index] + globals_[outcome.index]  # (n,)
-    if user is not None:
-        user_bias, user_vector = user
-        eta = eta + user_bias[outcome.index] + vector @ user_vector  # (n,)
-    return outcome.inverse(eta)
+def judge(pairs: Pairs, objective: str, do: Do, score: Floats) -> list[Judged]:
+    """Return interval and support of each score (n,)."""
+    if objective == "effect":
+        found = contrast(pairs, Do(True, do.position, do.popularity, do.attributes))
+        bounds = _bounds(found.interval, len(pairs))
+        kinds: list[IntervalKind] = [
+            "model-based" if own else "average" for own in found.own.tolist()
+        ]
+        return [
+            Judged(each, kind if each else None, own)
+            for each, kind, own in zip(bounds, kinds, found.own.tolist(), strict=True)
+        ]
+    if objective == "consumption" or do.shown is False:
+        return [Judged(None, None, True)] * len(pairs)
+    if pairs.outcome.link == "identity":
+        return [_predictive(pairs.outcome, value) for value in score.tolist()]
+    world = do.world(cut=True)
+    arm = outcome.shown(pairs, world)
+    expected = intervals.expected(pairs, arm, world) if pairs.model.causal else None
+    return [
+        Judged(each, "model-based" if each else None, True)
+        for each in _bounds(expected, len(pairs))
+    ]
+
+
+def _bounds(found: tuple[Floats, Floats] | None, size: int) -> list[list[float] | None]:
+    if found is None:
+        return [None] * size
+    pairs = zip(found[0].tolist(), found[1].tolist(), strict=True)
+    return [None if low != low or high != high else [low, high] for low, high in pairs]
+
+
+def _predictive(outcome: Outcome, score: float) -> Judged:
+    """Return where 95 % of single ratings lie, from the spread of the progressive residuals."""
+    if outcome.residual_sd is None:
+        return Judged(None, None, True)
+    reach = intervals.Z * outcome.residual_sd
+    bounds = [max(outcome.low, score - reach), min(outcome.high, score + reach)]
+    return Judged(bounds, "predictive", True)
 
 
 def best(scores: Floats, k: int) -> NDArray[np.intp]:

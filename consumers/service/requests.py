@@ -1,7 +1,7 @@
 """What requests may hold, and their reading; a wrong one names its field."""
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -31,13 +31,44 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 Filter = Scalar | list[Scalar] | Condition
 
 
+Attribute = bool | int | float | str | list[str]
+
+
+class Intervention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is set, against the world as it is; several at once hold together."""
+
+    shown: Annotated[
+        bool | UnsetType,
+        Meta(description="true: against withheld; false: withheld, against shown"),
+    ] = UNSET
+    position: Annotated[
+        Annotated[int, Meta(ge=1)] | UnsetType, Meta(description="place in the list, from 1")
+    ] = UNSET
+    popularity: Annotated[
+        Annotated[float, Meta(ge=0)] | UnsetType,
+        Meta(description="clicks and ratings of the item, decayed as the model counts them"),
+    ] = UNSET
+    attributes: Annotated[
+        dict[str, Attribute] | UnsetType,
+        Meta(description="attribute of the item to another value; the others stay"),
+    ] = UNSET
+
+    @property
+    def empty(self) -> bool:
+        """Whether it sets nothing."""
+        return all(
+            value is UNSET
+            for value in (self.shown, self.position, self.popularity, self.attributes)
+        )
+
+
 class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What both kinds of request choose."""
 
     user_id: Id
     outcome: Literal["rating", "click"] | UnsetType = UNSET
     objective: Objective = "outcome"
-    do: dict[str, Any] | None = None
+    do: Intervention | None = None
 
 
 class Recommend(Choice, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,6 +86,28 @@ class Rank(Choice, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The given items, best first."""
 
     item_ids: Annotated[list[Id], Meta(max_length=ITEMS_MAX)]
+
+
+class AskEffect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an intervention changes for one user and item."""
+
+    user_id: Id
+    item_id: Id
+    outcome: Literal["rating", "click"] | UnsetType = UNSET
+    do: Intervention
+    observed: Annotated[
+        float | UnsetType,
+        Meta(description="the outcome that happened: asks what would have happened to it"),
+    ] = UNSET
+
+
+class AskWhy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why one user and item have their score; `do` takes position and popularity."""
+
+    user_id: Id
+    item_id: Id
+    outcome: Literal["rating", "click"] | UnsetType = UNSET
+    do: Intervention | None = None
 
 
 T = TypeVar("T")

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from consumers import clients, topics
 from consumers.kafka import Outgoing, Sink, Unacknowledged
 from consumers.service.app import create_app
+from consumers.service.impressions import ImpressionLog
 from consumers.service.posted import Posted
 from consumers.settings import Settings
 from stream.errors import CounterflowError
@@ -114,7 +115,11 @@ def run(settings: Settings, started: Callable[[str], None] | None = None) -> Non
     url = f"http://{f'[{host}]' if ':' in host else host}:{held.getsockname()[1]}"
     produce = KafkaProduce(settings)
     client = redis.asyncio.Redis.from_url(settings.redis.url, socket_timeout=SOCKET_TIMEOUT_S)
-    app = create_app(settings, client, produce, CollectorRegistry())
+    registry = CollectorRegistry()
+    impressions = (
+        ImpressionLog(settings, registry) if settings.exploration.log_impressions else None
+    )
+    app = create_app(settings, client, produce, registry, impressions=impressions)
     config = uvicorn.Config(
         app,
         lifespan="on",
@@ -130,4 +135,6 @@ def run(settings: Settings, started: Callable[[str], None] | None = None) -> Non
         Server(config).run(sockets=[held])
     finally:
         held.close()
+        if impressions is not None:
+            impressions.close()
         produce.close()

@@ -11,10 +11,12 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from consumers.service.ranking import Floats, outcomes
+from consumers.service.linked import Linked, Read
 from consumers.service.requests import Condition, Filter
-from model_store.codec import unpack_many
+from model_store.codec import Shapes, shapes, unpack_many
 from model_store.reader import Catalogue, Changes
+from stream.inference.model import Floats, Outcome, parse
+from stream.inference.rows import Features, Items, Pairs, User
 
 FILTERS_MAX = 256  # filters remembered until an attribute changes
 
@@ -25,31 +27,62 @@ class Shelf:
     """The model's shape, the items that the reader keeps fresh, and what is derived from both."""
 
     def __init__(self, model: Mapping[str, Any], catalogue: Catalogue) -> None:
-        self.model = dict(model)
+        self.shapes: Shapes = shapes(model)
         self.catalogue = catalogue
-        self.outcomes = outcomes(self.model)
+        self.linked = Linked()
         self._matching: dict[bytes, list[bytes]] = {}
+        self.tell(model)
+
+    def tell(self, model: Mapping[str, Any]) -> None:
+        """The model is as described after the call; its rows have the shape of before."""
+        self.model = dict(model)
+        self.parsed = parse(model)
+        self.outcomes = self.parsed.outcomes
 
     def globals(self) -> Floats:
-        """Return the global terms, (O,): the newest written, else those of the model."""
+        """Return the global terms, (2Y,) or (Y,): the newest written, else those of the model."""
+        size = len(self.outcomes) * (2 if self.parsed.causal else 1)
         newest = self.catalogue.globals_
-        if len(newest) == len(self.outcomes):
+        if len(newest) == size:
             return newest
-        given = self.model.get("global_bias")
-        return np.asarray(given or [0.0] * len(self.outcomes), np.float32)
+        given = self.model.get("globals") or self.model.get("global_bias") or []
+        return np.resize(np.asarray(given, np.float32), size) if given else np.zeros(size, "f4")
 
     def fits(self, model: Mapping[str, Any]) -> bool:
         """Return whether rows of that model have the shape of these."""
-        return shape(model) == shape(self.model)
+        return shapes(model) == self.shapes and len(model["outcomes"]) == len(self.outcomes)
 
-    def user(self, payload: bytes | None) -> tuple[Floats, Floats, int] | None:
-        """Return bias (O,), vector (D,) and events of a user; None without a row of this shape."""
+    def user(self, payload: bytes | None) -> User | None:
+        """Return a user's row; None without a row of this shape."""
         if payload is None:
             return None
-        row = unpack_many([payload], *shape(self.model))
+        row = unpack_many([payload], self.shapes["user"])
         if not row.present[0]:
             return None
-        return row.bias[0], row.vector[0], int(row.events[0])
+        counts = (int(each[0]) for each in (row.events, row.exposures, row.controls))
+        return User(row.bias[0], row.vector[0], *counts)
+
+    def pairs(self, outcome: Outcome, user: User | None, rows: Rows | None = None) -> Pairs:
+        """Return the user against the items of these rows, None for all of them.
+
+        Without a user the average one: no bias and no factors of its own.
+        """
+        shape, held = self.shapes["user"], self.catalogue.items
+        average = User(np.zeros(shape[0], np.float32), np.zeros(shape[1], np.float32))
+        items = Items(held.bias, held.vector, held.events, held.exposures, held.controls)
+        return Pairs(
+            self.parsed,
+            outcome,
+            self.globals(),
+            user or average,
+            items if rows is None else items.take(rows),
+        )
+
+    def features(self, names: Sequence[str], payloads: Sequence[bytes | None]) -> Read:
+        """Return the rows of attribute values that were read under these names."""
+        row = unpack_many(payloads, self.shapes["feature"])
+        places = {name: at for at, name in enumerate(names)}
+        return Read(places, Features(row.bias, row.vector, row.events, row.present))
 
     def rows(self, ids: Sequence[str]) -> tuple[Rows, list[str]]:
         """Return the rows of known items, and the ids of the others, both in order and once."""
@@ -81,6 +114,9 @@ class Shelf:
         """Filters are asked anew after the call if any attribute has changed."""
         if changes.reloaded or changes.meta:
             self._matching.clear()
+            self.linked.forget(changes.meta)
+            if changes.reloaded or self.linked.worn:
+                self.linked = Linked()
 
     def _satisfy(self, filters: Mapping[str, Filter]) -> list[bytes]:
         """Return the ids of all items that satisfy the filters, with or without a row."""
@@ -96,11 +132,6 @@ class Shelf:
                 self._matching.clear()
             self._matching[name] = matching
         return matching
-
-
-def shape(model: Mapping[str, Any]) -> tuple[int, int]:
-    """Return (O, D) of the model's rows."""
-    return len(model["outcomes"]), int(model["factors"])
 
 
 def satisfies(filters: Mapping[str, Filter], attributes: Mapping[str, Any]) -> bool:

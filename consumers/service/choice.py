@@ -1,0 +1,162 @@
+"""What a request chooses, judged against the model: what cannot be answered is a problem."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from msgspec import UNSET, UnsetType
+
+from consumers.service.linked import Read, links_of
+from consumers.service.problems import Problem, invalid
+from consumers.service.requests import ID_MAX_BYTES, Intervention
+from consumers.service.shelf import Rows, Shelf
+from stream.inference import attributes, support
+from stream.inference.do import Do
+from stream.inference.model import Outcome
+from stream.inference.rows import Pairs
+
+FEATURES_MAX = 4_096  # attribute values of one request: ~1 MB from Redis
+
+NO_CONTROL = "no control outcome has been observed: an effect needs withheld items"
+WITHHOLD = (
+    'post impressions with "shown": false and their show_probability, or let recommendations'
+    " withhold some"
+)
+
+
+class Refusal(NamedTuple):
+    """What the data do not support, and why."""
+
+    field: str
+    reason: str
+
+    def problem(self) -> Problem:
+        """Return it as the answer of a list, which cannot be given without it."""
+        remedy = "ask for what was observed, or post such items first"
+        return Problem(422, "no_support", self.reason, field=self.field, remedy=remedy)
+
+
+def choose(
+    shelf: Shelf, user_id: str, outcome: str | UnsetType, default: str, item_id: str = ""
+) -> Outcome:
+    """Return the outcome that is asked for; what the model has not is a problem."""
+    for field, given in (("user_id", user_id), ("item_id", item_id)):
+        if len(given.encode(errors="surrogatepass")) > ID_MAX_BYTES:
+            raise invalid(field, f"an id has at most {ID_MAX_BYTES} bytes")
+    name = default if isinstance(outcome, UnsetType) else outcome
+    if name not in shelf.outcomes:
+        raise invalid("outcome", f"the model has {', '.join(shelf.outcomes)}")
+    return shelf.outcomes[name]
+
+
+def allow(shelf: Shelf, outcome: Outcome, objective: str, do: Intervention | None) -> None:
+    """The model can rank by the objective in that world after the call, or it is a problem."""
+    model = shelf.parsed
+    if objective == "effect" and not model.has_control(outcome):
+        raise no_control("objective")
+    if objective == "consumption" and not len(model.learned_heads):
+        raise Problem(
+            422,
+            "not_available",
+            "the chance of exposure has not been learned yet",
+            field="objective",
+            remedy="post ratings or impressions; until then rank by outcome",
+        )
+    if do is None or do.empty:
+        return
+    causal(shelf, "do")
+    if do.shown is False:
+        if objective != "outcome":
+            raise invalid("do.shown", f"an item that is not shown has no {objective} of showing")
+        if not model.has_control(outcome):
+            raise no_control("do.shown")
+
+
+def causal(shelf: Shelf, field: str) -> None:
+    """The model has causal paths after the call, or it is a problem."""
+    if not shelf.parsed.causal:
+        raise Problem(
+            422,
+            "not_available",
+            "the model that is served has no causal paths",
+            field=field,
+            remedy="start a trainer of this version; it publishes them",
+        )
+
+
+def no_control(field: str, detail: str = NO_CONTROL) -> Problem:
+    """Return the problem of an effect that no control outcome speaks of."""
+    return Problem(422, "no_control", detail, field=field, remedy=WITHHOLD)
+
+
+def needs(shelf: Shelf, items: Sequence[bytes], do: Intervention | None) -> list[str]:
+    """Return the attribute values whose rows the intervention needs, each once."""
+    if do is None or do.attributes is UNSET:
+        return []
+    _, numbers, _ = shelf.linked.of(items, shelf.catalogue.meta)
+    given = [name for name, _ in links_of("item", do.attributes)]
+    names = list(dict.fromkeys([*given, *shelf.linked.called(numbers)]))
+    if len(names) > FEATURES_MAX:
+        raise Problem(
+            422,
+            "too_many",
+            f"these items have {len(names)} attribute values, {FEATURES_MAX} at most",
+            field="do.attributes",
+            remedy="filter, or rank fewer items",
+        )
+    return names
+
+
+def intervene(
+    shelf: Shelf,
+    pairs: Pairs,
+    rows: Rows,
+    do: Intervention | None,
+    read: Read,
+    spread: bool = True,
+) -> tuple[Do, Refusal | None]:
+    """Return the intervention on the pairs of these rows, or what of it is not supported.
+
+    `spread` false leaves out what only intervals need.
+    """
+    if do is None:
+        return Do(), None
+    refusal = refused(shelf, pairs.outcome, do, read)
+    if refusal is not None:
+        return Do(), refusal
+    shift = None
+    if do.attributes is not UNSET:
+        items = [shelf.catalogue.items.ids[row] for row in rows.tolist()]
+        old, new = shelf.linked.replace(
+            items, shelf.catalogue.meta, do.attributes, read, shelf.parsed.max_links
+        )
+        shift = attributes.shift(
+            pairs.outcome, shelf.parsed, read.features, pairs.user, old, new, spread
+        )
+    return (
+        Do(
+            shown=None if do.shown is UNSET else do.shown,
+            position=None if do.position is UNSET else do.position,
+            popularity=None if do.popularity is UNSET else do.popularity,
+            attributes=shift,
+        ),
+        None,
+    )
+
+
+def refused(shelf: Shelf, outcome: Outcome, do: Intervention, read: Read) -> Refusal | None:
+    """Return the first part of the intervention that the data do not support."""
+    if do.position is not UNSET:
+        reason = support.position(shelf.parsed, outcome, do.position)
+        if reason is not None:
+            return Refusal("do.position", reason)
+    if do.popularity is not UNSET:
+        q = shelf.pairs(outcome, None).q
+        reason = support.popularity(q, do.popularity)
+        if reason is not None:
+            return Refusal("do.popularity", reason)
+    for name, value in {} if do.attributes is UNSET else do.attributes.items():
+        links = links_of("item", {name: value})
+        reason = support.attribute(name, links, read.names, read.features)
+        if reason is not None:
+            return Refusal(f"do.attributes.{name}", reason)
+    return None

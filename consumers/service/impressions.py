@@ -1,0 +1,188 @@
+"""Answers as impressions on Kafka, in the background: an answer never waits for them or fails.
+
+answer ──► bounded queue ──► thread ──► Sink ──► {prefix}.impression.v1
+           full: dropped     away: tries again; counted when the broker has acknowledged
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter
+
+from consumers import clients, topics
+from consumers.kafka import Outgoing, Sink
+from consumers.service.exploration import Slate
+from consumers.settings import Settings
+from stream.errors import CounterflowError
+from stream.schemas import Impression
+
+log = logging.getLogger("counterflow.service")
+
+LINGER_MS = 20  # one request of the client holds what came within; nobody waits for it
+RETRY_S = 1.0  # between two attempts to connect
+CLOSE_S = 15.0  # above the client's longest attempt to connect
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One answer: its slate, and the ids of the slate's items in the same order."""
+
+    impression_id: str
+    user_id: str
+    ts_ms: int
+    item_ids: Sequence[str]
+    slate: Slate
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def events(self) -> Iterator[Impression]:
+        """Yield one event for each item, shown or withheld; ids repeat only if the slate does."""
+        slate = self.slate
+        for number, (item_id, position, propensity, show_probability, shown) in enumerate(
+            zip(
+                self.item_ids,
+                slate.position.tolist(),
+                slate.propensity.tolist(),
+                slate.show_probability.tolist(),
+                slate.shown.tolist(),
+                strict=True,
+            )
+        ):
+            yield Impression(
+                event_id=f"{self.impression_id}-{number}",
+                ts_ms=self.ts_ms,
+                user_id=self.user_id,
+                item_id=item_id,
+                impression_id=self.impression_id,
+                position=position,
+                propensity=propensity,
+                shown=shown,
+                show_probability=show_probability,
+            )
+
+
+class ImpressionLog:
+    """Keeps at most `exploration.queue_max` impressions that are not acknowledged yet."""
+
+    def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
+        self._kafka = settings.kafka
+        self._topic = topics.name(settings.kafka.topic_prefix, "impression")
+        self._most = settings.exploration.queue_max
+        self._waiting: deque[Shown] = deque()
+        self._open = 0  # impressions neither acknowledged nor dropped, sent or not
+        self._closing = False
+        self._broken = False  # the client at work has failed with a record
+        self._troubled = False  # and it was said
+        self._changed = threading.Condition()
+        self._logged = Counter(
+            "counterflow_impressions_logged", "Impressions that Kafka acknowledged",
+            registry=registry,
+        )  # fmt: skip
+        self._dropped = Counter(
+            "counterflow_impressions_dropped", "Impressions that were not logged",
+            registry=registry,
+        )  # fmt: skip
+        self._thread = threading.Thread(target=self._run, name="impressions", daemon=True)
+        self._thread.start()
+
+    def put(self, answer: Shown) -> None:
+        """The answer is on its way to Kafka, or counted as dropped; never waits, never raises."""
+        with self._changed:
+            if self._closing or self._open + len(answer) > self._most:
+                self._dropped.inc(len(answer))
+                return
+            self._open += len(answer)
+            self._waiting.append(answer)
+            self._changed.notify()
+
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """What was put is acknowledged, or counted as dropped, after the call."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+        with self._changed:
+            self._waiting.clear()
+        self._settle(self._dropped, self._most)
+
+    def _run(self) -> None:
+        while (sink := self._connected()) is not None:
+            try:
+                self._pump(sink)
+            finally:
+                sink.close()
+            self._rest()
+
+    def _rest(self) -> bool:
+        """Return after a while, or at once whether closed."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closing, RETRY_S)
+
+    def _connected(self) -> Sink | None:
+        """Return a sink once there is something to send; None when closed and Kafka away."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._waiting)
+        patience_ms = 2 * self._kafka.request_timeout_ms  # the client wants more than one request's
+        while self._waiting:
+            try:
+                return Sink(
+                    bootstrap_servers=self._kafka.bootstrap_servers,
+                    client={"delivery_timeout_ms": patience_ms, **clients.options(self._kafka)},
+                    linger_ms=LINGER_MS,
+                )
+            except CounterflowError as error:
+                self._trouble(error)
+            if self._rest():
+                break
+        return None
+
+    def _pump(self, sink: Sink) -> None:
+        """Send what waits until closed, or until a record failed: its client may be past help.
+
+        A broker that forgot the producer leaves an idempotent client refusing everything.
+        """
+        self._broken = False
+        while not self._broken and (answer := self._next()) is not None:
+            for event in answer.events():
+                record = Outgoing(self._topic, msgspec.json.encode(event), event.user_id.encode())
+                try:
+                    future = sink.send(record)
+                except CounterflowError as error:
+                    self._failed(error)
+                    continue
+                future.add_callback(self._succeeded)
+                future.add_errback(self._failed)
+
+    def _next(self) -> Shown | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._waiting or self._broken)
+            return self._waiting.popleft() if self._waiting and not self._broken else None
+
+    def _succeeded(self, _: object) -> None:
+        self._troubled = False
+        self._settle(self._logged, 1)
+
+    def _failed(self, error: Exception) -> None:
+        self._trouble(error)
+        self._settle(self._dropped, 1)
+        with self._changed:
+            self._broken = True
+            self._changed.notify()
+
+    def _settle(self, counter: Counter, most: int) -> None:
+        """Count what was open and is not any more; after `close` nothing is."""
+        with self._changed:
+            settled = min(most, self._open)
+            self._open -= settled
+        counter.inc(settled)
+
+    def _trouble(self, error: Exception) -> None:
+        """Say what is wrong once, and again only after something went right."""
+        if not self._troubled:
+            log.warning("impressions are not logged: %s", error)
+        self._troubled = True
