@@ -4,10 +4,13 @@ import os
 import platform
 import sys
 
-from tests.benchmarks import end_to_end, freshness, learner, service
+from tests.benchmarks import attributes, end_to_end, freshness, growth, join, learner, service
 
 ALL = {
     "learner": learner.run,
+    "growth": growth.run,
+    "attributes": attributes.run,
+    "join": join.run,
     "end_to_end": end_to_end.run,
     "freshness": freshness.run,
     "service": service.run,

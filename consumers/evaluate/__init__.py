@@ -1,0 +1,114 @@
+"""The measurements behind `counterflow evaluate`: each a file, each one function `run`.
+
+    shopping   Coat: ratings if shown, judged on random ratings, beside its peers
+    movielens  MovieLens-100K: progressive errors, and rankings by each objective
+    uplift     a randomised trial from a CSV file, beside two regressions
+    policy     another policy's value from a log with propensities
+
+This file holds the command line alone and imports nothing heavy.
+"""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from consumers.settings import Settings
+
+
+def arguments(command: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    """The command takes one of the four measurements after the call."""
+    sub = command.add_subparsers(required=True, metavar="WHAT", dest="what")
+
+    def what(name: str, help_: str) -> argparse.ArgumentParser:
+        return sub.add_parser(name, parents=[common], help=help_, description=help_)
+
+    coat = what("coat", "self-selected ratings learned, random ones judged, beside the peers")
+    coat.add_argument("--data", required=True, metavar="DIR", help="the unpacked data set")
+    coat.add_argument("--seeds", type=count, default=5)
+    coat.add_argument(
+        "--tune", action="store_true", help="search the peers' settings again, print them"
+    )
+    ml_100k = what("ml-100k", "progressive errors by segment, and rankings by objective")
+    ml_100k.add_argument(
+        "--ablate", action="store_true", help="the same with each path switched off"
+    )
+    uplift = what("uplift", "the effect of a randomised treatment, and who responds")
+    uplift.add_argument("--data", required=True, metavar="CSV")
+    uplift.add_argument("--treatment", required=True, metavar="COL", help="0 or 1")
+    uplift.add_argument("--outcome", required=True, metavar="COL", help="0 or 1, or a number")
+    uplift.add_argument("--features", required=True, metavar="COL,COL", type=names)
+    uplift.add_argument(
+        "--probability", metavar="COL", help="chance of treatment, where it was not constant"
+    )
+    policy = what("policy", "the value of another policy, from a log with propensities")
+    policy.add_argument(
+        "--data", required=True, metavar="CSV",
+        help="columns action, reward, propensity; position if there is one; the rest are features",
+    )  # fmt: skip
+    policy.add_argument(
+        "--target", default="model", metavar="model|uniform|COL",
+        help="the judged policy: the model's greedy one, a uniform one, or a column with its "
+        "probability of the logged action",
+    )  # fmt: skip
+
+
+def names(text: str) -> list[str]:
+    """Return the names between commas."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("names one column at least")
+    return found
+
+
+def count(text: str) -> int:
+    """Return a number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("is at least 1")
+    return number
+
+
+def run(args: argparse.Namespace, settings: "Settings") -> dict[str, Any]:
+    """Return the figures of the measurement that was asked for."""
+    from consumers.build import model_config
+
+    config, seed = model_config(settings), settings.trainer.seed
+    if args.what == "coat":
+        from consumers.evaluate import shopping
+
+        if args.tune:
+            return shopping.tuned(args.data)
+        return shopping.run(args.data, args.seeds, config)
+    if args.what == "ml-100k":
+        from consumers.evaluate import movielens
+
+        return movielens.run(config, seed, args.ablate)
+    if args.what == "uplift":
+        from consumers.evaluate import uplift
+
+        return uplift.run(
+            args.data,
+            args.treatment,
+            args.outcome,
+            args.features,
+            args.probability,
+            config=config,
+            seed=seed,
+        )
+    from consumers.evaluate import policy
+
+    return policy.run(args.data, args.target, config=config, seed=seed)
+
+
+def lines(figures: dict[str, Any], name: str = "") -> list[str]:
+    """Return the figures for a reader, one a line, their names joined by dots."""
+    out = []
+    for key, value in figures.items():
+        path = f"{name}.{key}" if name else key
+        if isinstance(value, dict):
+            out += lines(value, path)
+        else:
+            shown = value if isinstance(value, list) else [value]
+            text = ", ".join(f"{v:.4f}" if isinstance(v, float) else str(v) for v in shown)
+            out.append(f"{path:<44} {text}")
+    return out

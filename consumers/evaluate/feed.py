@@ -1,0 +1,109 @@
+"""Events into an engine as a poll brings them: bytes of the wire, in one partition.
+
+So what is measured is what runs: decoding, joining, learning, serving rows.
+"""
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from stream.batch import Batch
+from stream.engine import Engine
+from stream.errors import Inconsistent
+from stream.framing import frame
+from stream.model.config import ModelConfig
+from stream.model.learner import Learner, Update
+from stream.records import RecordBatch
+from stream.roles import Role
+
+TOPIC = "evaluate"
+POLL = 10_000  # events a poll: the figures must not depend on it
+
+
+class Event(NamedTuple):
+    """One event: its kind, its time, its value as JSON."""
+
+    kind: str
+    ts_ms: int
+    value: bytes
+
+
+def event(kind: str, ts_ms: int, **fields: Any) -> Event:
+    """Return the event with its value encoded."""
+    return Event(kind, ts_ms, orjson.dumps({"ts_ms": ts_ms, **fields}))
+
+
+class Recorder(Learner):
+    """A learner that keeps what it was told and what it predicted before, as columns."""
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__(config, seed)
+        self._told: list[tuple[Batch, NDArray[np.float32]]] = []
+
+    def step(self, batch: Batch) -> Update:
+        """Learn as the learner does, and remember the batch with its predictions."""
+        update = super().step(batch)
+        self._told.append((batch, update.prediction))
+        return update
+
+    def told(self) -> dict[str, NDArray[Any]]:
+        """Return user, item, outcome, label and prediction of the outcomes learned (N,)."""
+        names = ("user", "item", "outcome", "label", "role")
+        columns = {
+            name: np.concatenate([getattr(batch, name) for batch, _ in self._told])
+            for name in names
+        }
+        columns["prediction"] = np.concatenate([p for _, p in self._told])
+        seen = np.isin(columns.pop("role"), (Role.FACTUAL, Role.EXPOSED))
+        return {name: column[seen] for name, column in columns.items()}
+
+
+class Feed:
+    """An engine and the place in its one partition."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._offset = 0
+
+    def learn(self, events: Iterable[Event]) -> None:
+        """Every event is learned after the call, in order, at most POLL in one poll."""
+        waiting: list[Event] = []
+        for one in events:
+            waiting.append(one)
+            if len(waiting) == POLL:
+                self._poll(waiting)
+                waiting = []
+        if waiting:
+            self._poll(waiting)
+
+    def _poll(self, events: list[Event]) -> None:
+        batches = [
+            self._batch(kind, list(group)) for kind, group in groupby(events, lambda e: e.kind)
+        ]
+        for bad in self.engine.learn(batches).bad:
+            raise Inconsistent(
+                f"an event of the data is refused: {bad.reason}: {bad.detail}",
+                "ids need 1 to 256 bytes, and a row at most 64 attributes",
+            )
+
+    def _batch(self, kind: str, events: list[Event]) -> RecordBatch:
+        first, last = events[0].ts_ms, max(e.ts_ms for e in events)
+        data = b"".join(
+            frame(n, e.ts_ms - first, b"k", e.value) for n, e in enumerate(events)
+        )  # the key is read of tombstones only
+        begin = self._offset
+        self._offset += len(events)
+        return RecordBatch(
+            TOPIC, kind, 0, begin, begin, self._offset, first, last, False, len(events), data
+        )
+
+
+def rows(engine: Engine, kind: str, ids: Iterable[str]) -> NDArray[np.int32]:
+    """Return the rows of known ids; -1 for one that never came."""
+    vocabulary = engine.users if kind == "user" else engine.items
+    found = [vocabulary.find(id_.encode()) for id_ in ids]
+    return np.array([-1 if row is None else row for row in found], np.int32)

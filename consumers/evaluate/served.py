@@ -1,0 +1,58 @@
+"""Scores by the service's own formulas, from the rows that it would be served."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.engine import Engine
+from stream.inference import outcome as formulas
+from stream.inference.model import Floats, parse
+from stream.inference.rows import Items, Pairs, User
+
+Rows = NDArray[np.int32]
+Score = Callable[[Pairs], Floats]
+
+
+def scores(
+    engine: Engine, users: Rows, items: Rows, outcome: str, score: Score
+) -> NDArray[np.float64]:
+    """Return the score of every pair (users, items); reading creates no row."""
+    model, learner = parse(engine.model()), engine.learner
+    user, item = learner.rows("user", users), learner.rows("item", items)
+    held = Items(item.bias, item.vector, item.events, item.exposures, item.controls)
+    each = [
+        Pairs(model, model.outcomes[outcome], learner.globals(), User(bias, vector), held)
+        for bias, vector in zip(user.bias, user.vector, strict=True)
+    ]
+    return np.array([score(pairs) for pairs in each], np.float64).reshape(len(users), len(items))
+
+
+def if_shown(pairs: Pairs) -> Floats:
+    """Return the outcome if shown, with exposure, position and popularity taken out (n,).
+
+    A chance, or a value that may leave its scale: a clipped one would not rank.
+    """
+    arm = formulas.shown(pairs, formulas.IF_SHOWN)
+    return arm.mean if pairs.outcome.link == "logit" else arm.eta
+
+
+def treated(pairs: Pairs) -> Floats:
+    """Return what is expected if shown in the world as it is (n,)."""
+    return formulas.shown(pairs).mean
+
+
+def control(pairs: Pairs) -> Floats:
+    """Return what is expected if withheld (n,)."""
+    return formulas.withheld(pairs).mean
+
+
+def examined(engine: Engine, outcome: str, position: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return theta of each place (n,): how likely it is looked at; 1 for outcomes without it."""
+    model = parse(engine.model())
+    if model.outcomes[outcome].link != "logit":
+        return np.ones(len(position))
+    return np.asarray(model.theta[np.minimum(position, len(model.theta)) - 1], np.float64)
+
+
+SCORES: dict[str, Score] = {"outcome": if_shown, "consumption": formulas.consumption}

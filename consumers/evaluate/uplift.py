@@ -1,0 +1,104 @@
+"""`evaluate uplift`: a randomised trial from a CSV file, in one pass, beside two regressions.
+
+Both learn the first half of the rows in file order and rank the second half. The average effect is
+AIPW over all rows: ours with predictions made before each row was learned, the baseline's with
+each half predicted from the other (Chernozhukov et al. 2018).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consumers.evaluate import lift, table, two_model
+from consumers.evaluate.trial import Arms, Trial
+from stream.effects import AverageEffect
+from stream.errors import Inconsistent
+from stream.model.config import ModelConfig
+
+Array = NDArray[Any]
+
+
+def run(
+    path: str,
+    treatment: str,
+    outcome: str,
+    features: Sequence[str],
+    probability: str | None = None,
+    *,
+    config: ModelConfig,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the figures of both; Inconsistent names a column, a cell or an arm that is wrong.
+
+    `probability` is the column of the chance of treatment; without one, the share of the treated.
+    """
+    data = table.read(path)
+    t, y = data.arms(treatment), data.numbers(outcome)
+    for name in features:
+        if name in (treatment, outcome):
+            raise Inconsistent(
+                f"{name!r} is a feature and the treatment or the outcome",
+                "--features takes what was known before the treatment",
+            )
+    half = len(t) // 2
+    for part, where in ((t[:half], "first"), (t[half:], "second")):
+        if len(np.unique(part)) < 2:
+            raise Inconsistent(
+                f"{data.name}: the {where} half of the rows has one arm only",
+                "shuffle the rows: the first half is learned, the second judged",
+            )
+    chance = chances(data, probability, t)
+    x = data.design(features)
+    ours = Trial(data.attributes(features), t, y, chance, config, seed).one_pass(half)
+    # the engine wants a chance in its events; AIPW knows that without a column it was estimated
+    logged = chance if probability else np.full(len(t), np.nan)
+    return {
+        "counterflow": figures(ours, t, y, logged, half),
+        "two_model": figures(crossed(x, t, y, half), t, y, logged, half),
+        "rows": len(t),
+        "learned": half,
+    }
+
+
+def chances(data: table.Table, name: str | None, treatment: Array) -> NDArray[np.float64]:
+    """Return each row's chance of treatment: its column, or the share of the treated."""
+    if not name:
+        return np.full(len(treatment), treatment.mean())
+    found = data.numbers(name)
+    if not ((found > 0) & (found < 1)).all():
+        raise data.wrong(name, int(np.flatnonzero((found <= 0) | (found >= 1))[0]), "inside (0, 1)")
+    return found
+
+
+def crossed(x: Array, treatment: Array, outcome: Array, half: int) -> Arms:
+    """Return each half's outcomes by arm (N, 2), predicted from the other half."""
+    out = np.empty((len(outcome), 2))
+    first, second = slice(0, half), slice(half, None)
+    for learned, judged in ((first, second), (second, first)):
+        arms = two_model.predict(x[learned], outcome[learned], treatment[learned], x[judged])
+        out[judged] = np.stack(arms, 1)
+    return out
+
+
+def figures(
+    arms: Arms, treatment: Array, outcome: Array, chance: Array, half: int
+) -> dict[str, Any]:
+    """Return qini and auuc of the second half, ate and interval of all rows.
+
+    auuc is None where the outcome is not 0 or 1: scikit-uplift's perfect order needs that.
+    """
+    average = AverageEffect()
+    average.update(treatment == 1, outcome, chance, arms[:, 0], arms[:, 1])
+    said = average.figures()
+    effect = arms[half:, 0] - arms[half:, 1]
+    y, t = outcome[half:], treatment[half:]
+    binary = bool(np.isin(outcome, (0, 1)).all())
+    return {
+        "qini": lift.qini(y, effect, t),
+        "auuc": lift.auuc(y, effect, t) if binary else None,
+        "ate": said["value"],
+        "interval": said["interval"],
+        "estimator": said["estimator"],
+    }
