@@ -55,6 +55,14 @@ class TrainerMetrics:
         self.corrections = Counter(
             "counterflow_corrections", "Learned outcomes corrected later", registry=registry
         )
+        self.censored_exposures = Counter(
+            "counterflow_censored_exposures", "Withheld items that were shown within their window",
+            registry=registry,
+        )  # fmt: skip
+        self.evicted_exposures = Counter(
+            "counterflow_evicted_exposures", "Windows closed early for lack of room",
+            registry=registry,
+        )  # fmt: skip
         self.open_exposures = Gauge(
             "counterflow_open_exposures", "Exposures whose window is open", registry=registry
         )

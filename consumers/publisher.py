@@ -75,6 +75,15 @@ class Publisher:
         self._value = self._values(self._value)
         self.moved(np.empty(0, np.int32), self._engine.learner.take_dirty(REFRESH_ROWS))
 
+    def settle(self) -> None:
+        """Redis holds all that was learned after the call: nothing waits for its turn."""
+        place = self._values(0)
+        while place:
+            place = self._values(place)
+        while len(items := self._engine.learner.take_dirty(REFRESH_ROWS)):
+            self.moved(np.empty(0, np.int32), items)
+        self.describe()
+
     def moved(self, users: Rows, items: Rows) -> None:
         """These rows are in Redis as learned; nothing else about them has changed."""
         stamp = self._stamp()

@@ -78,6 +78,7 @@ class Trainer:
         self._leaving = False
         self._replay = replay  # how often an event is learned again while the queue is empty
         self._owed = 0
+        self._joined = (0, 0, 0, 0)  # late, corrected, censored, evicted, as they were counted
 
     @property
     def epoch(self) -> int:
@@ -105,6 +106,10 @@ class Trainer:
             positions = unpack_positions(meta["positions"])
             epoch = int(meta["epoch"])
             self.learned_before = int(meta["learned"])
+            joiner = self.engine.joiner
+            self._joined = (
+                joiner.late_outcomes, joiner.corrections, joiner.censored, joiner.evicted,
+            )  # fmt: skip
             log.info("resumed where %d clicks and ratings were learned", self.learned_before)
         self.source.start(positions)
         self._publish(epoch)
@@ -178,8 +183,14 @@ class Trainer:
         self.duplicates += learned.duplicates
         self.learned += learned.learned
         self._owed = min(self._owed + self._replay * learned.learned, OWED_MAX)
-        m.late_outcomes.inc(learned.late_outcomes)
-        m.corrections.inc(learned.corrections)
+        joiner = self.engine.joiner
+        now = (joiner.late_outcomes, joiner.corrections, joiner.censored, joiner.evicted)
+        for counter, total, before in zip(
+            (m.late_outcomes, m.corrections, m.censored_exposures, m.evicted_exposures),
+            now, self._joined, strict=True,
+        ):  # fmt: skip
+            counter.inc(total - before)
+        self._joined = now
 
     # upkeep --------------------------------------------------------------------------------------
 
@@ -267,6 +278,8 @@ class Trainer:
         if close_windows and not self.stop.is_set():
             self.publisher.moved(*self.engine.close_windows())
             self._dirty = True
+        if not self.stop.is_set():
+            self.publisher.settle()
         self.save()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What closed windows say about effects and policies: never learned from, only told."""
+"""What outcomes and closed windows say of paths, effects and policies; nothing learns from it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,17 +6,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.effects import AverageEffect, OffPolicy
+from stream.effects import AverageEffect, OffPolicy, PathRegression
 from stream.join import Closed
+from stream.model.loop import TERMS
 
 
 class Causal:
-    """The average effect of showing per outcome, and the value of the greedy policy."""
+    """Per outcome the average effect of showing and the paths' coefficients; the greedy policy."""
 
     def __init__(self, outcomes: Sequence[str]) -> None:
         self.effects = {name: AverageEffect() for name in outcomes}
+        self.paths = {name: PathRegression(TERMS) for name in outcomes}
         self.greedy = OffPolicy()
         self._expected = np.zeros(2)  # sum and count of predictions, for the constant in DR
+
+    def regress(
+        self, outcome: NDArray[np.int8], label: NDArray[np.float32], terms: NDArray[np.float32]
+    ) -> None:
+        """The sampled outcomes are in the regression on their scores' terms after the call."""
+        sampled = terms[:, 0] > 0
+        for o, fit in enumerate(self.paths.values()):
+            mine = sampled & (outcome == o)
+            if mine.any():
+                fit.update(terms[mine], label[mine])
 
     def update(
         self, closed: Closed, treated: NDArray[np.float32], control: NDArray[np.float32]
@@ -65,12 +77,15 @@ class Causal:
         """Return the effects by outcome, and the greedy policy's value, as they are published."""
         return {
             "effects": {name: effect.figures() for name, effect in self.effects.items()},
+            "paths": {name: fit.figures() for name, fit in self.paths.items()},
             "off_policy": {"greedy": self.greedy.figures()},
         }
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return copies of what `load` needs."""
         state = {f"greedy.{k}": v for k, v in self.greedy.state().items()}
+        for name, fit in self.paths.items():
+            state |= {f"path.{name}.{k}": v for k, v in fit.state().items()}
         for name, effect in self.effects.items():
             state |= {f"effect.{name}.{k}": v for k, v in effect.state().items()}
         return state | {"expected": self._expected.copy()}
@@ -82,6 +97,8 @@ class Causal:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
         self.greedy.load(part("greedy."))
+        for name, fit in self.paths.items():
+            fit.load(part(f"path.{name}."))
         for name, effect in self.effects.items():
             effect.load(part(f"effect.{name}."))
         self._expected[:] = state["expected"]

@@ -24,6 +24,7 @@ from stream.join import Arrivals, Joined, Joiner
 from stream.model.config import ModelConfig
 from stream.model.features import Kind
 from stream.model.learner import Learner
+from stream.model.loop import TERMS
 from stream.records import RecordBatch
 from stream.roles import Role
 from stream.vocabulary import Vocabulary
@@ -53,8 +54,6 @@ class Learned:
     attributes: list[AttributeEvent]
     events: dict[str, int]  # accepted, by kind, duplicates left out
     duplicates: int
-    late_outcomes: int
-    corrections: int
     drifted: list[str]
     kafka_ts_ms: NDArray[np.int64]  # (n,) of the clicks and ratings learned
     user: NDArray[np.int32]  # (n,) their users' rows, in poll order
@@ -112,7 +111,6 @@ class Engine:
         item, known = self.items.rows(
             decoded.data, decoded.item_at, np.where(fresh, decoded.item_len, 0).astype(np.int32)
         )
-        before = self.joiner.late_outcomes, self.joiner.corrections
         joined = self.joiner.join(self._arrivals(decoded, batches, user, item))
         place = self._places(decoded, batches)
         batch = self._collate(joined, place, known)
@@ -128,8 +126,6 @@ class Engine:
             attributes=attributes,
             events={kind: int(n) for kind, n in zip(KINDS, counts, strict=True)},
             duplicates=int((~fresh).sum()),
-            late_outcomes=self.joiner.late_outcomes - before[0],
-            corrections=self.joiner.corrections - before[1],
             drifted=drifted,
             kafka_ts_ms=decoded.kafka_ts_ms[mine],
             user=joined.user[joined.counts],
@@ -158,6 +154,7 @@ class Engine:
         changed_items: list[NDArray[np.int32]] = []
         treated = np.full(len(batch), np.nan, np.float32)
         control = np.full(len(batch), np.nan, np.float32)
+        terms = np.zeros((len(batch), len(TERMS)), np.float32)
         begin = 0
         for stop, events in turns:
             for at in range(begin, stop, self.batch_max):
@@ -166,6 +163,7 @@ class Engine:
                 changed.append(update.users)
                 changed_items.append(update.items)
                 treated[at:end], control[at:end] = update.prediction, update.control
+                terms[at:end] = update.terms
             begin = stop
             for event in events:
                 assert user is not None and item is not None and decoded is not None
@@ -175,6 +173,7 @@ class Engine:
                 )
         self.joiner.note(joined, treated, control)
         self.causal.update(joined.closed, treated, control)
+        self.causal.regress(batch.outcome, batch.label, terms)
         outcome = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
         if not outcome.any():
             return changed, changed_items, []
@@ -338,12 +337,12 @@ class Engine:
 
     def _parts(self) -> dict[str, Any]:
         return {
+            "learner": self.learner,  # first: it tells a state of another version
             "users": self.users,
             "items": self.items,
             "duplicates": self.duplicates,
             "join": self.joiner,
             "catalog": self.catalog,
-            "learner": self.learner,
             "progressive": self.progressive,
             "drift": self.drift,
             "causal": self.causal,

@@ -1,15 +1,19 @@
-"""Laws of the engine as functions, shipped so that an extension can be held to them.
+"""Laws of the engine and the learner as functions, to hold an extension to them.
 
 Each raises AssertionError naming what differs. `make` returns a new engine; polls are lists of
 record batches.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from stream.batch import Batch
 from stream.engine import Engine
+from stream.model.learner import Learner
 from stream.records import RecordBatch
 
 Make = Callable[[], Engine]
@@ -54,12 +58,66 @@ def restarts_do_not_matter(make: Make, polls: Iterable[Sequence[RecordBatch]]) -
 
 
 def reading_never_creates(engine: Engine, unknown: bytes = b"nobody") -> None:
-    """Asking for an unknown id, and for rows that exist, changes no bit of the state."""
+    """Asking for an unknown id, for rows that exist, and for the model changes no bit."""
     before = {name: array.tobytes() for name, array in engine.state().items()}
     assert engine.users.find(unknown) is None
     assert engine.items.find(unknown) is None
     engine.learner.rows("user", np.arange(len(engine.users), dtype=np.int32))
     engine.learner.rows("item", np.arange(len(engine.items), dtype=np.int32))
-    engine.learner.global_bias()
+    engine.learner.feature_rows(np.arange(len(engine.learner.features), dtype=np.int32))
+    engine.model()
     after = {name: array.tobytes() for name, array in engine.state().items()}
     assert before == after, [name for name in before if before[name] != after.get(name)]
+
+
+def steps_agree(compiled: Learner, waves: Learner, batch: Batch, tolerance: float = 1e-5) -> None:
+    """The compiled and the torch step learn the same of a batch in which nothing repeats.
+
+    Both learn it. Predictions differ by no more than the tolerance, parameters and accumulators by
+    no more than the tolerance and that share of their size; counts, times and what is remembered
+    are the same. This holds where no item (pairs included) and no attribute value comes twice
+    between two borders of the global terms, save for a user's own values: waves sum what repeats.
+    """
+    one, two = compiled.step(batch), waves.step(batch)
+    for name in ("users", "items"):
+        assert np.array_equal(getattr(one, name), getattr(two, name)), name
+    for name in ("prediction", "control"):
+        _near(name, getattr(one, name), getattr(two, name), tolerance, 0.0)
+    left, right = dict(_parts(compiled)), dict(_parts(waves))
+    assert left.keys() == right.keys()
+    for name, part in left.items():
+        _near(name, part, right[name], tolerance, tolerance)
+
+
+def _parts(learner: Learner) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the learner's state, the packed rows by their parts: some hold the bits of counts."""
+    state = learner.state()
+    for kind, table in (
+        ("user", learner.user),
+        ("item", learner.item),
+        ("feature", learner.feature),
+    ):
+        packed, at = state.pop(f"{kind}.rows"), table.layout
+        first = at._fields.index("vector")
+        starts = {n: c for n, c in zip(at._fields, at, strict=True) if c >= 0}
+        names = [n for n in at._fields[first:-1] if n in starts]
+        for name, stop in pairwise(names):
+            part = packed[:, starts[name] : starts[stop]]
+            counts = name in ("events", "exposures", "controls", "heat_s", "outcomes")
+            yield f"{kind}.{name}", part.copy().view(np.uint32) if counts else part
+    yield from state.items()
+
+
+def _near(
+    name: str, one: NDArray[Any], two: NDArray[Any], absolute: float, relative: float
+) -> None:
+    assert one.shape == two.shape, name
+    if one.dtype.kind != "f":
+        assert np.array_equal(one, two), name
+        return
+    close = np.isclose(one, two, atol=absolute, rtol=relative, equal_nan=True)
+    far = np.argwhere(~close)
+    assert not len(far), (
+        f"{name}{far[0].tolist()}: {one[tuple(far[0])]} against {two[tuple(far[0])]}, "
+        f"and {len(far) - 1} more"
+    )

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, settings: "Settings") -> dict[str, Any]:
         from consumers.evaluate import shopping
 
         if args.tune:
-            return shopping.tuned(args.data)
+            return shopping.tuned(args.data, config)
         return shopping.run(args.data, args.seeds, config)
     if args.what == "ml-100k":
         from consumers.evaluate import movielens

@@ -86,12 +86,13 @@ class OffPolicy:
     def figures(self) -> dict[str, Any]:
         """Return ips, snips and dr (value, interval, ess, estimator), n, clipped, left_out, alarm.
 
-        A value is None without events; SNIPS also while every weight is 0.
+        A value is None without events, SNIPS also while every weight is 0; an interval under alarm.
         """
         used, clipped, left_out = self._counts.tolist()
         weight, earned, robust = self._moments.mean.tolist()
         covariance = self._moments.covariance()
         ess = self.ess
+        alarm = bool(ess < self.ess_share * self._moments.weight[0])
 
         def said(estimator: str, value: float | None, slope: list[float]) -> dict[str, Any]:
             g = np.array(slope)
@@ -99,7 +100,8 @@ class OffPolicy:
             return {
                 "estimator": estimator,
                 "value": value,
-                "interval": None if value is None else interval(value, variance),
+                # few weights that all agree look certain
+                "interval": None if value is None or alarm else interval(value, variance),
                 "ess": ess,
             }
 
@@ -113,7 +115,7 @@ class OffPolicy:
             "n": used,
             "clipped": clipped,
             "left_out": left_out,
-            "alarm": bool(ess < self.ess_share * self._moments.weight[0]),
+            "alarm": alarm,
         }
 
     def state(self) -> dict[str, NDArray[Any]]:

@@ -139,13 +139,13 @@ def head(pairs: Pairs) -> int:
 
 
 def exposure(pairs: Pairs, world: World = AS_IT_IS) -> Floats:
-    """Return the chance of exposure (n,): pi = min(1, exp(A eta + B)), eta = m_i + s_u . t_i."""
+    """Return the chance of exposure (n,): pi = 1 - exp(-exp(A eta + B)), eta = m_i + s_u . t_i."""
     at = head(pairs)
     eta = pairs.m[:, at] + pairs.t @ pairs.s
     if world.shift is not None:
         eta = eta + world.shift.exposure[:, at]
     scaled = pairs.model.scale[at] * eta + pairs.model.shift[at]
-    return np.asarray(np.exp(np.minimum(scaled, 0.0)))
+    return np.asarray(-np.expm1(-np.exp(np.minimum(scaled, 40.0))))
 
 
 def consumption(pairs: Pairs, world: World = AS_IT_IS) -> Floats:

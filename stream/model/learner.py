@@ -38,6 +38,7 @@ from stream.model.tables import Table
 log = logging.getLogger(__name__)
 
 VERSION = 2  # of the saved state
+SLOPE_MOVES = 0.02  # from one step to the next: all items are written again
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Update:
     items: NDArray[np.int32]
     prediction: NDArray[np.float32]  # (B,) of the outcome, as it was shown
     control: NDArray[np.float32]  # (B,) of the outcome if withheld; nan where nothing is known
+    terms: NDArray[np.float32]  # (B, 6) of the sampled ones' scores (loop.TERMS), else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +134,17 @@ class Learner:
     def step(self, batch: Batch) -> Update:
         """Learn the interactions in order; return what changed."""
         pair, users, items = self._draw(batch)
-        prediction, control = self._learn(batch, pair, True)
+        slopes = self.scalars.outcome[:, SLOPE].copy()
+        prediction, control, terms = self._learn(batch, pair, True)
         if len(batch):
             self._now_s = max(self._now_s, int(batch.ts_ms.max()) // 1000)
             self._past.add(batch)
         self._dirty[pair[pair >= 0]] = 1
         self._dirty[items] = 0
-        return Update(users, items, prediction, control)
+        moved = np.abs(self.scalars.outcome[:, SLOPE] - slopes)
+        if (moved > SLOPE_MOVES).any():  # it is part of every item's served bias
+            self._dirty[: self.item.used] = 1
+        return Update(users, items, prediction, control, terms)
 
     def replay(self, count: int) -> Update:
         """Learn `count` remembered interactions once more; they are not counted again.
@@ -148,14 +154,15 @@ class Learner:
         """
         batch = self._past.draw(count, self.seed)
         pair, users, items = self._draw(batch)
-        prediction, control = self._learn(batch, pair, False)
-        return Update(users, items, prediction, control)
+        prediction, control, terms = self._learn(batch, pair, False)
+        return Update(users, items, prediction, control, terms)
 
     def _learn(
         self, batch: Batch, pair: NDArray[np.int32], live: bool
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         prediction = np.full(len(batch), np.nan, np.float32)
         control = np.full(len(batch), np.nan, np.float32)
+        terms = np.zeros((len(batch), len(loop.TERMS)), np.float32)
         ts_s = batch.ts_ms // 1000
         u, i, s = self.links["user"], self.links["item"], self.scalars
         if self.compiled:
@@ -166,7 +173,7 @@ class Learner:
                 self.user.layout, self.item.layout, self.feature.layout,
                 u.rows, u.values, i.rows, i.values, self._logit, self._low, self._high,
                 self._rates, self._on, float(self.config.memory),
-                s.outcome, s.head, s.place, s.count, live, prediction, control,
+                s.outcome, s.head, s.place, s.count, live, prediction, control, terms,
             )  # fmt: skip
         else:
             columns = {
@@ -179,7 +186,7 @@ class Learner:
                 (self._near("user"), self._near("item")), s, live,
             )  # fmt: skip
             return run.learn(columns | {"ts_s": ts_s}, pair)
-        return prediction, control
+        return prediction, control, terms
 
     def take_dirty(self, most: int) -> NDArray[np.int32]:
         """Return up to `most` items that moved in pairs alone; they count as written."""

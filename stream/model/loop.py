@@ -9,8 +9,8 @@ composed in the same way, the score of outcome o if shown is
 with q_i = log(1 + decayed count). Withheld: mu0 = link^-1(base0 + a0_u + c0_i + g_u . h0_i),
 h0_i = q0_i and the same attributes.
 Exposure: eta = m_i + s_u . t_i, fitted by noise-contrastive estimation (Gutmann & Hyvarinen 2010)
-of what was exposed against uniform pairs; pi = rho n exp(A eta + B), with rho the share of pairs
-exposed and n the uniform pairs an event, calibrated online (Platt 1999).
+of what was exposed against uniform pairs; pi = 1 - exp(-rate), rate = rho n exp(A eta + B), with
+rho the share of pairs exposed and n the uniform pairs an event, calibrated online (Platt 1999).
 
 The loss of one interaction is self-normalised and doubly robust (StableDR, Li et al. 2023):
 
@@ -45,6 +45,8 @@ from stream.model.kernels import (
 from stream.model.layout import Layout
 from stream.roles import Role
 
+SAMPLE = 8  # one in so many interactions tells the regression of the paths
+TERMS = ("intercept", "user", "item", "match", "popularity", "confounder")
 USER, ITEM, FEATURE = 0, 1, 2  # the salt of a new row's vector
 # the rates, one float32 array
 (
@@ -125,11 +127,13 @@ def learn(
     user_links: Array, user_values: Array, item_links: Array, item_values: Array,
     logit: Array, low: Array, high: Array, rates: Array, on: Array, memory: float,
     so: Array, sh: Array, st: Array, sn: Array, live: bool, prediction: Array, control: Array,
+    terms: Array,
 ) -> None:  # fmt: skip
     """Learn the interactions in order; write what was expected of each before it was learned.
 
     `prediction` is of the outcome if shown, `control` if withheld (nan while nothing is known of
-    that arm). Where not `live` (replay), nothing is counted and no global term moves.
+    that arm). Where not `live` (replay), nothing is counted and no global term moves. Of every
+    SAMPLEth interaction `terms` (B, 6) holds the terms of the score, behind a 1.
     """
     D, E, Y, C = au.D, au.E, au.Y, au.C
     P = pair.shape[1]
@@ -255,7 +259,8 @@ def learn(
                     pi = one
                     if on[EXPOSURE] and P > 0:
                         size = sh[h, sc.SCALE] * np.float64(eta) + sh[h, sc.SHIFT]
-                        pi = np.float32(sh[h, sc.SHARE] * P * np.exp(min(size, 40.0)))
+                        rate = sh[h, sc.SHARE] * P * np.exp(min(size, 40.0))
+                        pi = np.float32(-np.expm1(-rate))
                 pi = min(max(pi, rates[CLIP]), one)
                 raw = np.float64(pi) ** np.float64(rates[ALPHA] - one)
                 if live:
@@ -300,6 +305,10 @@ def learn(
                             far, guess = sigmoid(far), sigmoid(guess)
                         error[1 + p] = rates[ROBUST] * (far - guess) / np.float32(pairs)
             if live:
+                if sn[sc.STEPS] % SAMPLE == 0:
+                    terms[j, 0], terms[j, 1], terms[j, 2] = one, bu[o], b[0, o]
+                    terms[j, 3], terms[j, 4] = match, slope * apart
+                    terms[j, 5] = alpha_z * z if gate else zero
                 so[o, sc.Q_PENDING] += q
                 so[o, sc.Q_FRESH] += 1.0
                 if place == 0 or not logit[o]:

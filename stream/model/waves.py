@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stream.model import scalars as sc
 from stream.model.config import ModelConfig
+from stream.model.loop import SAMPLE, TERMS
 from stream.model.scalars import Scalars
 from stream.model.tables import Table
 from stream.roles import Role
@@ -183,13 +184,20 @@ class Waves:
 
     def learn(
         self, columns: dict[str, NDArray[Any]], pair: NDArray[np.int32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Learn the interactions block by block; return what was expected of each before."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Learn the interactions block by block; return what was expected of each before.
+
+        That is the outcome if shown (n,), if withheld (n,), and the terms (n, 6) of the sampled.
+        """
         n = len(pair)
+        terms = torch.zeros((n, len(TERMS)), device=self.device)
         prediction = torch.full((n,), torch.nan, device=self.device)
         control = torch.full((n,), torch.nan, device=self.device)
         role = columns["role"]
         steps = int(self.scalars.count[sc.STEPS])
+        learns = (role != Role.PREDICT) & (role != Role.CLOSED)
+        sampled = learns & ((steps + np.cumsum(learns) - 1) % SAMPLE == 0) & self.live
+        columns = columns | {"sampled": sampled}
         cuts = blocks(role, steps) if self.live else [0, n]
         for start, stop in pairwise(cuts):
             s = self.scalars
@@ -209,10 +217,10 @@ class Waves:
             others = torch.from_numpy(pair[start + sequence]).to(self.device).long()
             for a, b in pairwise(borders.tolist()):
                 told = self._wave({k: v[a:b] for k, v in near.items()}, others[a:b])
-                prediction[at[a:b]], control[at[a:b]] = told
+                prediction[at[a:b]], control[at[a:b]], terms[at[a:b]] = told
             if self.live:
                 self._count(role[start:stop], fresh)
-        return prediction.cpu().numpy(), control.cpu().numpy()
+        return prediction.cpu().numpy(), control.cpu().numpy(), terms.cpu().numpy()
 
     def _fresh(self, columns: dict[str, NDArray[Any]], start: int, stop: int) -> tuple[int, int]:
         """Return how many users and items have their first counted event in the block."""
@@ -239,7 +247,7 @@ class Waves:
     def _add(self, which: int, row: Tensor, column: int, value: Tensor) -> None:
         self.sums[which][:, column].index_add_(0, row, value.double())
 
-    def _wave(self, c: dict[str, Tensor], pair: Tensor) -> tuple[Tensor, Tensor]:
+    def _wave(self, c: dict[str, Tensor], pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         config, on = self.config, self.config.paths
         at, au = self.item.layout, self.user.layout
         Y, P = at.Y, pair.shape[1]
@@ -270,7 +278,8 @@ class Waves:
         def bias(side: Side, block: int, of: Tensor = o) -> Tensor:
             return side.bias.gather(1, (block * Y + of)[:, None])[:, 0]
 
-        plain = base + bias(u, 0) + bias(i, 0) + match + slope * apart
+        bias_u, bias_i = bias(u, 0), bias(i, 0)
+        plain = base + bias_u + bias_i + match + slope * apart
         confounded = torch.where(gate, alpha_z * z, 0.0)
         lin = plain + confounded
         place = (c["position"].long().clamp(1, len(self.theta))) - 1
@@ -320,7 +329,8 @@ class Waves:
         w = torch.ones(n, device=self.device)
         if on.weights:
             size = (self.sh[h, sc.SCALE] * eta.double() + self.sh[h, sc.SHIFT]).clamp(max=40.0)
-            learned = (self.sh[h, sc.SHARE] * P * torch.exp(size)).float()
+            rate = self.sh[h, sc.SHARE] * P * torch.exp(size)
+            learned = -torch.expm1(-rate).float()
             if not (on.exposure and P):
                 learned = torch.ones_like(learned)
             pi = torch.where(c["propensity"].isnan(), learned, c["propensity"])
@@ -404,7 +414,9 @@ class Waves:
             touched = [u.linked[treated[u.owner]], i.linked[valued[i.owner]]]
             touched.append(far.linked[valued_far[far.owner]])
             average(self.feature, torch.cat(touched), config.average)
-        return prediction, control
+        parts = (torch.ones_like(match), bias_u, bias_i, match, slope * apart, confounded)
+        terms = torch.stack(parts, 1) * (c["sampled"] & treated)[:, None]
+        return prediction, control, terms
 
     def _attributes(
         self,
