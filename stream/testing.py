@@ -81,7 +81,7 @@ def steps_agree(compiled: Learner, waves: Learner, batch: Batch, tolerance: floa
     one, two = compiled.step(batch), waves.step(batch)
     for name in ("users", "items"):
         assert np.array_equal(getattr(one, name), getattr(two, name)), name
-    for name in ("prediction", "control"):
+    for name in ("prediction", "control", "terms"):
         _near(name, getattr(one, name), getattr(two, name), tolerance, 0.0)
     left, right = dict(_parts(compiled)), dict(_parts(waves))
     assert left.keys() == right.keys()

@@ -39,6 +39,7 @@ CHOSEN: dict[str, Any] = dict(  # the best of DRAWS, at three digits
     spread_factor=0.0287,
     spread_feature=0.0146,
     lr_exposure=0.0565,
+    lr_exposure_bias=0.0565,
     start_exposure=0.0722,
     exposure_factors=32,
     half_life_s=1e9,  # the log has no times
@@ -51,6 +52,7 @@ def draw(rng: np.random.Generator) -> dict[str, Any]:
     def near(value: float, low: float, high: float) -> float:
         return float(value * np.exp(rng.uniform(np.log(low), np.log(high))))
 
+    exposure = near(0.2, 0.2, 1.5)
     return {
         "average": 0.97,
         "mix": float(rng.choice([0.75, 1.0, 1.0])),
@@ -68,7 +70,8 @@ def draw(rng: np.random.Generator) -> dict[str, Any]:
         "start_factor": near(0.2, 0.3, 3.0),
         "spread_factor": near(0.015, 0.3, 3.0),
         "spread_feature": near(0.07, 0.2, 2.0),
-        "lr_exposure": near(0.2, 0.2, 1.5),
+        "lr_exposure": exposure,
+        "lr_exposure_bias": exposure,
         "start_exposure": near(0.05, 0.3, 5.0),
         "exposure_factors": int(rng.choice([8, 16, 32])),
         "half_life_s": 1e9,

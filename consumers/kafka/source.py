@@ -21,7 +21,7 @@ Offsets = dict[Partition, int]
 MIB = 1024 * 1024
 FETCH_WAIT_MS = 10  # how long the broker holds an empty fetch; produced records end it at once
 PARTITION_BYTES = MIB  # of one partition in one fetch, compressed: what a poll is put together from
-POLL_BYTES = 16 * MIB  # larger ones make steps no faster, and the process larger
+POLL_BYTES = 8 * MIB  # larger polls make steps hardly faster, and the process larger
 FIRST_GUESS = 16 * 1024  # a batch's bytes before one was seen: the clients' usual batch_size
 MOST_ITEMS = 100_000  # of one inner poll
 

@@ -70,6 +70,7 @@ class ModelConfig:
     spread_feature: float = 0.07  # of a new attribute value's vector
     shrink: float = 0.0  # L2 pull of own rows towards 0, a share of the rate; attributes are free
     lr_exposure: float = 0.2
+    lr_exposure_bias: float = 0.4  # of an item's own: what is shown changes fastest
     start_exposure: float = 0.05
     spread_exposure: float = 0.1
     pairs: int = 2  # uniform pairs an event is contrasted with

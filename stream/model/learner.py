@@ -114,6 +114,7 @@ class Learner:
                 c.lr_user_bias, c.lr_user_factor, c.lr_item_bias, c.lr_item_factor,
                 c.lr_feature_bias, c.lr_feature_factor, c.lr_exposure, c.shrink, c.average,
                 c.alpha, c.clip, c.robust_share, c.tie, c.half_life_s, c.mix, c.start_factor,
+                c.lr_exposure_bias,
             ],
             np.float32,
         )  # fmt: skip
@@ -139,8 +140,6 @@ class Learner:
         if len(batch):
             self._now_s = max(self._now_s, int(batch.ts_ms.max()) // 1000)
             self._past.add(batch)
-        self._dirty[pair[pair >= 0]] = 1
-        self._dirty[items] = 0
         moved = np.abs(self.scalars.outcome[:, SLOPE] - slopes)
         if (moved > SLOPE_MOVES).any():  # it is part of every item's served bias
             self._dirty[: self.item.used] = 1
@@ -507,5 +506,8 @@ class Learner:
         users, items = np.sort(users[:nu]), np.sort(items[:ni])
         self._ensure(self.user, users, loop.USER)
         self._ensure(self.item, items, loop.ITEM)
-        self._ensure(self.item, pair[pair >= 0], loop.ITEM)
+        drawn = pair[pair >= 0]
+        self._ensure(self.item, drawn, loop.ITEM)
+        self._dirty[drawn] = 1
+        self._dirty[items] = 0
         return pair, users, items

@@ -51,8 +51,8 @@ USER, ITEM, FEATURE = 0, 1, 2  # the salt of a new row's vector
 # the rates, one float32 array
 (
     LR_UB, LR_UF, LR_IB, LR_IF, LR_FB, LR_FF, LR_E, SHRINK, KEEP, ALPHA, CLIP, ROBUST, TIE,
-    HALF_LIFE, MIX, START,
-) = range(16)  # fmt: skip
+    HALF_LIFE, MIX, START, LR_EB,
+) = range(17)  # fmt: skip
 # the open paths, one bool array
 EXPOSURE, WEIGHTS, DOUBLY, POPULARITY, POSITION, CONFOUNDER, CONTROL_PATH = range(7)
 FACTUAL, EXPOSED, CONTROL = int(Role.FACTUAL), int(Role.EXPOSED), int(Role.CONTROL)
@@ -436,7 +436,7 @@ def learn(
                     grad_t[d] = contrast[p] * su[d]
                 size_e = square(grad_t)
                 step_vector(items, other, ai.expo, ai.expo_sum, grad_t, size_e, one, le, shrink)
-                step_bias(items, other, ai, ce, contrast[p], le, zero)
+                step_bias(items, other, ai, ce, contrast[p], rates[LR_EB], zero)
             if p == 0 and treated:
                 step_bias(items, other, ai, 2 * Y + o, miss, rates[LR_IB], shrink)
             if averaged and valued:

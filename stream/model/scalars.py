@@ -125,9 +125,9 @@ def refresh(o: Array, h: Array, t: Array, n: Array, memory: float) -> None:
                 row[GATE] = 0.0
     for k in range(h.shape[0]):
         row = h[k]
-        row[I_AA] = keep * row[I_AA] + row[N_AA]
-        row[I_AB] = keep * row[I_AB] + row[N_AB]
-        row[I_BB] = keep * row[I_BB] + row[N_BB]
+        row[I_AA] = keen * row[I_AA] + row[N_AA]
+        row[I_AB] = keen * row[I_AB] + row[N_AB]
+        row[I_BB] = keen * row[I_BB] + row[N_BB]
         aa, bb, ab = row[I_AA] + PRIOR_SCALE, row[I_BB] + PRIOR_SCALE, row[I_AB]
         size = aa * bb - ab * ab
         row[SCALE] -= (bb * row[S_A] - ab * row[S_B]) / size

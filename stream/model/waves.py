@@ -174,10 +174,11 @@ class Waves:
         expo = torch.arange(at.C, device=device) >= 3 * at.Y
         control = (torch.arange(at.C, device=device) // at.Y == 1) & ~expo
 
-        def rate(bias: float) -> Tensor:
-            return torch.where(expo, c.lr_exposure, bias).float()
+        def rate(bias: float, exposure: float = c.lr_exposure) -> Tensor:
+            return torch.where(expo, exposure, bias).float()
 
-        self.lr_user, self.lr_item = rate(c.lr_user_bias), rate(c.lr_item_bias)
+        self.lr_user = rate(c.lr_user_bias)
+        self.lr_item = rate(c.lr_item_bias, c.lr_exposure_bias)
         self.lr_feature = rate(c.lr_feature_bias)
         self.shrink = torch.where(expo | control, 0.0, c.shrink).float()
         self.free = torch.zeros(at.C, device=device)
