@@ -19,6 +19,7 @@ class Causal:
         self.paths = {name: PathRegression(TERMS) for name in outcomes}
         self.greedy = OffPolicy()
         self._expected = np.zeros(2)  # sum and count of predictions, for the constant in DR
+        self._clicks = np.zeros(3)  # shown windows with a prediction: expected, observed, count
 
     def regress(
         self, outcome: NDArray[np.int8], label: NDArray[np.float32], terms: NDArray[np.float32]
@@ -52,6 +53,10 @@ class Causal:
                 mu1 if clicked else nothing, mu0 if clicked else nothing,
             )  # fmt: skip
         shown = closed.shown & np.isfinite(closed.click)
+        told = shown & np.isfinite(mu1)
+        for n, column in enumerate((mu1, closed.click)):  # cumsum adds in order: cuts do not matter
+            self._clicks[n] = np.cumsum(np.append(self._clicks[n], column[told]))[-1]
+        self._clicks[2] += int(told.sum())
         self._judge(closed.click[shown], closed.propensity[shown], mu1[shown])
 
     def _judge(
@@ -78,8 +83,16 @@ class Causal:
         return {
             "effects": {name: effect.figures() for name, effect in self.effects.items()},
             "paths": {name: fit.figures() for name, fit in self.paths.items()},
+            "calibration": {"click": self._calibration()},
             "off_policy": {"greedy": self.greedy.figures()},
         }
+
+    def _calibration(self) -> dict[str, float | int | None]:
+        """Return the clicks expected when the windows opened against those that came."""
+        expected, observed, count = self._clicks.tolist()
+        ratio = observed / expected if expected else None
+        mean = (expected / count, observed / count) if count else (None, None)
+        return {"expected": mean[0], "observed": mean[1], "ratio": ratio, "windows": int(count)}
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return copies of what `load` needs."""
@@ -88,7 +101,7 @@ class Causal:
             state |= {f"path.{name}.{k}": v for k, v in fit.state().items()}
         for name, effect in self.effects.items():
             state |= {f"effect.{name}.{k}": v for k, v in effect.state().items()}
-        return state | {"expected": self._expected.copy()}
+        return state | {"expected": self._expected.copy(), "clicks": self._clicks.copy()}
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The figures are the saved ones after the call."""
@@ -102,3 +115,4 @@ class Causal:
         for name, effect in self.effects.items():
             effect.load(part(f"effect.{name}."))
         self._expected[:] = state["expected"]
+        self._clicks[:] = state["clicks"]

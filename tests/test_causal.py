@@ -278,3 +278,9 @@ def priced(engine, world, items, by):
         events.append(Wire("item", item.encode(), orjson.dumps(event), event["ts_ms"]))
     engine.learn(list(record_batches(events)))
     return engine
+
+
+def test_clicks_expected_of_closed_windows_are_the_clicks_that_come():
+    told = learned(PositionBias(seed=1).events(60_000)).model()["calibration"]["click"]
+    assert told["windows"] > 10_000
+    assert told["ratio"] == pytest.approx(1.0, abs=0.05)
