@@ -2,12 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from consumers import clients, datasets, topics
 from consumers.datasets import DatasetEvent
 from consumers.kafka import Outgoing, Sink
+from consumers.kafka.connection import describe, lasting
 from consumers.settings import Settings
+from stream.errors import Unavailable
 
 STEADY = 2_000  # the last events, sent at STEADY_PER_S: what comes before is backlog
 STEADY_PER_S = 1_000
@@ -39,7 +41,8 @@ class Progress:
 def replay(name: str, settings: Settings, before_last: Callable[[], None] = lambda: None) -> int:
     """Every event is acknowledged after the call; returns how many clicks and ratings were sent.
 
-    `before_last` is called before the last 2,000, which go out at 1,000 a second.
+    Raises Unavailable when the broker did not take one. `before_last` is called before the last
+    2,000, which go out at 1,000 a second.
     """
     dataset = datasets.load(name)
     events = list(dataset.events())
@@ -48,10 +51,8 @@ def replay(name: str, settings: Settings, before_last: Callable[[], None] = lamb
     progress = Progress(len(events), name)
     try:
         _send(sink, k.topic_prefix, events[:-STEADY], progress, None)
-        sink.flush()
         before_last()
         _send(sink, k.topic_prefix, events[-STEADY:], progress, STEADY_PER_S)
-        sink.flush()
     finally:
         sink.close()
     return dataset.outcomes
@@ -60,13 +61,23 @@ def replay(name: str, settings: Settings, before_last: Callable[[], None] = lamb
 def _send(
     sink: Sink,
     prefix: str,
-    events: Iterable[DatasetEvent],
+    events: Sequence[DatasetEvent],
     progress: Progress,
     per_s: int | None,
 ) -> None:
+    """The events are acknowledged after the call, or Unavailable says why one is not."""
+    refused: list[Exception] = []
     start = time.monotonic()
     for n, event in enumerate(events):
         if per_s and (early_s := start + n / per_s - time.monotonic()) > 0:
             time.sleep(early_s)  # the pace itself
-        sink.send(Outgoing(topics.name(prefix, event.kind), event.value, event.key))
+        sent = sink.send(Outgoing(topics.name(prefix, event.kind), event.value, event.key))
+        sent.add_errback(refused.append)
         progress.advance()
+    sink.flush()
+    if refused:
+        remedy = lasting(refused[0]) or "is the broker up? Replay again: repeated events count once"
+        raise Unavailable(
+            f"{len(refused)} of {len(events)} events were not acknowledged: {describe(refused[0])}",
+            remedy=remedy,
+        )

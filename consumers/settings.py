@@ -216,6 +216,12 @@ class Model(Section, frozen=True, kw_only=True):
     half_life_s: Annotated[Seconds, described("In which an item's popularity falls to half.")] = (
         604_800.0
     )
+    synthetic: Annotated[
+        Share,
+        described(
+            "Weight of unobserved outcomes, made of observed ones; 0: none. Costs the same bits."
+        ),
+    ] = 0.0
     replay: Annotated[
         Annotated[int, Meta(ge=0, le=64)],
         described("Times an event is learned again while the queue is empty; costs the same bits."),

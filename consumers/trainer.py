@@ -141,7 +141,7 @@ class Trainer:
 
     def _learn(self, batches: Sequence[RecordBatch]) -> None:
         start = self._clock()
-        learned = self.engine.learn(batches)
+        learned = self.engine.learn(batches, self.source.pending())
         self.metrics.step_duration_seconds.observe(self._clock() - start)
         if learned.bad:
             self._bury(batches, learned)

@@ -4,7 +4,7 @@ Pure: the same batches in the same order give the same state, bit for bit with t
 however the polls are cut. Everything a restart needs is in `state()`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,8 +98,14 @@ class Engine:
         self._scale = (float(rating.low), float(rating.high))
         self._partitions: dict[tuple[str, int], int] = {}  # dense numbers, in order of appearance
 
-    def learn(self, batches: Sequence[RecordBatch]) -> Learned:
-        """Every good record of the poll is learned once after the call, in poll order."""
+    def learn(
+        self, batches: Sequence[RecordBatch], pending: Collection[tuple[str, int]] = ()
+    ) -> Learned:
+        """Every good record of the poll is learned once after the call, in poll order.
+
+        `pending` are partitions (topic, number) of impressions, clicks and ratings of which more is
+        known to come: windows wait for them, however far behind they are.
+        """
         decoded = decode(batches, rating_scale=self._scale)
         fresh = self.duplicates.fresh(
             decoded.data, decoded.kind, decoded.event_at, decoded.event_len
@@ -111,7 +117,8 @@ class Engine:
         item, known = self.items.rows(
             decoded.data, decoded.item_at, np.where(fresh, decoded.item_len, 0).astype(np.int32)
         )
-        joined = self.joiner.join(self._arrivals(decoded, batches, user, item))
+        arrivals = self._arrivals(decoded, batches, user, item)
+        joined = self.joiner.join(arrivals, [self._dense(*place) for place in sorted(pending)])
         place = self._places(decoded, batches)
         batch = self._collate(joined, place, known)
         changed, changed_items, drifted = self._step(
@@ -159,11 +166,16 @@ class Engine:
         for stop, events in turns:
             for at in range(begin, stop, self.batch_max):
                 end = min(at + self.batch_max, stop)
-                update = self.learner.step(batch.cut(at, end))
+                part = batch.cut(at, end)
+                update = self.learner.step(part)
                 changed.append(update.users)
                 changed_items.append(update.items)
                 treated[at:end], control[at:end] = update.prediction, update.control
                 terms[at:end] = update.terms
+                if self.config.synthetic > 0:  # what it was expected to give goes to nobody
+                    made = self.learner.imagine(part, update)
+                    changed.append(made.users)
+                    changed_items.append(made.items)
             begin = stop
             for event in events:
                 assert user is not None and item is not None and decoded is not None
@@ -226,10 +238,7 @@ class Engine:
         user: NDArray[np.int32],
         item: NDArray[np.int32],
     ) -> Arrivals:
-        dense = [
-            self._partitions.setdefault((b.topic, b.partition), len(self._partitions))
-            for b in batches
-        ]
+        dense = [self._dense(b.topic, b.partition) for b in batches]
         partition = np.array(dense or [0], np.int32)[decoded.batch]
         return Arrivals(
             kind=decoded.kind,
@@ -245,6 +254,10 @@ class Engine:
             show_probability=decoded.show_probability.astype(np.float32),
             shown=decoded.shown,
         )
+
+    def _dense(self, topic: str, partition: int) -> int:
+        """Return the partition's number, in the order of appearance."""
+        return self._partitions.setdefault((topic, partition), len(self._partitions))
 
     def _places(self, decoded: Decoded, batches: Sequence[RecordBatch]) -> NDArray[np.uint64]:
         """Return what tells each record from all others: partition, kind and offset."""

@@ -13,3 +13,6 @@ class Role(IntEnum):
     CORRECTION = 4  # a late click, after the 0 was learned
     PREDICT = 5  # an impression or a withheld item arrives: predict both arms, learn nothing
     CLOSED = 6  # the window of an exposure learned before closes: learn nothing
+
+
+SYNTHETIC = 7  # no event has it: an outcome that nobody observed, whose label is a residual

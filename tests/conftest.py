@@ -17,9 +17,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let the client's refused connections go: it leaves their sockets to the collector."""
     for ignored in (
         "ignore:unclosed <socket.socket:ResourceWarning",
-    "ignore:unclosed <ssl.SSLSocket:ResourceWarning",
+        "ignore:unclosed <ssl.SSLSocket:ResourceWarning",
         "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning",
-    "ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning",
+        "ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning",
     ):
         config.addinivalue_line("filterwarnings", ignored)
 

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from consumers.service.linked import links_of
 from stream.inference.model import parse
 from stream.inference.rows import Features, Items, Pairs, User
+from stream.model.features import links_of
 
 Y, D, E, H = 2, 4, 2, 2
 OUTCOMES = [
@@ -78,7 +78,7 @@ class Planted:
     def folded(self, at, attributes):
         """Return bias and vector of an item's row if it had these attributes, one by one."""
         bias, vector = self.own_bias[at].astype(float), self.own_vector[at].astype(float)
-        links = links_of("item", attributes)
+        links = list(links_of("item", attributes))
         for name, value in links:
             if name.endswith("#"):
                 value = (value - CENTER) / SCALE

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from consumers import playground
-from consumers.service import answers
+from consumers.service import answers, effects, ranking
 from consumers.service.examples import EXAMPLES
 from model_store.codec import pack, stamp
 from model_store.vectors import RedisVectors
@@ -90,9 +90,9 @@ def serve(redis_url, prefix):
     """Return a function that starts the service on a world of the test's own."""
     with contextlib.ExitStack() as stack:
 
-        def started(planted):
-            publish(redis_url, prefix, planted)
-            return stack.enter_context(serving(redis_url, prefix))
+        def started(planted, suffix=""):
+            publish(redis_url, prefix + suffix, planted)
+            return stack.enter_context(serving(redis_url, prefix + suffix))
 
         yield started
 
@@ -174,6 +174,27 @@ def test_withheld_everything_ranks_by_the_control_arm(http, planted):
     found = ranked(http, outcome="click", do={"shown": False})
     wanted = withheld(pairs_of(planted, "click")).mean
     assert [found[i]["score"] for i in planted.ids] == pytest.approx(wanted, abs=2e-5)
+    assert found["a"]["support"] == {"ok": True, "reason": None}
+    assert found["b"]["support"] == {"ok": False, "reason": ranking.USUAL}
+
+
+def test_items_that_all_reach_the_end_of_the_scale_are_told_apart(serve):
+    best = Planted(items={"x": {}, "y": {}, "z": {}})
+    best.own_bias[:, :2] = [[3.0, 1.0], [4.0, 1.0], [2.5, 1.0]]
+    best.own_vector[:] = 0.0
+    best.own_bias[:, 2] = [9.0, 7.0, 8.0]
+    http = serve(best)
+    for asked, order in (
+        ({}, "yxz"),
+        ({"do": {"shown": False}}, "xzy"),
+        ({"objective": "consumption", "do": {"shown": True}}, "yxz"),
+    ):
+        top = 1.0 if "objective" in asked else 5.0
+        for path in ("recommend", "rank"):
+            more = {"item_ids": list("xyz")} if path == "rank" else {}
+            found = ask(http, path, **asked, **more)["items"]
+            assert [item["item_id"] for item in found] == list(order)
+            assert {item["score"] for item in found} == {top}
 
 
 def test_an_intervention_holds_for_what_the_filters_leave(http, planted):
@@ -255,9 +276,45 @@ def test_interventions_combine(http, planted):
     assert said.effect == pytest.approx(wanted, abs=5e-4)
 
 
-def test_a_place_does_not_change_a_rating(http):
+def test_a_place_does_not_change_a_rating_and_nothing_more_is_claimed(http):
     said = effect(http, "a", "rating", position=3)
-    assert (said.effect, said.interval) == (0.0, [0.0, 0.0])
+    assert (said.effect, said.interval, said.interval_kind) == (0.0, None, None)
+    assert said.support == answers.Support(
+        ok=False,
+        reason="no path from position to the rating was learned: it is closed, so nothing is known"
+        " beyond 0",
+    )
+    assert effects.ASSUMED["closed"] in said.assumptions
+    assert effect(http, "a", "click", position=3).support.ok
+    assert effect(http, "a", "rating", position=1).interval == [0.0, 0.0]
+
+
+def test_popularity_without_a_learned_slope_is_a_closed_path(serve):
+    http = serve(Planted(model={**MODEL, "kappa": [0.0, 0.2]}))
+    said = effect(http, "a", "rating", popularity=15.0, position=3)
+    assert (said.effect, said.interval, said.support.ok) == (0.0, None, False)
+    assert "position and popularity" in said.support.reason
+    assert effect(http, "a", "click", popularity=15.0).support.ok
+    # what else is set has its own interval, and what is closed is an assumption
+    said = effect(http, "a", "rating", popularity=15.0, attributes={"price": 20.0})
+    assert said.support.ok
+    assert said.interval[0] < said.effect < said.interval[1]
+    assert effects.ASSUMED["closed"] in said.assumptions
+
+
+def test_answers_name_the_regression_on_paths_only_where_it_is_published(serve):
+    names = ["intercept", "user", "item", "match", "popularity", "confounder"]
+    fit = {"names": names, "beta": [0.2] * 6, "covariance": np.diag([1e-4] * 6).tolist(), "n": 900}
+    http = serve(Planted(model={**MODEL, "paths": {"click": fit, "rating": {**fit, "n": 1}}}))
+    plain = serve(Planted(), "plain")
+    for do in ({"shown": True}, {"popularity": 15.0}, {"attributes": {"price": 20.0}}):
+        said, without = (effect(each, "a", "click", **do) for each in (http, plain))
+        assert said.effect == pytest.approx(without.effect)
+        assert effects.ASSUMED["interval"] in said.assumptions
+        assert effects.ASSUMED["paths"] in said.assumptions
+        assert effects.ASSUMED["paths"] not in without.assumptions
+        if without.interval is not None:
+            assert np.diff(said.interval) > np.diff(without.interval)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Laws of the service, against a real Redis: what it answers, names, refuses, and never creates."""
 
 import contextlib
+import gc
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import msgspec
@@ -18,16 +20,17 @@ import redis.asyncio
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from consumers import playground, topics
-from consumers.kafka import KafkaSource
+from consumers import datasets, playground, replay, topics
+from consumers.kafka import KafkaSource, Outgoing, Sink
 from consumers.service import answers, ranking, requests, shelf
 from consumers.service.app import create_app
+from consumers.service.posted import Posted
 from consumers.service.run import KafkaProduce, Server, listen
 from consumers.settings import load
 from model_store.codec import pack, pack_ids, stamp
 from model_store.seen import Seen, group
 from model_store.vectors import RedisVectors
-from stream.errors import CounterflowError
+from stream.errors import CounterflowError, Unavailable
 
 MODEL = {
     "epoch": 1,
@@ -406,6 +409,81 @@ def test_posted_events_are_in_kafka_as_they_came_and_seen_at_once(world, serve, 
     assert {batch.kind for batch in polled} == {"rating", "click", "item"}
     assert any(one in bytes(batch.data) for batch in polled)
     produce.close()
+
+
+@pytest.fixture
+def collected():
+    """The client leaves the sockets of refused connections to the collector: here, not at exit."""
+    yield
+    gc.collect()
+
+
+def test_a_broker_that_was_replaced_takes_events_again(prefix, collected):
+    port = playground.free_port()
+    chosen = {
+        "kafka.bootstrap_servers": f"127.0.0.1:{port}",
+        "kafka.topic_prefix": prefix,
+        "kafka.request_timeout_ms": "500",
+        "service.produce_timeout_s": "2",
+    }
+    produce = KafkaProduce(load(chosen))
+    event = Posted("rating", b"7", orjson.dumps(RATING), b"7", b"a")
+    for _ in range(2):
+        with playground.broker(port) as server:
+            topics.create(server, prefix, partitions=2)
+            assert [all(produce([event] * 3)) for _ in range(3)][1:] == [True, True]
+    produce.close()
+
+
+def test_who_waits_for_a_broker_that_is_away_does_not_wait_for_each_other(collected):
+    nowhere = f"127.0.0.1:{playground.free_port()}"
+    options = '{"bootstrap_timeout_ms": 500}'
+    produce = KafkaProduce(load({"kafka.bootstrap_servers": nowhere, "kafka.options": options}))
+    event = Posted("rating", b"7", orjson.dumps(RATING), b"7", b"a")
+    start = time.monotonic()
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(produce, [event]) for _ in range(12)]
+        refused = [each.exception() for each in asked]
+    assert all(isinstance(error, CounterflowError) for error in refused)
+    assert time.monotonic() - start < 3  # and not twelve times half a second
+    produce.close()
+
+
+def test_a_sink_takes_any_request_timeout_and_linger(broker, prefix):
+    topics.create(broker, prefix, partitions=1)
+    for client, linger_ms in (
+        ({"request_timeout_ms": 45_000}, 0),
+        ({"request_timeout_ms": 30_000}, 20),
+        ({"request_timeout_ms": 30_000, "linger_ms": 50}, 0),
+        ({"request_timeout_ms": 2_000, "delivery_timeout_ms": 2_500}, 20),
+    ):
+        with Sink(bootstrap_servers=broker, client=client, linger_ms=linger_ms) as sink:
+            sink.produce([Outgoing(topics.name(prefix, "rating"), b"1", b"k")])
+
+
+def test_a_replayed_event_that_the_broker_refuses_is_an_error(prefix, monkeypatch, collected):
+    one = datasets.DatasetEvent("rating", b"7", orjson.dumps(RATING), 1)
+    made = datasets.Dataset("these", 20, lambda: iter([one] * 20))
+    monkeypatch.setitem(datasets.LOADERS, "these", lambda _: made)
+    monkeypatch.setattr(replay, "STEADY", 5)
+    port = playground.free_port()
+    servers = {"kafka.bootstrap_servers": f"127.0.0.1:{port}", "kafka.topic_prefix": prefix}
+    settings = load({**servers, "kafka.request_timeout_ms": "500"})
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+
+        def start(stack):
+            topics.create(stack.enter_context(playground.broker(port)), prefix, partitions=1)
+
+        def replaced():
+            first.close()
+            start(second)  # it knows nothing of the producer
+
+        start(first)
+        assert replay.replay("these", settings) == 20
+        with pytest.raises(Unavailable, match="of 5 events were not acknowledged") as refused:
+            replay.replay("these", settings, replaced)
+        assert refused.value.remedy
+        assert replay.replay("these", settings) == 20
 
 
 def test_one_bad_event_and_none_is_accepted(world, serve):

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from consumers import build, settings, topics
 from consumers.kafka import KafkaSource, Outgoing, Sink
-from model_store.codec import KINDS, shapes
+from model_store.codec import shapes
 from model_store.keys import keys
 from model_store.reader import Reader
 from model_store.seen import unpack

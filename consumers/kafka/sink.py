@@ -68,6 +68,13 @@ class Sink:
         linger_ms: int = 0,
         batch_bytes: int = 256 * 1024,
     ) -> None:
+        chosen = {
+            "linger_ms": linger_ms,
+            "request_timeout_ms": int(REQUEST_S * 1000),
+            **(client or {}),
+        }
+        # the client wants a delivery to last at least one request and what it waits before it
+        least_ms = chosen["request_timeout_ms"] + chosen["linger_ms"]
         self._producer = connect(
             KafkaProducer,
             bootstrap_servers,
@@ -77,16 +84,14 @@ class Sink:
                 "enable_idempotence": True,
                 "compression_type": "lz4" if has_lz4() else None,
                 "batch_size": batch_bytes,
-                "linger_ms": linger_ms,
                 "max_request_size": LARGEST_REQUEST,
                 "allow_auto_create_topics": False,
                 "max_block_ms": int(REQUEST_S * 1000),
-                "delivery_timeout_ms": int(3 * REQUEST_S * 1000),
-                "request_timeout_ms": int(REQUEST_S * 1000),
+                "delivery_timeout_ms": max(int(3 * REQUEST_S * 1000), least_ms),
                 "bootstrap_timeout_ms": int(REQUEST_S * 1000),
                 "reconnect_backoff_max_ms": 2_000,
                 "metrics_enabled": False,
-                **(client or {}),
+                **chosen,
             },
         )
 

@@ -2,7 +2,9 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
@@ -23,7 +25,10 @@ FETCH_WAIT_MS = 10  # how long the broker holds an empty fetch; produced records
 PARTITION_BYTES = MIB  # of one partition in one fetch, compressed: what a poll is put together from
 POLL_BYTES = 8 * MIB  # larger polls make steps hardly faster, and the process larger
 FIRST_GUESS = 16 * 1024  # a batch's bytes before one was seen: the clients' usual batch_size
+ATTRIBUTES = ("user", "item")  # kinds that no window waits for
 MOST_ITEMS = 100_000  # of one inner poll
+HELD_BYTES = 64 * MIB  # beyond it the order over partitions is given up, not the memory
+PATIENCE = 8  # fetches without a lagging partition's records: an open transaction holds them
 
 
 class KafkaSource:
@@ -172,27 +177,82 @@ class KafkaSource:
     # -- polling
 
     def poll(self, timeout_s: float = 0.05, max_bytes: int = POLL_BYTES) -> list[RecordBatch]:
-        """Return the next batches: at once what is there, else the first within `timeout_s`.
+        """Return the next batches in the order of Kafka's time, over partitions.
 
-        About `max_bytes` of uncompressed records at most, and at least one batch where there is
-        one. Raises Inconsistent when the offsets we stand at are not in the log.
+        At once what is there, else the first within `timeout_s`; about `max_bytes` of uncompressed
+        records at most, and at least one batch where there is one. A partition of which more is
+        known to lie in the log holds the others back until its next batch is here, so that a
+        backlog of impressions and clicks comes as it was produced. Raises Inconsistent when the
+        offsets we stand at are not in the log.
         """
-        polled, self._held = self._held, []
-        size = sum(len(batch.data) for batch in polled)
-        wait_ms = 0 if polled else int(timeout_s * 1000)
-        while size < max_bytes:
-            room = max(1, min(MOST_ITEMS, (max_bytes - size) // self._largest))
-            try:
-                more = self._fetch(wait_ms, room)
-            except CounterflowError:
-                self._held = polled  # for the next poll: positions still tell them as not given out
-                raise
-            if not more:
+        wait_ms = 0 if any(map(self._open, self._held)) else int(timeout_s * 1000)
+        vain = 0
+        while True:
+            behind = self._behind()
+            size = sum(len(batch.data) for batch in self._held if self._open(batch))
+            if size >= HELD_BYTES or (size >= max_bytes and not behind):
                 break
-            polled += more
-            size += sum(len(batch.data) for batch in more)
-            wait_ms = 0
-        return polled
+            room = (
+                MOST_ITEMS if behind and self.whole else max(1, (max_bytes - size) // self._largest)
+            )
+            more = self._fetch(wait_ms, min(MOST_ITEMS, room))
+            self._held += more
+            vain = 0 if any((b.topic, b.partition) in behind for b in more) else vain + 1
+            if not (more or behind) or vain > PATIENCE:
+                break
+            wait_ms = FETCH_WAIT_MS if behind else 0
+        return self._release(max_bytes)
+
+    def pending(self) -> set[Partition]:
+        """Return the partitions of impressions, clicks and ratings of which more is to come."""
+        held = {(batch.topic, batch.partition) for batch in self._held}
+        return {
+            p
+            for p in self._assigned
+            if self._topics[p[0]] not in ATTRIBUTES and (p in held or self._more(p))
+        }
+
+    def _open(self, batch: RecordBatch) -> bool:
+        """Tell whether the batch may be given out: its partition is not paused."""
+        tp = self._assigned[batch.topic, batch.partition]
+        return not self._consumer._subscription.assignment[tp].paused  # noqa: SLF001
+
+    def _behind(self) -> set[Partition]:
+        """Return the partitions of which nothing is held, though more of them is in the log."""
+        held = {(batch.topic, batch.partition) for batch in self._held}
+        return {p for p in self._assigned if p not in held and self._more(p)} if held else set()
+
+    def _more(self, partition: Partition) -> bool:
+        """Tell whether the log may hold records behind those fetched."""
+        state = self._consumer._subscription.assignment[self._assigned[partition]]  # noqa: SLF001
+        if state.paused or state.position is None:
+            return False
+        return state.highwater is None or bool(state.position.offset < state.highwater)
+
+    def _release(self, max_bytes: int) -> list[RecordBatch]:
+        """Give out what is held, the oldest first, until a partition's next batch is not here."""
+        queues: dict[Partition, deque[RecordBatch]] = {}
+        for batch in self._held:
+            queues.setdefault((batch.topic, batch.partition), deque()).append(batch)
+        heads = [
+            (_time(queue[0]), partition)
+            for partition, queue in queues.items()
+            if self._open(queue[0])
+        ]
+        heapify(heads)
+        given: list[RecordBatch] = []
+        size = 0
+        while heads and size < max_bytes:
+            _, partition = heappop(heads)
+            batch = queues[partition].popleft()
+            given.append(batch)
+            size += len(batch.data)
+            if queues[partition]:
+                heappush(heads, (_time(queues[partition][0]), partition))
+            elif self._more(partition):
+                break
+        self._held = [batch for queue in queues.values() for batch in queue]
+        return given
 
     def _fetch(self, wait_ms: int, items: int) -> list[RecordBatch]:
         self._unpark()
@@ -332,6 +392,11 @@ class KafkaSource:
                     f"offset {offset} of {_name(partition)} is behind its end {end}", DISAGREES
                 )
             del self._unproven[partition]
+
+
+def _time(batch: RecordBatch) -> int:
+    """Return the Kafka time of the batch's first record (ms)."""
+    return batch.max_ts_ms if batch.log_append else batch.first_ts_ms
 
 
 def _name(partition: Partition) -> str:

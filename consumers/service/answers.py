@@ -40,8 +40,10 @@ class Scored(Struct, frozen=True, kw_only=True):
              " effect; average: of the average effect"),
     ] = None  # fmt: skip
     support: Annotated[
-        Support | None, Meta(description="by effect: whether the item's own control was observed")
-    ] = None
+        Support | None,
+        Meta(description="by effect, or withheld by `do`: whether the item's own control was"
+             " observed"),
+    ] = None  # fmt: skip
     show_probability: Annotated[
         float | UnsetType,
         Meta(description="of standing here rather than being withheld; left out where that was not"
@@ -117,7 +119,11 @@ class Individual(Struct, frozen=True, kw_only=True):
 
 
 class Effect(Struct, frozen=True, kw_only=True):
-    """What an intervention changes; null where the data do not support it."""
+    """What an intervention changes; null where the data do not support it.
+
+    Where every path from what is set is closed (not learned) the effect is 0, without an interval,
+    and `support` says so.
+    """
 
     user: Known
     item_id: str
@@ -133,7 +139,8 @@ class Effect(Struct, frozen=True, kw_only=True):
         float | None, Meta(description="of attributes: through the outcome's own equation")
     ] = None
     total: Annotated[
-        float | None, Meta(description="of attributes: through popularity and position as well")
+        float | None,
+        Meta(description="of attributes: equal to direct, popularity and position being held"),
     ] = None
     consumption: Consumption | None = None
     individual: Individual | None = None

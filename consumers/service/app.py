@@ -76,12 +76,14 @@ def create_app(
     registry: CollectorRegistry,
     clock: Callable[[], float] = time.time,
     impressions: ImpressionLog | None = None,
+    loaded: Callable[[], object] = lambda: None,
 ) -> Starlette:
     """Return the application; `produce` blocks until the broker acknowledges, None: no events.
 
-    `impressions` is told of each recommendation, None: nobody is.
+    `impressions` is told of each recommendation, None: nobody is. `loaded` is called whenever all
+    items were loaded anew, before they are served.
     """
-    service = Service(settings, client, produce, registry, clock, impressions)
+    service = Service(settings, client, produce, registry, clock, impressions, loaded)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -137,6 +139,7 @@ class Service:
         registry: CollectorRegistry,
         clock: Callable[[], float],
         impressions: ImpressionLog | None,
+        loaded: Callable[[], object],
     ) -> None:
         self.settings = settings
         self.metrics = ServiceMetrics(registry)
@@ -145,7 +148,7 @@ class Service:
             client, settings.redis.prefix, settings.redis.ttl_s, settings.service.seen_max
         )
         self.effects = Effects(settings, self.users, self._shelf)
-        self.follower = Follower(self.reader, self.metrics, time.monotonic)
+        self.follower = Follower(self.reader, self.metrics, time.monotonic, loaded)
         self.following: asyncio.Task[None] | None = None
         self.explorer = Explorer(settings.exploration)
         self._impressions = impressions
@@ -237,7 +240,8 @@ class Service:
         else:
             slate = greedy(ranking.best(scores, k))
         order = slate.candidate
-        best, score = place[within[order]], scores[order]
+        best = place[within[order]]
+        score = ranking.displayed(outcome, asked.objective, scores[order])
         pairs = shelf.pairs(outcome, user, best)
         do, _ = choice.intervene(shelf, pairs, best, asked.do, read)
         judged = ranking.judge(pairs, asked.objective, do, score)
@@ -403,7 +407,10 @@ def scored(
     ):
         item = ids[row]
         title: Any = meta[item].get("title") if item in meta else None
-        support = Support(ok=said.own, reason=None if said.own else ranking.AVERAGE)
+        instead = ranking.AVERAGE if objective == "effect" else ranking.USUAL
+        support = (
+            None if said.own is None else Support(ok=said.own, reason=None if said.own else instead)
+        )
         items.append(
             Scored(
                 item_id=item.decode(),
@@ -413,7 +420,7 @@ def scored(
                 show_probability=UNSET if show_probability == 1 else show_probability,
                 interval=said.interval,
                 interval_kind=said.kind,
-                support=support if objective == "effect" else None,
+                support=support,
             )
         )
     return items

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from msgspec import UNSET, UnsetType
 
-from consumers.service.linked import Read, links_of
+from consumers.service.linked import Read
 from consumers.service.problems import Problem, invalid
 from consumers.service.requests import ID_MAX_BYTES, Intervention
 from consumers.service.shelf import Rows, Shelf
@@ -13,6 +13,7 @@ from stream.inference import attributes, support
 from stream.inference.do import Do
 from stream.inference.model import Outcome
 from stream.inference.rows import Pairs
+from stream.model.features import links_of
 
 FEATURES_MAX = 4_096  # attribute values of one request: ~1 MB from Redis
 
@@ -155,7 +156,7 @@ def refused(shelf: Shelf, outcome: Outcome, do: Intervention, read: Read) -> Ref
         if reason is not None:
             return Refusal("do.popularity", reason)
     for name, value in {} if do.attributes is UNSET else do.attributes.items():
-        links = links_of("item", {name: value})
+        links = list(links_of("item", {name: value}))
         reason = support.attribute(name, links, read.names, read.features)
         if reason is not None:
             return Refusal(f"do.attributes.{name}", reason)

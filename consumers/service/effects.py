@@ -17,7 +17,7 @@ from consumers.service.shelf import Rows, Shelf
 from consumers.service.users import Users
 from consumers.settings import Settings
 from model_store.keys import GENERATION
-from stream.inference import abduction, do
+from stream.inference import abduction, do, intervals, support
 from stream.inference.explain import explain
 from stream.inference.model import Outcome
 from stream.inference.outcome import World
@@ -34,13 +34,17 @@ ASSUMED = {
     "position": "a place changes whether an item is looked at, not what it is worth",
     "rating": "a rating does not depend on the place",
     "popularity": "popularity acts on the outcome through log(1 + count) alone",
+    "closed": "what no path was learned for changes nothing",
     "attributes": "the value's coefficient is what setting it would do; total is direct, since the"
     " model has no path from attributes to popularity or position: both are held",
-    "interval": "model-based: from counts, residuals and the regression on paths, without the error"
-    " of the factors' match",
+    "interval": "model-based: from how often user, item and values were seen, without the error of"
+    " the factors' match",
+    "paths": "and from the regression of the outcome on its paths, linear on the outcome's scale",
     "average": "the average effect over the windows that the policy chose holds for this item",
     "individual": "what was left to chance stays the same in both worlds",
 }
+
+CLOSED = "no path from {} to the {} was learned: it is closed, so nothing is known beyond 0"
 
 
 class Effects:
@@ -160,13 +164,16 @@ def effect(
     if asked.do.attributes is not UNSET and asked.do.shown is UNSET:
         total = float(found.effect[0])
         if len(pairs.model.learned_heads):
-            taken = do.consumed(pairs, setting, found)
+            taken = do.consumed(pairs, setting)
             consumption = answers.Consumption(
                 factual=float(taken.factual[0]),
                 direct=float(taken.direct[0]),
                 total=float(taken.total[0]),
             )
     kind: ranking.IntervalKind = "model-based" if own else "average"
+    closed = setting.closed(pairs)
+    reason = CLOSED.format(" and ".join(closed), pairs.outcome.name) if closed else None
+    reason = reason if own else ranking.AVERAGE
     return answers.Effect(
         **common,
         factual=float(found.factual[0]),
@@ -174,8 +181,8 @@ def effect(
         effect=float(found.effect[0]),
         interval=bounds,
         interval_kind=None if bounds is None else kind,
-        support=answers.Support(ok=own, reason=None if own else ranking.AVERAGE),
-        assumptions=assumed(asked, pairs.outcome, common["user"].known, own, bounds is not None),
+        support=answers.Support(ok=reason is None, reason=reason),
+        assumptions=assumed(asked, pairs, common["user"].known, own, bounds is not None),
         direct=total,
         total=total,
         consumption=consumption,
@@ -211,9 +218,11 @@ def individual(outcome: Outcome, asked: AskEffect, found: do.Contrast) -> answer
     )
 
 
-def assumed(asked: AskEffect, outcome: Outcome, known: bool, own: bool, bounded: bool) -> list[str]:
+def assumed(asked: AskEffect, pairs: Pairs, known: bool, own: bool, bounded: bool) -> list[str]:
     """Return what the answer rests on."""
-    position = "position" if outcome.link == "logit" else "rating"
+    place = None if asked.do.position is UNSET else asked.do.position
+    count = None if asked.do.popularity is UNSET else asked.do.popularity
+    position = "position" if pairs.outcome.link == "logit" else "rating"
     names = {
         "always": True,
         "user": not known,
@@ -222,7 +231,9 @@ def assumed(asked: AskEffect, outcome: Outcome, known: bool, own: bool, bounded:
         "popularity": asked.do.popularity is not UNSET,
         "attributes": asked.do.attributes is not UNSET,
         "average": not own,
+        "closed": bool(support.closed(pairs.model, pairs.outcome, place, count)),
         "interval": own and bounded,
+        "paths": own and bounded and intervals.fitted(pairs),
         "individual": asked.observed is not UNSET,
     }
     return [ASSUMED[name] for name, holds in names.items() if holds]

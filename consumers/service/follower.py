@@ -23,13 +23,18 @@ class Follower:
     """One task beside the requests; `shelf` is None until a model has been loaded."""
 
     def __init__(
-        self, reader: AsyncReader, metrics: ServiceMetrics, clock: Callable[[], float]
+        self,
+        reader: AsyncReader,
+        metrics: ServiceMetrics,
+        clock: Callable[[], float],
+        loaded: Callable[[], object] = lambda: None,
     ) -> None:
         self.shelf: Shelf | None = None
         self.problem = "nothing was loaded yet"
         self._reader = reader
         self._metrics = metrics
         self._clock = clock
+        self._loaded = loaded  # told whenever all items were loaded anew
         self._contact_s = float("-inf")
         self._asked_s = float("-inf")
 
@@ -82,4 +87,6 @@ class Follower:
         if self.shelf is not None and self.shelf.fits(model):
             self.shelf.tell(model)
             return
-        self.shelf = Shelf(model, await self._reader.load(found))
+        shelf = Shelf(model, await self._reader.load(found))
+        self._loaded()
+        self.shelf = shelf

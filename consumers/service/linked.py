@@ -10,22 +10,9 @@ from numpy.typing import NDArray
 from stream.inference.attributes import Links, linked, weights
 from stream.inference.explain import Part
 from stream.inference.rows import Features, Pairs
+from stream.model.features import links_of
 
 Integers = NDArray[np.intp]
-
-
-def links_of(kind: str, attributes: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Return the links of an entity's attributes in order: names of values, and their weights."""
-    found: dict[str, float] = {}
-    for name, value in attributes.items():
-        for one in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(one, bool | str):
-                found.setdefault(f"{kind}\x1f{name}\x1f={one}", 1.0)
-            elif one is not None:
-                for digits in (1, 2, 3):
-                    found.setdefault(f"{kind}\x1f{name}\x1f~{float(one):.{digits}g}", 1.0)
-                found.setdefault(f"{kind}\x1f{name}\x1f#", float(one))
-    return list(found.items())
 
 
 def attribute_of(feature: str) -> str:
@@ -109,7 +96,7 @@ class Linked:
         old = linked(owner, place[number], value, len(items), read.features, most=most)
         stays = kept[number]
         owner, feature, value = owner[stays], place[number[stays]], value[stays]
-        given = links_of("item", attributes)
+        given = list(links_of("item", attributes))
         width, rows = len(given), np.arange(len(items))
         # each row: the given links, then those that stay
         first = width * rows + np.searchsorted(owner, rows)
@@ -142,7 +129,7 @@ class Linked:
 
     def _learn(self, item: bytes, meta: Mapping[bytes, Mapping[str, Any]]) -> int:
         """Return the place of an item that was not asked for yet."""
-        given = links_of("item", meta.get(item, {}).get("attributes") or {})
+        given = list(links_of("item", meta.get(item, {}).get("attributes") or {}))
         self._begin.add([len(self._number.array)])
         self._size.add([len(given)])
         self._number.add([self._named(name) for name, _ in given])

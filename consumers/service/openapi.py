@@ -36,9 +36,10 @@ has learned nothing; where none has, it is a 422 `not_available`.
 **`do`** sets parts of the world, several at once: `shown` (true: against withheld), `position`
 (from 1; multiplies a click's chance), `popularity` (a count), `attributes` of the item (the others
 stay). In lists it is a counterfactual ranking: all candidates in the world that is set; `shown:
-false` ranks by what is expected when withheld. What was never observed is refused: an attribute
-value that no item had, a number outside those seen, a place or popularity beyond. Lists answer 422
-`no_support`; `/v1/effect` answers with `support.ok` false, a reason, and no counterfactual.
+false` ranks by what is expected when withheld; `support` tells for which items no control of their
+own was observed. What was never observed is refused: an attribute value that no item had, a number
+outside those seen, a place or popularity beyond. Lists answer 422 `no_support`; `/v1/effect`
+answers with `support.ok` false, a reason, and no counterfactual.
 
 **Chance.** Where the service is configured to explore or to withhold, a recommendation leaves part
 of its order to chance: each item carries the `propensity` with which it stands at its place, and a
@@ -47,8 +48,11 @@ the list in impressions, clicks and ratings. Rankings of given items and lists u
 left to chance.
 
 **Intervals** are of 95 % and say which kind they are. `predictive`: of one rating. `model-based`:
-of an expected click or an effect, from counts, residuals and the regression on paths; they leave
-out the error of the factors' match. `average`: of the average effect, from closed windows (AIPW).
+of an expected click or an effect, from how often user, item and attribute values were seen and the
+spread of residuals, and, where the model publishes one (`paths`), from the regression of the
+outcome on its paths; they leave out the error of the factors' match. `average`: of the average
+effect, from closed windows (AIPW). Where every path from what is set is closed, since none was
+learned, the effect is 0 without an interval, and `support.ok` is false.
 """
 
 

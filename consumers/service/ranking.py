@@ -15,6 +15,7 @@ from stream.inference.rows import Pairs
 IntervalKind = Literal["predictive", "model-based", "average"]
 
 AVERAGE = "no control outcome of this item was observed; the average effect stands in"
+USUAL = "no control outcome of this item was observed; user and attributes alone speak for it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Judged:
 
     interval: list[float] | None
     kind: IntervalKind | None
-    own: bool  # false: the average effect stands in
+    own: bool | None = None  # whether its own control speaks; None where none is needed
 
 
 def scores(pairs: Pairs, objective: str, do: Do) -> Floats:
@@ -31,21 +32,34 @@ def scores(pairs: Pairs, objective: str, do: Do) -> Floats:
 
     outcome: expected if shown, or if withheld where `do` says so. effect: shown minus withheld.
     consumption: chance of exposure times the outcome as a share of its scale; showing sets the
-    chance to 1.
+    chance to 1. Not cut at the ends of the scale (see `displayed`), where items would tie.
     """
     if objective == "effect":
         return showing(pairs, do.world()).value
     if objective == "consumption":
-        if do.shown:
-            return pairs.outcome.unit(outcome.shown(pairs, do.world()).mean)
-        return outcome.consumption(pairs, do.world())
+        share = pairs.outcome.unit(_beyond(pairs, outcome.shown(pairs, do.world(cut=True))))
+        return share if do.shown else outcome.exposure(pairs, do.world()) * np.minimum(share, 1.0)
     if do.shown is False:
-        return outcome.withheld(pairs, do.world()).mean
-    return outcome.shown(pairs, do.world(cut=True)).mean
+        return _beyond(pairs, outcome.withheld(pairs, do.world()))
+    return _beyond(pairs, outcome.shown(pairs, do.world(cut=True)))
+
+
+def _beyond(pairs: Pairs, arm: outcome.Arm) -> Floats:
+    """Return what is expected (n,), of ratings also beyond the ends of their scale."""
+    return arm.eta if pairs.outcome.link == "identity" else arm.mean
+
+
+def displayed(of: Outcome, objective: str, score: Floats) -> Floats:
+    """Return the scores (n,) within the scale that they are of, in the same order."""
+    if objective == "effect":
+        return score
+    if objective == "consumption":
+        return np.clip(score, 0.0, 1.0)
+    return np.clip(score, of.low, of.high)
 
 
 def judge(pairs: Pairs, objective: str, do: Do, score: Floats) -> list[Judged]:
-    """Return interval and support of each score (n,)."""
+    """Return interval and support of each score (n,), as it is displayed."""
     if objective == "effect":
         found = contrast(pairs, Do(True, do.position, do.popularity, do.attributes))
         bounds = _bounds(found.interval, len(pairs))
@@ -56,17 +70,16 @@ def judge(pairs: Pairs, objective: str, do: Do, score: Floats) -> list[Judged]:
             Judged(each, kind if each else None, own)
             for each, kind, own in zip(bounds, kinds, found.own.tolist(), strict=True)
         ]
-    if objective == "consumption" or do.shown is False:
-        return [Judged(None, None, True)] * len(pairs)
+    if objective == "consumption":
+        return [Judged(None, None)] * len(pairs)
+    if do.shown is False:
+        return [Judged(None, None, own) for own in pairs.has_control.tolist()]
     if pairs.outcome.link == "identity":
         return [_predictive(pairs.outcome, value) for value in score.tolist()]
     world = do.world(cut=True)
     arm = outcome.shown(pairs, world)
     expected = intervals.expected(pairs, arm, world) if pairs.model.causal else None
-    return [
-        Judged(each, "model-based" if each else None, True)
-        for each in _bounds(expected, len(pairs))
-    ]
+    return [Judged(each, "model-based" if each else None) for each in _bounds(expected, len(pairs))]
 
 
 def _bounds(found: tuple[Floats, Floats] | None, size: int) -> list[list[float] | None]:
@@ -79,10 +92,10 @@ def _bounds(found: tuple[Floats, Floats] | None, size: int) -> list[list[float] 
 def _predictive(outcome: Outcome, score: float) -> Judged:
     """Return where 95 % of single ratings lie, from the spread of the progressive residuals."""
     if outcome.residual_sd is None:
-        return Judged(None, None, True)
+        return Judged(None, None)
     reach = intervals.Z * outcome.residual_sd
     bounds = [max(outcome.low, score - reach), min(outcome.high, score + reach)]
-    return Judged(bounds, "predictive", True)
+    return Judged(bounds, "predictive")
 
 
 def best(scores: Floats, k: int) -> NDArray[np.intp]:

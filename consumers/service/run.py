@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import redis.asyncio
@@ -27,13 +29,18 @@ SHUTDOWN_S = 10
 
 
 class KafkaProduce:
-    """Produces posted events; the client connects with the first of them, and again after that."""
+    """Produces posted events; the client connects with the first, and anew after each failure.
+
+    A broker that forgot the producer leaves an idempotent client refusing everything.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._kafka = settings.kafka
         self._timeout_s = settings.service.produce_timeout_s
         self._sink: Sink | None = None
+        self._using: Counter[Sink] = Counter()  # requests at work with each client
         self._lock = threading.Lock()
+        self._refused: CounterflowError | None = None  # why the last attempt to connect failed
 
     def __call__(self, events: Sequence[Posted]) -> list[bool]:
         """Return for each event whether the broker has acknowledged it."""
@@ -41,29 +48,54 @@ class KafkaProduce:
             Outgoing(topics.name(self._kafka.topic_prefix, event.kind), event.value, event.key)
             for event in events
         ]
+        sink, failed = self._take(), True
         try:
-            self._connected().produce(records, self._timeout_s)
+            sink.produce(records, self._timeout_s)
+            failed = False
         except Unacknowledged as error:
             log.warning("%s", error)
             done = set(error.acknowledged)
             return [index in done for index in range(len(events))]
+        finally:
+            self._put_back(sink, failed)
         return [True] * len(events)
 
-    def _connected(self) -> Sink:
+    def _take(self) -> Sink:
+        """Return the client, connected; who waited for an attempt that failed shares its error."""
+        before = self._refused
         with self._lock:
             if self._sink is None:
-                self._sink = Sink(
-                    bootstrap_servers=self._kafka.bootstrap_servers,
-                    client=clients.options(self._kafka),
-                )
+                if self._refused is not None and self._refused is not before:
+                    raise self._refused
+                try:
+                    self._sink = Sink(
+                        bootstrap_servers=self._kafka.bootstrap_servers,
+                        client=clients.options(self._kafka),
+                    )
+                except CounterflowError as error:
+                    self._refused = error
+                    raise
+            self._using[self._sink] += 1
             return self._sink
+
+    def _put_back(self, sink: Sink, failed: bool) -> None:
+        """A client that failed gets no more requests after the call; the last to use it closes."""
+        with self._lock:
+            self._using[sink] -= 1
+            if failed and self._sink is sink:
+                self._sink = None
+            left = self._sink is not sink and not self._using[sink]
+            if left:
+                del self._using[sink]
+        if left:
+            sink.close(0)  # its requests were answered: what it holds was said to be refused
 
     def close(self) -> None:
         """What was sent is acknowledged or given up, and the client has left, after the call."""
         with self._lock:
-            if self._sink is not None:
-                self._sink.close()
-                self._sink = None
+            sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.close()
 
 
 class Server(uvicorn.Server):
@@ -83,6 +115,12 @@ class Server(uvicorn.Server):
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
+
+
+def keep_all() -> None:
+    """What is held now is never looked through again for garbage: that would take 140 ms."""
+    gc.collect()
+    gc.freeze()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -119,7 +157,7 @@ def run(settings: Settings, started: Callable[[str], None] | None = None) -> Non
     impressions = (
         ImpressionLog(settings, registry) if settings.exploration.log_impressions else None
     )
-    app = create_app(settings, client, produce, registry, impressions=impressions)
+    app = create_app(settings, client, produce, registry, impressions=impressions, loaded=keep_all)
     config = uvicorn.Config(
         app,
         lifespan="on",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.inference import intervals, outcome
+from stream.inference import intervals, outcome, support
 from stream.inference.attributes import Shift
 from stream.inference.effect import showing
 from stream.inference.model import Floats
@@ -32,10 +32,21 @@ class Do:
         """Return the world in which it is set."""
         return World(self.position or 1, self.popularity, self.attributes, cut)
 
+    def closed(self, pairs: Pairs) -> list[str]:
+        """Name what is set where nothing of it can change the outcome; empty where a part can."""
+        names = support.closed(pairs.model, pairs.outcome, self.position, self.popularity)
+        given = (self.position not in (None, 1)) + (self.popularity is not None)
+        whole = self.shown is None and self.attributes is None and len(names) == given
+        return names if whole else []
+
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """Two worlds compared, for n pairs; `interval` is None where no spread is known."""
+    """Two worlds compared, for n pairs; `interval` is None where no spread is known.
+
+    None too where every path from what is set is closed: the effect is 0 because nothing else was
+    learned, and how far that may be off the model cannot tell.
+    """
 
     factual: Floats  # (n,)
     counterfactual: Floats  # (n,)
@@ -66,7 +77,9 @@ def contrast(pairs: Pairs, do: Do) -> Contrast:
     before, after = outcome.shown(pairs), outcome.shown(pairs, do.world())
     effect = after.mean - before.mean
     variance = intervals.change(pairs, before, after, do.world())
-    bounds = None if variance is None else intervals.around(effect, variance)
+    bounds = None
+    if variance is not None and not do.closed(pairs):
+        bounds = intervals.around(effect, variance)
     return Contrast(before.mean, after.mean, effect, bounds, np.ones(len(pairs), np.bool_))
 
 
@@ -82,13 +95,14 @@ def _showing(pairs: Pairs, do: Do) -> Contrast:
     return Contrast(found.treated.mean, counterfactual, sign * found.value, bounds, found.own)
 
 
-def consumed(pairs: Pairs, do: Do, found: Contrast) -> Consumed:
-    """Return what `do` changes in consumption, directly and in all; `found` is what it changes.
+def consumed(pairs: Pairs, do: Do) -> Consumed:
+    """Return what `do` changes in consumption (see `outcome.consumption`), directly and in all.
 
     In all: attributes also move the chance of exposure, through the biases of the exposure head.
     """
-    before, after = outcome.exposure(pairs), outcome.exposure(pairs, do.world())
-    factual, changed = (pairs.outcome.unit(x) for x in (found.factual, found.counterfactual))
+    worlds = outcome.IF_SHOWN, do.world(cut=True)
+    before, after = (outcome.exposure(pairs, world) for world in worlds)
+    factual, changed = (pairs.outcome.unit(outcome.shown(pairs, world).mean) for world in worlds)
     return Consumed(
         factual=before * factual,
         direct=before * (changed - factual),

@@ -121,11 +121,17 @@ def _residual(pairs: Pairs, arm: Arm) -> Floats:
     return np.full(len(pairs), (pairs.outcome.residual_sd or 0.0) ** 2)
 
 
+def fitted(pairs: Pairs) -> bool:
+    """Return whether a regression on paths that are known here is published for the outcome."""
+    fit = pairs.model.fits.get(pairs.outcome.name)
+    return fit is not None and set(fit.names) <= set(PATHS)
+
+
 def design(pairs: Pairs, arm: Arm) -> Floats | None:
     """Return the regressors z (n, p) in the fit's order; None without a fit of known names."""
-    fit = pairs.model.fits.get(pairs.outcome.name)
-    if fit is None or not set(fit.names) <= set(PATHS):
+    if not fitted(pairs):
         return None
+    fit = pairs.model.fits[pairs.outcome.name]
     z = np.ones((len(pairs), len(fit.names)))
     for column, name in enumerate(fit.names):
         if name != "intercept":

@@ -8,7 +8,7 @@ theta is the examination of the position-based model (Craswell et al., WSDM 2008
 comparison of click position-bias models", section 3): it acts on clicks, and theta_1 = 1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -152,6 +152,6 @@ def consumption(pairs: Pairs, world: World = AS_IT_IS) -> Floats:
     """Return exposure times the expected outcome (n,), as an ordinary recommender learns it.
 
     A rating counts as its share of the scale, (value - low) / (high - low), so that both factors
-    are within [0, 1]; popularity and confounder are left in.
+    are within [0, 1]. Exposure holds what is popular now, so the outcome is taken without it.
     """
-    return exposure(pairs, world) * pairs.outcome.unit(shown(pairs, world).mean)
+    return exposure(pairs, world) * pairs.outcome.unit(shown(pairs, replace(world, cut=True)).mean)

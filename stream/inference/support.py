@@ -16,6 +16,19 @@ def position(model: Model, outcome: Outcome, place: int) -> str | None:
     return f"no place beyond {known} has been observed"
 
 
+def closed(model: Model, outcome: Outcome, place: int | None, count: float | None) -> list[str]:
+    """Name what is set but has no path to the outcome: its effect is 0 by the model, not by data.
+
+    Ratings have no path from the place, and popularity none where it was not learned.
+    """
+    names = []
+    if place not in (None, 1) and outcome.link != "logit":
+        names.append("position")
+    if count is not None and model.kappa[outcome.index] == 0.0:
+        names.append("popularity")
+    return names
+
+
 def popularity(q: Floats, count: float) -> str | None:
     """Tell why that popularity lies outside the items' present ones, q = log(1 + count) (n,)."""
     if not len(q):

@@ -39,7 +39,9 @@ from stream.join.memory import (
     WINDOW,
     allot,
 )
+from stream.schemas import KINDS
 
+MOVING = [KINDS.index(kind) for kind in ("impression", "click", "rating")]
 _OUTCOME = ("slate", "ts_ms", "user", "item", "value", "marks")
 _REMEMBERED = (
     "slate", "ts_ms", "user", "item", "position", "propensity", "show_probability", "rating",
@@ -77,8 +79,11 @@ class Joiner:
         memory.counts[WINDOW], memory.counts[IDLE] = self.window_ms, self.idle_ms
         return memory
 
-    def join(self, arrivals: Arrivals) -> Joined:
+    def join(self, arrivals: Arrivals, pending: Sequence[int] = ()) -> Joined:
         """The records are joined, and the windows behind the watermark closed.
+
+        `pending` are partitions of which more is known to come: however far behind, they are not
+        idle, and hold the watermark at their own time.
 
         An empty poll compiles or loads the code. Give the predictions to `note` before the next
         call. Raises ValueError when columns differ in length or a partition is below 0.
@@ -94,6 +99,13 @@ class Joiner:
             raise ValueError("the columns of arrivals differ in length")
         if size:
             self._expect(int(a.partition.min()), int(a.partition.max()))
+        if len(pending):
+            self._expect(min(pending), max(pending))
+        until = self._memory.until
+        until[:] = 0
+        moves = np.flatnonzero(np.isin(a.kind, MOVING) & (a.user >= 0) & (a.item >= 0))
+        until[a.partition[moves]] = moves  # of one that comes again, the last
+        until[list(pending)] = size
         self._begin()
         joined = columns(size + size // 2 + 64, JOINED)
         closed = columns(size + 64, CLOSED)
@@ -214,7 +226,7 @@ class Joiner:
             self._memory = held._replace(
                 **{
                     name: np.append(getattr(held, name), np.full(more, NEVER, np.int64))
-                    for name in ("high", "last")
+                    for name in ("high", "last", "until")
                 }
             )
 

@@ -72,8 +72,14 @@ def _emit(m, j, source, user, item, is_click, label, role, propensity, position,
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _advance(m, partition, ts, kafka_ts):  # type: ignore[no-untyped-def]
-    """The watermark knows of the record.
+def _idle(m, p, i):  # type: ignore[no-untyped-def]
+    """Tell whether the partition leaves the watermark: long silent, and nothing of it to come."""
+    return m.counts[LATEST] - m.last[p] > m.counts[IDLE] and i >= m.until[p]
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _advance(m, i, partition, ts, kafka_ts):  # type: ignore[no-untyped-def]
+    """The watermark knows of record i.
 
     It can only have moved when the partition that holds it rose or fell idle: the others' minimum
     is not below the holder's, and one that comes back lower moves nothing.
@@ -85,13 +91,18 @@ def _advance(m, partition, ts, kafka_ts):  # type: ignore[no-untyped-def]
     m.last[partition] = max(m.last[partition], kafka_ts)
     n[LATEST] = max(n[LATEST], kafka_ts)
     holder = n[HOLDER]
-    if holder >= 0 and n[LATEST] - m.last[holder] <= n[IDLE]:
+    if holder >= 0 and not _idle(m, holder, i):
         if holder != partition or not raised:
             return
     lowest = np.int64(0)
     holder = -1
     for p in range(len(m.high)):
-        if m.last[p] == NEVER or n[LATEST] - m.last[p] > n[IDLE]:
+        if m.last[p] == NEVER:
+            if i < m.until[p]:  # its first record is still to come
+                n[HOLDER] = -1
+                return
+            continue
+        if _idle(m, p, i):
             continue
         if holder < 0 or m.high[p] < lowest:
             lowest = m.high[p]
@@ -331,7 +342,7 @@ def join(m, a, j, c, begin, handled):  # type: ignore[no-untyped-def]
                 _impression(m, a, i, j)
             else:
                 continue
-            _advance(m, a.partition[i], a.ts_ms[i], a.kafka_ts_ms[i])
+            _advance(m, i, a.partition[i], a.ts_ms[i], a.kafka_ts_ms[i])
         handled = False
         while n[HELD] > 0:
             over = n[WATERMARK] > m.heap[0].ts_ms + n[WINDOW]

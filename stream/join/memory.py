@@ -71,7 +71,7 @@ NEVER = np.iinfo(np.int64).min
 _tuple_of: Any = namedtuple
 Memory = _tuple_of(
     "Memory",
-    "slots by_pair by_name heap ring waiting buckets high last counts",
+    "slots by_pair by_name heap ring waiting buckets high last until counts",
 )
 _32, _ONE = np.uint64(32), np.uint64(1)
 
@@ -95,6 +95,7 @@ def allot(open_max: int, pending_max: int, closed_max: int) -> Any:
         vector(closed_max, np.int32),
         vector(pending_max, WAITING),
         vector(1 << max(10, (pending_max - 1).bit_length()), np.int64),
+        np.zeros(0, np.int64),
         np.zeros(0, np.int64),
         np.zeros(0, np.int64),
         counts,

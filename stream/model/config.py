@@ -80,6 +80,7 @@ class ModelConfig:
     mix: float = 0.25  # share of the corrected error in what shapes the vectors
     tie: float = 0.02  # pull of control rows towards the treated, a share of the rate
     half_life_s: float = 604_800.0  # of an item's popularity
+    synthetic: float = 0.0  # weight of outcomes nobody observed (see synthetic.py), 0: none made
     memory: int = 200_000  # interactions in which running sums of global terms fall to a half
     average: float = 0.0  # Polyak average of the served item and attribute terms, 0: none
     replay_rows: int = 65_536  # interactions remembered for replay
@@ -109,7 +110,7 @@ class ModelConfig:
             raise ValueError("model.pairs must not be negative")
         if not 0 < self.clip <= 1:
             raise ValueError("model.clip must be in (0, 1]")
-        for name in ("alpha", "robust_share", "average", "tie", "shrink"):
+        for name in ("alpha", "robust_share", "average", "tie", "shrink", "synthetic"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"model.{name} must be in [0, 1]")
         if self.step == "compiled" and self.device == "cuda":

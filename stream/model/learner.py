@@ -33,6 +33,7 @@ from stream.model.scalars import (
     THETA,
     Scalars,
 )
+from stream.model.synthetic import Imagined
 from stream.model.tables import Table
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class Learner:
                 c.lr_user_bias, c.lr_user_factor, c.lr_item_bias, c.lr_item_factor,
                 c.lr_feature_bias, c.lr_feature_factor, c.lr_exposure, c.shrink, c.average,
                 c.alpha, c.clip, c.robust_share, c.tie, c.half_life_s, c.mix, c.start_factor,
-                c.lr_exposure_bias,
+                c.lr_exposure_bias, c.synthetic,
             ],
             np.float32,
         )  # fmt: skip
@@ -127,6 +128,9 @@ class Learner:
             np.append(start, np.array([s, c.spread_exposure], np.float32)) for s in spread
         ]
         self._past = Replay(c.replay_rows)
+        self._imagined = (
+            Imagined(c.max_users, len(c.outcomes), c.half_life_s) if c.synthetic > 0 else None
+        )
 
     def table(self, kind: Kind) -> Table:
         """Return the table of that kind."""
@@ -155,6 +159,20 @@ class Learner:
         pair, users, items = self._draw(batch)
         prediction, control, terms = self._learn(batch, pair, False)
         return Update(users, items, prediction, control, terms)
+
+    def imagine(self, batch: Batch, update: Update) -> Update:
+        """Learn what would have come of other items and times than the batch's, just learned.
+
+        Nothing is counted, evaluated or remembered for replay, and no global term moves. Nothing is
+        made with `synthetic` 0. What is made is of the model after the step, so how a stream is
+        cut into batches is in the bits.
+        """
+        if self._imagined is None:
+            made = batch.cut(0, 0)
+        else:
+            made = self._imagined.make(batch, update.prediction, self._logit, self.links["item"])
+        pair, users, items = self._draw(made)
+        return Update(users, items, *self._learn(made, pair, False))
 
     def _learn(
         self, batch: Batch, pair: NDArray[np.int32], live: bool
@@ -366,6 +384,8 @@ class Learner:
         self.links[kind].set(row, [])
         if kind == "user":
             self.history[row] = 0
+            if self._imagined:
+                self._imagined.forget(row)
 
     def describe(self) -> dict[str, Any]:
         """Return the global terms as they are published with the model."""
@@ -404,7 +424,7 @@ class Learner:
             state |= {f"{kind}.{k}": v for k, v in links.state(used).items()}
         for name, table in self._tables():
             state[f"{name}.rows"] = table.state()
-        return state
+        return state | (self._imagined.state(self.user.used) if self._imagined else {})
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take a saved state in place of this one; going on then equals never having stopped."""
@@ -418,6 +438,8 @@ class Learner:
         self._check_room(state)
         self.history[: self.user.used] = 0
         self.history[: len(state["user.history"])] = state["user.history"]
+        if self._imagined:
+            self._imagined.load(state, self.user.used)
         for kind, links in self.links.items():
             named = {k: state[f"{kind}.{k}"] for k in ("links", "values")}
             links.load(named, self.table(kind).used)  # type: ignore[arg-type]

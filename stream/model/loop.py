@@ -43,7 +43,7 @@ from stream.model.kernels import (
     step_vector,
 )
 from stream.model.layout import Layout
-from stream.roles import Role
+from stream.roles import SYNTHETIC, Role
 
 SAMPLE = 8  # one in so many interactions tells the regression of the paths
 TERMS = ("intercept", "user", "item", "match", "popularity", "confounder")
@@ -51,8 +51,8 @@ USER, ITEM, FEATURE = 0, 1, 2  # the salt of a new row's vector
 # the rates, one float32 array
 (
     LR_UB, LR_UF, LR_IB, LR_IF, LR_FB, LR_FF, LR_E, SHRINK, KEEP, ALPHA, CLIP, ROBUST, TIE,
-    HALF_LIFE, MIX, START, LR_EB,
-) = range(17)  # fmt: skip
+    HALF_LIFE, MIX, START, LR_EB, IMAGINED,
+) = range(18)  # fmt: skip
 # the open paths, one bool array
 EXPOSURE, WEIGHTS, DOUBLY, POPULARITY, POSITION, CONFOUNDER, CONTROL_PATH = range(7)
 FACTUAL, EXPOSED, CONTROL = int(Role.FACTUAL), int(Role.EXPOSED), int(Role.CONTROL)
@@ -163,7 +163,7 @@ def learn(
             item_bits[i, ai.exposures] += np.uint32(1)
         if r == CLOSED:
             continue
-        treated = r == FACTUAL or r == EXPOSED or r == CORRECTION
+        treated = r == FACTUAL or r == EXPOSED or r == CORRECTION or r == SYNTHETIC
         nu, ni = linked(user_links, u), linked(item_links, i)
         wu = one / np.sqrt(np.float32(max(nu, 1)))
         count_links[0], weight_links[0] = ni, one / np.sqrt(np.float32(max(ni, 1)))
@@ -253,7 +253,7 @@ def learn(
             if gate:
                 fact += alpha_z * z
             w = one
-            if on[WEIGHTS]:
+            if on[WEIGHTS] and r != SYNTHETIC:
                 pi = propensity[j]
                 if np.isnan(pi):
                     pi = one
@@ -290,8 +290,13 @@ def learn(
                 so[o, sc.WEIGHT_NEW] += zero if r == CORRECTION else w
                 so[o, sc.TOTAL_NEW + 2] += label[j] / theta
                 so[o, sc.WEIGHT_NEW + 2] += zero if r == CORRECTION else one
+            if r == SYNTHETIC:  # the label is what is left to chance, and is added again
+                near = min(max(mu, low[o]), high[o])
+                off = rates[IMAGINED] * (near - min(max(near + label[j], low[o]), high[o]))
+                near = min(max(filled, low[o]), high[o])
+                miss = rates[IMAGINED] * (near - min(max(near + label[j], low[o]), high[o]))
             error[0] = w * off
-            if on[DOUBLY]:
+            if on[DOUBLY] and r != SYNTHETIC:
                 error[0] -= rates[ROBUST] * w * (mu - filled)
                 pairs = 0
                 for p in range(P):

@@ -21,7 +21,7 @@ from stream.model.config import ModelConfig
 from stream.model.loop import SAMPLE, TERMS
 from stream.model.scalars import Scalars
 from stream.model.tables import Table
-from stream.roles import Role
+from stream.roles import SYNTHETIC, Role
 
 
 def order(user: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -325,7 +325,8 @@ class Waves:
             self._add(1, h, sc.EXPOSED_NEW, shown)
 
         # what comes of it
-        treated = (role == Role.FACTUAL) | (role == Role.EXPOSED) | (role == Role.CORRECTION)
+        made = role == SYNTHETIC
+        treated = (role == Role.FACTUAL) | (role == Role.EXPOSED) | (role == Role.CORRECTION) | made
         fact = base_f + bias(u, 2) + bias(i, 2) + match + slope * apart + confounded
         w = torch.ones(n, device=self.device)
         if on.weights:
@@ -340,19 +341,26 @@ class Waves:
                 self._add(0, o, sc.W_PENDING, raw * treated)
                 self._add(0, o, sc.W_FRESH, treated)
             w = (raw * (self.so[o, sc.W_COUNT] + 1) / (self.so[o, sc.W_SUM] + raw)).float()
+            w = torch.where(made, 1.0, w)
         mu, filled = (torch.where(logit, torch.sigmoid(x), x) for x in (lin, fact))
         chance_f, chance = theta * filled, theta * mu
         tiny = 1e-6
         rest_f, rest = (1 - chance_f).clamp(min=tiny), (1 - chance).clamp(min=tiny)
         miss = torch.where(logit, (chance_f - label) * (1 - filled) / rest_f, fact - label)
         off = torch.where(logit, (chance - label) * (1 - mu) / rest, mu - label)
+        if config.synthetic > 0:
+            low, high = self.low[o], self.high[o]
+            near, near_f = mu.clamp(low, high), filled.clamp(low, high)
+            again, again_f = ((x + label).clamp(low, high) for x in (near, near_f))
+            off = torch.where(made, config.synthetic * (near - again), off)
+            miss = torch.where(made, config.synthetic * (near_f - again_f), miss)
         curve = torch.where(logit, mu * (1 - mu), 1.0)
         told = torch.where(logit, chance_f, fact.clamp(self.low[o], self.high[o]))
         prediction = torch.where(treated, told, prediction)
         error = w * off
         error_far = torch.zeros_like(eta_far)
         if on.robust:
-            error = error - config.robust_share * w * (mu - filled)
+            error = torch.where(made, error, error - config.robust_share * w * (mu - filled))
             reach = (u.vector[owner] * far.vector).sum(1)
             of = o[owner]
             mu_far = base[owner] + bias(u, 0)[owner] + bias(far, 0, of) + reach

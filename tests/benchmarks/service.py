@@ -1,9 +1,10 @@
-"""Latency of the service over HTTP, one client: recommend 10 of all items."""
+"""Latency of the service over HTTP, one client: recommend 10 of all items; one effect."""
 
 import subprocess
 import sys
 import time
 import urllib.request
+from typing import Any
 
 import httpx
 import numpy as np
@@ -11,11 +12,11 @@ import numpy as np
 from consumers.playground import free_port
 from tests.benchmarks.world import fill, world
 
-REQUESTS = 2_000
+REQUESTS, WARM_UP = 2_000, 200
 
 
 def run() -> None:
-    """Print the quantiles of 2,000 requests after 200 to warm up."""
+    """Print the quantiles of 2,000 requests after 200 to warm up, for each of the routes."""
     with world() as w:
         fill(w, 50_000)
         w.train_until_end(0)
@@ -27,21 +28,27 @@ def run() -> None:
             try:
                 url = f"http://127.0.0.1:{port}"
                 ready(f"{url}/readyz")
-                took = []
                 with httpx.Client(base_url=url) as client:
-                    for n in range(REQUESTS + 200):
-                        start = time.perf_counter()
-                        answer = client.post(
-                            "/v1/recommend", json={"user_id": str(n % 943), "k": 10}
-                        )
-                        took.append(time.perf_counter() - start)
-                        answer.raise_for_status()
-                ms = np.array(took[200:]) * 1e3
-                p50, p99 = np.quantile(ms, 0.5), np.quantile(ms, 0.99)
-                print(f"recommend 10 of 1,682 items, {REQUESTS:,} requests, one client:")
-                print(f"p50 {p50:.2f} ms, p99 {p99:.2f} ms")
+                    tell("recommend 10 of 1,682 items", client, "/v1/recommend", {"k": 10})
+                    asked = {"item_id": "7", "outcome": "rating", "do": {"popularity": 30}}
+                    tell("effect of a popularity", client, "/v1/effect", asked)
             finally:
                 server.terminate()
+
+
+def tell(what: str, client: httpx.Client, path: str, asked: dict[str, Any]) -> None:
+    """Print the quantiles of one route, asked for one user after the other."""
+    took = []
+    for n in range(REQUESTS + WARM_UP):
+        body = {"user_id": str(n % 943), **asked}
+        start = time.perf_counter()
+        answer = client.post(path, json=body)
+        took.append(time.perf_counter() - start)
+        answer.raise_for_status()
+    ms = np.array(took[WARM_UP:]) * 1e3
+    p50, p99, most = np.quantile(ms, [0.5, 0.99, 1])
+    print(f"{what}, {REQUESTS:,} requests, one client:")
+    print(f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, most {most:.2f} ms")
 
 
 def ready(url: str) -> None:

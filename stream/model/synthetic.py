@@ -1,0 +1,163 @@
+"""Outcomes that nobody observed, made from those just learned: abduction, action, prediction.
+
+(Pearl, Causality, 2009, theorem 7.1.7.) Abduction: what an outcome was beyond what was expected of
+it, its residual. Action: another item, or another time. Prediction: the kernel's own, at the moment
+of learning, with the residual added again. So the label column of a synthetic interaction is its
+residual r, and each of the two models of a pair takes y' = clip(mu' + r) of its own mu'.
+
+    between   two outcomes of a user in a row, on items i and j: k is the item of a few uniform ones
+              that shares most attribute values with both, r the mean of the two residuals
+    shifted   the same pair within half a half-life of popularity around its time, r its residual;
+              kappa (q' - q) is in the kernel's prediction of the shifted time
+
+The gradient of the score is c (clip(mu') - y') for both links, with c = `model.synthetic`: the cap
+scales it exactly. As popularity adds to the score, and kappa does not move here, a shifted pair
+teaches what its residual says once more, with the weight c; it is no news of popularity.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.batch import Batch
+from stream.memory import reserve
+from stream.model.kernels import Array, compiled, linked, mix
+from stream.model.links import Links
+from stream.roles import SYNTHETIC, Role
+
+CANDIDATES = 8  # uniform items, of which the nearest to both is taken
+MADE = 2  # at most, of one outcome
+SALT = np.uint64(0x5BE0CD19137E2179)
+
+
+@compiled
+def between(links: Array, values: Array, i: int, j: int, k: int) -> int:
+    """Return how many attribute values k shares with that of i and j with which it shares fewer.
+
+    A number that lies between those of i and j is shared with both.
+    """
+    ni, nj = linked(links, i), linked(links, j)
+    with_i = with_j = 0
+    for a in range(linked(links, k)):
+        x = values[k, a]
+        at_i, at_j = -1, -1
+        for c in range(ni):
+            if links[i, c] == links[k, a]:
+                at_i = c
+        for c in range(nj):
+            if links[j, c] == links[k, a]:
+                at_j = c
+        if at_i >= 0 and at_j >= 0:
+            y, z = values[i, at_i], values[j, at_j]
+            inside = min(y, z) <= x and x <= max(y, z)
+            with_i += inside or x == y
+            with_j += inside or x == z
+        elif at_i >= 0:
+            with_i += x == values[i, at_i]
+        elif at_j >= 0:
+            with_j += x == values[j, at_j]
+    return min(with_i, with_j)
+
+
+@compiled
+def imagine(
+    user: Array, item: Array, outcome: Array, residual: Array, known: Array, key: Array,
+    ts_ms: Array, half_life_ms: float, last_item: Array, last_residual: Array, links: Array,
+    values: Array, source: Array, made_item: Array, made_residual: Array, made_ts: Array,
+) -> int:  # fmt: skip
+    """Write what is made of each outcome that has a residual; return how many were made.
+
+    Each user's latest outcome is remembered with its item plus 1; what is drawn is of the outcome's
+    own key.
+    """
+    n = 0
+    for s in range(user.size):
+        if np.isnan(residual[s]):
+            continue
+        u, i, o = user[s], item[s], outcome[s]
+        counter = mix(key[s] ^ SALT)
+        j = last_item[u, o] - 1
+        if j >= 0 and j != i and known[s] > 0:
+            best, found = 0, -1
+            for _ in range(CANDIDATES):
+                counter = mix(counter)
+                k = int(counter % np.uint64(known[s]))
+                if k != i and k != j:
+                    near = between(links, values, i, j, k)
+                    if near > best:
+                        best, found = near, k
+            if found >= 0:
+                source[n], made_item[n], made_ts[n] = s, found, ts_ms[s]
+                made_residual[n] = (residual[s] + last_residual[u, o]) / np.float32(2)
+                n += 1
+        unit = np.float64(mix(counter) >> np.uint64(11)) * 2.0**-53
+        source[n], made_item[n], made_residual[n] = s, i, residual[s]
+        made_ts[n] = ts_ms[s] + np.int64((unit - 0.5) * half_life_ms)
+        n += 1
+        last_item[u, o], last_residual[u, o] = i + 1, residual[s]
+    return n
+
+
+class Imagined:
+    """Makes synthetic interactions; remembers each user's latest residual of every outcome."""
+
+    def __init__(self, users: int, outcomes: int, half_life_s: float) -> None:
+        """Nothing is remembered."""
+        self._item = reserve(users, outcomes, np.int32)  # (U, Y) plus 1, 0 for none
+        self._residual = reserve(users, outcomes, np.float32)  # (U, Y)
+        self._half_life_ms = half_life_s * 1000.0
+
+    def make(
+        self, batch: Batch, prediction: NDArray[np.float32], logit: NDArray[np.bool_], items: Links
+    ) -> Batch:
+        """Return synthetic interactions (at most 2 B) of the batch's outcomes if shown.
+
+        `prediction` (B,) is of before each was learned. Of clicks only those at the first place
+        count: beyond it the residual is also that of examination.
+        """
+        outcome = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
+        outcome &= ~logit[batch.outcome] | (batch.position <= 1)
+        residual = np.where(outcome, batch.label - prediction, np.float32(np.nan))
+        n = MADE * len(batch)
+        source, item, ts_ms = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(n, np.int64)
+        made = np.empty(n, np.float32)
+        n = imagine(
+            batch.user, batch.item, batch.outcome, residual, batch.known_items, batch.key,
+            batch.ts_ms, self._half_life_ms, self._item, self._residual, items.rows, items.values,
+            source, item, made, ts_ms,
+        )  # fmt: skip
+        at = source[:n]
+        return Batch(
+            user=batch.user[at],
+            item=item[:n],
+            outcome=batch.outcome[at],
+            label=made[:n],
+            known_items=np.zeros(n, np.int32),  # none are contrasted with
+            key=batch.key[at],
+            role=np.full(n, SYNTHETIC, np.int8),
+            propensity=np.full(n, np.nan, np.float32),
+            position=np.zeros(n, np.int32),
+            ts_ms=ts_ms[:n],
+            counts=np.zeros(n, np.bool_),
+        )
+
+    def forget(self, user: int) -> None:
+        """Nothing is remembered of the user after the call."""
+        self._item[user] = 0
+        self._residual[user] = 0
+
+    def state(self, used: int) -> dict[str, NDArray[Any]]:
+        """Return copies of the used rows."""
+        return {
+            "synthetic.item": np.array(self._item[:used]),
+            "synthetic.residual": np.array(self._residual[:used]),
+        }
+
+    def load(self, state: Mapping[str, NDArray[Any]], used: int) -> None:
+        """Take saved rows, if any, in place of the first `used`."""
+        for held, name in ((self._item, "item"), (self._residual, "residual")):
+            held[:used] = 0
+            saved = state.get(f"synthetic.{name}", held[:0])
+            held[: len(saved)] = saved
