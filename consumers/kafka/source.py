@@ -185,20 +185,23 @@ class KafkaSource:
         backlog of impressions and clicks comes as it was produced. Raises Inconsistent when the
         offsets we stand at are not in the log.
         """
-        wait_ms = 0 if any(map(self._open, self._held)) else int(timeout_s * 1000)
+        held = {(batch.topic, batch.partition) for batch in self._held}
+        size = sum(len(batch.data) for batch in self._held if self._open(batch))
+        wait_ms = 0 if size else int(timeout_s * 1000)
         vain = 0
         while True:
-            behind = self._behind()
-            size = sum(len(batch.data) for batch in self._held if self._open(batch))
+            behind = bool(held) and any(p not in held and self._more(p) for p in self._assigned)
             if size >= HELD_BYTES or (size >= max_bytes and not behind):
                 break
-            room = (
-                MOST_ITEMS if behind and self.whole else max(1, (max_bytes - size) // self._largest)
-            )
-            more = self._fetch(wait_ms, min(MOST_ITEMS, room))
+            room = max(1, (max_bytes - size) // self._largest)
+            all_of_it = self.whole and behind  # what the client holds of others stands in line
+            more = self._fetch(wait_ms, MOST_ITEMS if all_of_it else min(MOST_ITEMS, room))
             self._held += more
-            vain = 0 if any((b.topic, b.partition) in behind for b in more) else vain + 1
-            if not (more or behind) or vain > PATIENCE:
+            size += sum(len(batch.data) for batch in more)
+            new = {(batch.topic, batch.partition) for batch in more} - held
+            held |= new
+            vain = 0 if new else vain + 1
+            if not (more or behind) or (behind and vain > PATIENCE):
                 break
             wait_ms = FETCH_WAIT_MS if behind else 0
         return self._release(max_bytes)
@@ -216,11 +219,6 @@ class KafkaSource:
         """Tell whether the batch may be given out: its partition is not paused."""
         tp = self._assigned[batch.topic, batch.partition]
         return not self._consumer._subscription.assignment[tp].paused  # noqa: SLF001
-
-    def _behind(self) -> set[Partition]:
-        """Return the partitions of which nothing is held, though more of them is in the log."""
-        held = {(batch.topic, batch.partition) for batch in self._held}
-        return {p for p in self._assigned if p not in held and self._more(p)} if held else set()
 
     def _more(self, partition: Partition) -> bool:
         """Tell whether the log may hold records behind those fetched."""
