@@ -1,7 +1,6 @@
 """Laws of the service, against a real Redis: what it answers, names, refuses, and never creates."""
 
 import contextlib
-import gc
 import os
 import socket
 import subprocess
@@ -411,14 +410,7 @@ def test_posted_events_are_in_kafka_as_they_came_and_seen_at_once(world, serve, 
     produce.close()
 
 
-@pytest.fixture
-def collected():
-    """The client leaves the sockets of refused connections to the collector: here, not at exit."""
-    yield
-    gc.collect()
-
-
-def test_a_broker_that_was_replaced_takes_events_again(prefix, collected):
+def test_a_broker_that_was_replaced_takes_events_again(prefix):
     port = playground.free_port()
     chosen = {
         "kafka.bootstrap_servers": f"127.0.0.1:{port}",
@@ -435,7 +427,7 @@ def test_a_broker_that_was_replaced_takes_events_again(prefix, collected):
     produce.close()
 
 
-def test_who_waits_for_a_broker_that_is_away_does_not_wait_for_each_other(collected):
+def test_who_waits_for_a_broker_that_is_away_does_not_wait_for_each_other():
     nowhere = f"127.0.0.1:{playground.free_port()}"
     options = '{"bootstrap_timeout_ms": 500}'
     produce = KafkaProduce(load({"kafka.bootstrap_servers": nowhere, "kafka.options": options}))
@@ -461,7 +453,7 @@ def test_a_sink_takes_any_request_timeout_and_linger(broker, prefix):
             sink.produce([Outgoing(topics.name(prefix, "rating"), b"1", b"k")])
 
 
-def test_a_replayed_event_that_the_broker_refuses_is_an_error(prefix, monkeypatch, collected):
+def test_a_replayed_event_that_the_broker_refuses_is_an_error(prefix, monkeypatch):
     one = datasets.DatasetEvent("rating", b"7", orjson.dumps(RATING), 1)
     made = datasets.Dataset("these", 20, lambda: iter([one] * 20))
     monkeypatch.setitem(datasets.LOADERS, "these", lambda _: made)
