@@ -16,6 +16,7 @@ from model_store.codec import Kind
 from model_store.seen import Seen, group, latest
 from model_store.vectors import Named, RedisVectors
 from stream.engine import Engine, Learned
+from stream.model.learner import Rows as ServedRows
 from stream.vocabulary import Vocabulary
 
 Rows = NDArray[np.int32]
@@ -57,9 +58,7 @@ class Publisher:
             size = len(self._vocabulary(kind))
             for begin in range(0, size, REFRESH_ROWS):
                 self._again(kind, np.arange(begin, min(begin + REFRESH_ROWS, size), dtype=np.int32))
-        place = self._values(0)
-        while place:
-            place = self._values(place)
+        self._all_values()
         self._hold(self._vectors.set_live)
 
     def refresh(self, elapsed_s: float) -> None:
@@ -77,9 +76,7 @@ class Publisher:
 
     def settle(self) -> None:
         """Redis holds all that was learned after the call: nothing waits for its turn."""
-        place = self._values(0)
-        while place:
-            place = self._values(place)
+        self._all_values()
         while len(items := self._engine.learner.take_dirty(REFRESH_ROWS)):
             self.moved(np.empty(0, np.int32), items)
         self.describe()
@@ -141,12 +138,21 @@ class Publisher:
         """The ids and packed rows of those that exist: a removed one must not return as zeros."""
         learner = self._engine.learner
         rows = rows[learner.exist(kind, rows)]
-        columns = learner.rows(kind, rows)
-        return self._vocabulary(kind).ids(rows), codec.pack(
+        return self._vocabulary(kind).ids(rows), self._packed_rows(kind, learner.rows(kind, rows))
+
+    def _packed_rows(self, kind: Kind, columns: ServedRows) -> list[bytes]:
+        """The rows as Redis holds them, under the newest stamp."""
+        return codec.pack(
             kind,
             self.epoch, self.sequence, columns.events, columns.exposures, columns.controls,
             columns.bias, columns.vector,
         )  # fmt: skip
+
+    def _all_values(self) -> None:
+        """Every attribute value is as learned in Redis after the call."""
+        place = self._values(0)
+        while place:
+            place = self._values(place)
 
     def _values(self, begin: int) -> int:
         """Attribute values from this one on are as learned in Redis; returns the next to write."""
@@ -156,12 +162,7 @@ class Publisher:
             return 0
         stamp = self._stamp()
         rows = np.arange(begin, begin + len(names), dtype=np.int32)
-        columns = learner.feature_rows(rows)
-        packed = codec.pack(
-            "feature",
-            self.epoch, self.sequence, columns.events, columns.exposures, columns.controls,
-            columns.bias, columns.vector,
-        )  # fmt: skip
+        packed = self._packed_rows("feature", learner.feature_rows(rows))
         ids = [name.encode(errors="surrogatepass") for name in names]
         self._write(stamp, {"feature": (ids, packed)})
         return begin + len(names)

@@ -106,10 +106,7 @@ class Trainer:
             positions = unpack_positions(meta["positions"])
             epoch = int(meta["epoch"])
             self.learned_before = int(meta["learned"])
-            joiner = self.engine.joiner
-            self._joined = (
-                joiner.late_outcomes, joiner.corrections, joiner.censored, joiner.evicted,
-            )  # fmt: skip
+            self._joined = self._joins()
             log.info("resumed where %d clicks and ratings were learned", self.learned_before)
         self.source.start(positions)
         self._publish(epoch)
@@ -183,14 +180,18 @@ class Trainer:
         self.duplicates += learned.duplicates
         self.learned += learned.learned
         self._owed = min(self._owed + self._replay * learned.learned, OWED_MAX)
-        joiner = self.engine.joiner
-        now = (joiner.late_outcomes, joiner.corrections, joiner.censored, joiner.evicted)
+        now = self._joins()
         for counter, total, before in zip(
             (m.late_outcomes, m.corrections, m.censored_exposures, m.evicted_exposures),
             now, self._joined, strict=True,
         ):  # fmt: skip
             counter.inc(total - before)
         self._joined = now
+
+    def _joins(self) -> tuple[int, int, int, int]:
+        """Return late outcomes, corrections, censored and evicted windows of the stream so far."""
+        j = self.engine.joiner
+        return j.late_outcomes, j.corrections, j.censored, j.evicted
 
     # upkeep --------------------------------------------------------------------------------------
 

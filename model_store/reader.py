@@ -33,7 +33,7 @@ from model_store.codec import (
     unpack_many,
 )
 from model_store.keys import Space, escaped, keys, named
-from model_store.wire import BAD_URL, URL_REMEDY, mapped
+from model_store.wire import client, mapped
 from stream.errors import Inconsistent
 
 T = TypeVar("T")
@@ -317,16 +317,7 @@ class Reader:
 
 def connect_async(url: str, timeout_s: float = 5.0) -> redis.asyncio.Redis:
     """A client as `AsyncReader` needs it; it connects when it is first used, and retries once."""
-    try:
-        return redis.asyncio.Redis.from_url(
-            url,
-            decode_responses=False,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 1),
-        )
-    except ValueError as exc:
-        raise Inconsistent(BAD_URL, URL_REMEDY) from exc
+    return client(redis.asyncio.Redis, Retry(NoBackoff(), 1), url, timeout_s)
 
 
 class AsyncReader:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import redis
 from redis import exceptions as errors
@@ -10,6 +10,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from stream.errors import Inconsistent, Unavailable
+
+T = TypeVar("T")
 
 _AWAY: Final = (
     errors.ConnectionError,
@@ -53,16 +55,22 @@ def connect(url: str, timeout_s: float = 5.0) -> redis.Redis:
     One retry without a pause covers a connection that died while idle; longer absence is the
     caller's to wait for (the default would hold a trainer for seconds unseen).
     """
+    return client(redis.Redis, Retry(NoBackoff(), 1), url, timeout_s)
+
+
+def client(kind: type[T], retry: Any, url: str, timeout_s: float) -> T:
+    """A client of that kind for the URL; one that is none raises Inconsistent with the remedy."""
     try:
-        return redis.Redis.from_url(
+        made: T = kind.from_url(  # type: ignore[attr-defined]
             url,
             decode_responses=False,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 1),
+            retry=retry,
         )
     except ValueError as exc:
         raise Inconsistent(BAD_URL, URL_REMEDY) from exc
+    return made
 
 
 def bulk(value: bytes) -> bytes:

@@ -341,7 +341,6 @@ class Engine:
             holder.load(
                 {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             )
-
         names = state["partitions"].tobytes().decode()
         self._partitions = {}
         for line in names.splitlines():

@@ -177,18 +177,11 @@ def _fit(  # type: ignore[no-untyped-def]
         _descend(
             items[i], sums_item[i], mean_item[i], g, gu, rates, penalties[0], penalties[1], average
         )
-        for k in range(user_links.shape[1]):
-            f = user_links[u, k]
-            if f >= 0:
-                _descend(
-                    features[f], sums_feature[f], mean_feature[f], wu * g, gi, rates,
-                    penalties[2], penalties[2], average,
-                )  # fmt: skip
-        for k in range(item_links.shape[1]):
-            f = item_links[i, k]
-            if f >= 0:
-                _descend(
-                    features[f], sums_feature[f], mean_feature[f], wi * g, gu, rates,
-                    penalties[2], penalties[2], average,
-                )  # fmt: skip
+        for links, part, other in ((user_links[u], wu, gi), (item_links[i], wi, gu)):
+            for f in links:
+                if f >= 0:
+                    _descend(
+                        features[f], sums_feature[f], mean_feature[f], part * g, other, rates,
+                        penalties[2], penalties[2], average,
+                    )  # fmt: skip
     return total / mass

@@ -100,6 +100,13 @@ def linked(links: Array, row: int) -> int:
 
 
 @inlined
+def share(features: Array, f: int, af: Layout, value: np.float32, weight: np.float32) -> np.float32:
+    """Return how strongly a link of that value enters its row; numbers are standardised."""
+    x: np.float32 = weight * (value - features[f, af.center]) * features[f, af.inverse]
+    return x
+
+
+@inlined
 def gather(
     vector: Array,
     expo: Array,
@@ -123,29 +130,13 @@ def gather(
         bias[c] = table[row, at.bias + c]
     for k in range(n):
         f = links[row, k] - 1
-        x = weight * (values[row, k] - features[f, af.center]) * features[f, af.inverse]
+        x = share(features, f, af, values[row, k], weight)
         for d in range(at.D):
             vector[d] += x * features[f, af.vector + d]
         for d in range(at.E):
             expo[d] += x * features[f, af.expo + d]
         for c in range(at.C):
             bias[c] += x * features[f, af.bias + c]
-
-
-@inlined
-def square(x: Array) -> np.float32:
-    """Return the mean of squares, in four sums that do not wait for each other."""
-    a = b = c = e = np.float32(0)
-    size = x.size
-    tail = size - size % 4
-    for d in range(0, tail, 4):
-        a += x[d] * x[d]
-        b += x[d + 1] * x[d + 1]
-        c += x[d + 2] * x[d + 2]
-        e += x[d + 3] * x[d + 3]
-    for d in range(tail, size):
-        a += x[d] * x[d]
-    return ((a + b) + (c + e)) / np.float32(size)
 
 
 @inlined
@@ -162,6 +153,12 @@ def product(x: Array, y: Array) -> np.float32:
     for d in range(tail, size):
         a += x[d] * y[d]
     return (a + b) + (c + e)
+
+
+@inlined
+def square(x: Array) -> np.float32:
+    """Return the mean of squares."""
+    return product(x, x) / np.float32(x.size)
 
 
 @inlined

@@ -16,7 +16,7 @@ from stream.model import loop, waves
 from stream.model.config import ModelConfig
 from stream.model.features import Kind, is_slope, links_of
 from stream.model.kernels import ensure
-from stream.model.layout import layout
+from stream.model.layout import Layout, layout
 from stream.model.links import Features, Links
 from stream.model.replay import Replay
 from stream.model.scalars import (
@@ -66,6 +66,15 @@ class Rows:
     events: NDArray[np.uint32]  # (n,)
     exposures: NDArray[np.uint32]  # (n,) closed windows
     controls: NDArray[np.uint32]  # (n,) closed windows without showing
+
+
+def _rows(
+    bias: NDArray[np.float32], vector: NDArray[np.float32], packed: NDArray[np.float32], at: Layout
+) -> Rows:
+    """Return rows with the counts that stand in their packed ones."""
+    bits = packed.view(np.uint32)
+    counts = (bits[:, part].copy() for part in (at.events, at.exposures, at.controls))
+    return Rows(bias, vector, *counts)
 
 
 def choose(config: ModelConfig) -> tuple[bool, torch.device]:
@@ -225,11 +234,15 @@ class Learner:
                 self.features.refused += 1
                 continue
             self.feature.touch(at + 1)
-            new = at == len(self.features) - 1 and self._absent(at)
+            at_f = self.feature.layout
+            new = float(self.feature.packed[at, at_f.vector_sum]) == 0
             self._ensure(self.feature, np.array([at], np.int32), loop.FEATURE)
             if new and is_slope(name):  # a slope starts flat: numbers far out would shout
-                f = self.feature.layout
-                for first, size in ((f.vector, f.D), (f.expo, f.E), (f.mean, f.D)):
+                for first, size in (
+                    (at_f.vector, at_f.D),
+                    (at_f.expo, at_f.E),
+                    (at_f.mean, at_f.D),
+                ):
                     self.feature.packed[at, first : first + size] = 0
             if is_slope(name):
                 told = self.features.observe(at, value)
@@ -237,9 +250,6 @@ class Learner:
                     self._rescale(at, *told)
             links.append((at, value))
         self.links[kind].set(row, links)
-
-    def _absent(self, feature: int) -> bool:
-        return float(self.feature.packed[feature, self.feature.layout.vector_sum]) == 0
 
     def _rescale(self, feature: int, center: float, scale: float) -> None:
         """Measure a number from another center and scale; what its slope says stays the same."""
@@ -275,14 +285,7 @@ class Learner:
             # the treated vector with its own part replaced: the attributes are both arms'
             control = packed[:, at.control : at.control + at.D]
             vectors.append(vector + control - packed[:, first : first + at.D])
-        bits = packed.view(np.uint32)
-        return Rows(
-            bias=np.concatenate(biases, 1),
-            vector=np.concatenate([*vectors, expo], 1),
-            events=bits[:, at.events].copy(),
-            exposures=bits[:, at.exposures].copy(),
-            controls=bits[:, at.controls].copy(),
-        )
+        return _rows(np.concatenate(biases, 1), np.concatenate([*vectors, expo], 1), packed, at)
 
     def feature_rows(self, rows: NDArray[np.int32]) -> Rows:
         """Return attribute values as they are served.
@@ -301,14 +304,7 @@ class Learner:
         scale = np.where(numeric, 1.0 / packed[:, at.inverse], 0.0)
         measure = np.stack([*bounds.T, np.where(numeric, packed[:, at.center], 0.0), scale], 1)
         bias = np.concatenate([own, control, exposure, measure], 1)
-        bits = packed.view(np.uint32)
-        return Rows(
-            bias=bias.astype(np.float32),
-            vector=vector.copy(),
-            events=bits[:, at.events].copy(),
-            exposures=bits[:, at.exposures].copy(),
-            controls=bits[:, at.controls].copy(),
-        )
+        return _rows(bias.astype(np.float32), vector.copy(), packed, at)
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Return (biases, length of the vector) of the served rows, by kind."""

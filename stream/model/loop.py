@@ -38,6 +38,7 @@ from stream.model.kernels import (
     linked,
     mix,
     product,
+    share,
     square,
     step_bias,
     step_vector,
@@ -148,6 +149,7 @@ def learn(
     grad_u, grad_s = np.empty(D, np.float32), np.empty(E, np.float32)
     grad_i, grad_t = np.empty(D, np.float32), np.empty(E, np.float32)
     error, contrast = np.empty(1 + P, np.float32), np.empty(1 + P, np.float32)
+    eta = np.empty(1 + P, np.float32)
     count_links, weight_links = np.empty(1 + P, np.int64), np.empty(1 + P, np.float32)
     user_bits, item_bits = users.view(np.uint32), items.view(np.uint32)
     feature_bits = features.view(np.uint32)
@@ -188,8 +190,7 @@ def learn(
         theta = np.float32(st[place, sc.THETA]) if on[POSITION] and logit[o] else one
         if r == PREDICT or r == CONTROL:
             mu = theta * sigmoid(lin) if logit[o] else min(max(lin, low[o]), high[o])
-            known0 = items[i, ai.control_sum] > 0
-            if known0:
+            if items[i, ai.control_sum] > 0:
                 lin0 = base0 + bu[Y + o] + b[0, Y + o]
                 for d in range(D):
                     lin0 += gu[d] * (items[i, ai.control + d] + g[0, d] - items[i, ai.vector + d])
@@ -224,22 +225,23 @@ def learn(
                     item_links, item_values, n, weight_links[1 + p],
                 )  # fmt: skip
         exposing = on[EXPOSURE] and r != CORRECTION and P > 0 and pair[j, 0] >= 0
-        eta = b[0, ce] + z
+        eta[0] = b[0, ce] + z
         for p in range(1 + P):
             contrast[p] = zero
         if exposing:
-            contrast[0] = sigmoid(eta) - one
-            for p in range(P):
-                contrast[1 + p] = sigmoid(b[1 + p, ce] + product(su, s[1 + p]))
+            contrast[0] = sigmoid(eta[0]) - one
+            for p in range(1, 1 + P):
+                eta[p] = b[p, ce] + product(su, s[p])
+                contrast[p] = sigmoid(eta[p])
             if live:
                 for p in range(1 + P):
-                    x = np.float64(b[p, ce] + product(su, s[p])) if p else np.float64(eta)
-                    chance = 1.0 / (1.0 + np.exp(-(sh[h, sc.SCALE] * x + sh[h, sc.SHIFT])))
+                    raised = np.float64(eta[p])
+                    chance = 1.0 / (1.0 + np.exp(-(sh[h, sc.SCALE] * raised + sh[h, sc.SHIFT])))
                     off, v = chance - (0.0 if p else 1.0), chance * (1.0 - chance)
-                    sh[h, sc.S_A] += off * x
+                    sh[h, sc.S_A] += off * raised
                     sh[h, sc.S_B] += off
-                    sh[h, sc.N_AA] += v * x * x
-                    sh[h, sc.N_AB] += v * x
+                    sh[h, sc.N_AA] += v * raised * raised
+                    sh[h, sc.N_AB] += v * raised
                     sh[h, sc.N_BB] += v
                 sh[h, sc.EXPOSED_NEW] += 1.0
 
@@ -258,7 +260,7 @@ def learn(
                 if np.isnan(pi):
                     pi = one
                     if on[EXPOSURE] and P > 0:
-                        size = sh[h, sc.SCALE] * np.float64(eta) + sh[h, sc.SHIFT]
+                        size = sh[h, sc.SCALE] * np.float64(eta[0]) + sh[h, sc.SHIFT]
                         rate = sh[h, sc.SHARE] * P * np.exp(min(size, 40.0))
                         pi = np.float32(-np.expm1(-rate))
                 pi = min(max(pi, rates[CLIP]), one)
@@ -367,19 +369,17 @@ def learn(
                 user_bits[u, au.controls] += np.uint32(1)
                 item_bits[i, ai.controls] += np.uint32(1)
             c = Y + o
-            tie = rates[TIE] * (
-                items[i, ai.bias + c] - (b[0, o] - (b[0, c] - items[i, ai.bias + c]))
-            )
+            own = items[i, ai.bias + c]
+            tie = rates[TIE] * (own - (b[0, o] - (b[0, c] - own)))
             step_bias(users, u, au, c, off, rates[LR_UB], zero)
             step_bias(items, i, ai, c, off + tie, rates[LR_IB], zero)
             for k in range(nu):
                 f = user_links[u, k] - 1
-                x = wu * (user_values[u, k] - features[f, af.center]) * features[f, af.inverse]
+                x = share(features, f, af, user_values[u, k], wu)
                 step_bias(features, f, af, c, off * x, rates[LR_FB], zero)
             for k in range(ni):
                 f = item_links[i, k] - 1
-                x = weight_links[0] * (item_values[i, k] - features[f, af.center])
-                x *= features[f, af.inverse]
+                x = share(features, f, af, item_values[i, k], weight_links[0])
                 step_bias(features, f, af, c, off * x, rates[LR_FB], zero)
             for d in range(D):
                 tied = items[i, ai.control + d] - items[i, ai.vector + d]
@@ -413,7 +413,7 @@ def learn(
             step_vector(users, u, au.expo, au.expo_sum, grad_s, size_e, one, le, shrink)
         for k in range(nu):
             f = user_links[u, k] - 1
-            x = wu * (user_values[u, k] - features[f, af.center]) * features[f, af.inverse]
+            x = share(features, f, af, user_values[u, k], wu)
             if treated:
                 step_vector(
                     features, f, af.vector, af.vector_sum, grad_u, size, x, rates[LR_FF], zero
@@ -448,8 +448,7 @@ def learn(
                 average(items, item_bits, other, ai, keep)
             for k in range(count_links[p]):
                 f = item_links[other, k] - 1
-                x = weight_links[p] * (item_values[other, k] - features[f, af.center])
-                x *= features[f, af.inverse]
+                x = share(features, f, af, item_values[other, k], weight_links[p])
                 if valued:
                     step_vector(
                         features, f, af.vector, af.vector_sum, grad_i, size, x, rates[LR_FF], zero
@@ -501,7 +500,7 @@ def serve(
                 bias[j, c] = table[row, at.mean_bias + c]
         for k in range(n):
             f = links[row, k] - 1
-            x = weight * (values[row, k] - features[f, af.center]) * features[f, af.inverse]
+            x = share(features, f, af, values[row, k], weight)
             for d in range(at.D):
                 vector[j, d] += x * features[f, first_f + d]
             for d in range(at.E):
