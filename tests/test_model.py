@@ -25,6 +25,10 @@ from stream.model.learner import Learner
 from stream.roles import Role
 from stream.testing import steps_agree
 
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="the torch step on a GPU: torch sees none here"
+)
+
 SMALL = ModelConfig(
     factors=8, exposure_factors=4, max_users=64, max_items=64, max_features=64, history=8,
     max_links=8,
@@ -176,9 +180,11 @@ def distinct_batch(seed: int, users: int = 300, rounds: int = 2) -> Batch:
         {"paths": CLOSED_PATHS},
     ],
 )
-def test_waves_equal_the_loop_where_nothing_repeats(more: dict) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_waves_equal_the_loop_where_nothing_repeats(more: dict, device: str) -> None:
     config = replace(SMALL, max_users=300, max_items=ROOM, max_features=4_000, history=128, **more)
-    compiled, torches = (Learner(replace(config, step=s), 3) for s in ("compiled", "torch"))
+    compiled = Learner(replace(config, step="compiled"), 3)
+    torches = Learner(replace(config, step="torch", device=device), 3)
     for learner in (compiled, torches):
         for user in range(300):
             attributes = {"a": f"u{user}"} | ({"b": 7.5} if user == 7 else {"b": f"v{user}"})
