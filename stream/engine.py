@@ -27,6 +27,7 @@ from stream.model.learner import Learner
 from stream.model.loop import TERMS
 from stream.records import RecordBatch
 from stream.roles import Role
+from stream.schemas import ATTRIBUTE_KINDS
 from stream.vocabulary import Vocabulary
 
 _PRIME = 0x9E3779B97F4A7C15
@@ -96,7 +97,7 @@ class Engine:
         self._outcome = {o.name: n for n, o in enumerate(config.outcomes)}
         rating = config.outcomes[self._outcome["rating"]]
         self._scale = (float(rating.low), float(rating.high))
-        self._partitions: dict[tuple[str, int], int] = {}  # dense numbers, in order of appearance
+        self._partitions: dict[tuple[str, int], int] = {}  # dense numbers, as they became known
 
     def learn(
         self, batches: Sequence[RecordBatch], pending: Collection[tuple[str, int]] = ()
@@ -117,8 +118,9 @@ class Engine:
         item, known = self.items.rows(
             decoded.data, decoded.item_at, np.where(fresh, decoded.item_len, 0).astype(np.int32)
         )
+        self._number(batches, pending)
         arrivals = self._arrivals(decoded, batches, user, item)
-        joined = self.joiner.join(arrivals, [self._dense(*place) for place in sorted(pending)])
+        joined = self.joiner.join(arrivals, [self._partitions[place] for place in sorted(pending)])
         place = self._places(decoded, batches)
         batch = self._collate(joined, place, known)
         changed, changed_items, drifted = self._step(
@@ -238,7 +240,8 @@ class Engine:
         user: NDArray[np.int32],
         item: NDArray[np.int32],
     ) -> Arrivals:
-        dense = [self._dense(b.topic, b.partition) for b in batches]
+        # records of users and items move no watermark, so theirs may be any number
+        dense = [self._partitions.get((b.topic, b.partition), 0) for b in batches]
         partition = np.array(dense or [0], np.int32)[decoded.batch]
         return Arrivals(
             kind=decoded.kind,
@@ -255,9 +258,17 @@ class Engine:
             shown=decoded.shown,
         )
 
-    def _dense(self, topic: str, partition: int) -> int:
-        """Return the partition's number, in the order of appearance."""
-        return self._partitions.setdefault((topic, partition), len(self._partitions))
+    def _number(self, batches: Sequence[RecordBatch], pending: Collection[tuple[str, int]]) -> None:
+        """Every partition that can move the watermark has a number.
+
+        New ones are numbered by name, those to come among them: so it does not matter which of them
+        a poll holds.
+        """
+        known = {(b.topic, b.partition) for b in batches if b.kind not in ATTRIBUTE_KINDS} | set(
+            pending
+        )
+        for place in sorted(known - self._partitions.keys()):
+            self._partitions[place] = len(self._partitions)
 
     def _places(self, decoded: Decoded, batches: Sequence[RecordBatch]) -> NDArray[np.uint64]:
         """Return what tells each record from all others: partition, kind and offset."""

@@ -16,6 +16,7 @@ from stream.errors import BadEvent, Inconsistent
 from stream.framing import unframe
 from stream.records import RecordBatch
 from stream.schemas import (
+    ATTRIBUTE_KINDS,
     KINDS,
     Click,
     Event,
@@ -46,7 +47,6 @@ __all__ = [
     "schemas",
     "topic_kind",
 ]
-_REMOVABLE = ("user", "item")
 _T = TypeVar("_T")
 
 
@@ -297,7 +297,7 @@ def _settle(
         value = _part(view, at, size)
         index = row - len(bad)  # every earlier row is either accepted or among the bad ones
         try:
-            if value is None and kind in _REMOVABLE:
+            if value is None and kind in ATTRIBUTE_KINDS:
                 name = _removed(kind, _part(view, int(rows.key_at[row]), int(rows.key_len[row])))
                 said.append(AttributeEvent(index, kind, name, None, None))
                 _append(removed, kind, row, name.encode())

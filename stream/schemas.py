@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 KINDS = ("rating", "click", "impression", "user", "item")
+ATTRIBUTE_KINDS = ("user", "item")  # they describe; a null value removes; no window waits for them
 VERSION = 1
 VALUE_MAX_BYTES = 64 * 1024
 ID_MAX_BYTES = 256

@@ -15,6 +15,7 @@ from stream.batch import Batch
 from stream.engine import Engine
 from stream.model.learner import Learner
 from stream.records import RecordBatch
+from stream.schemas import ATTRIBUTE_KINDS
 
 Make = Callable[[], Engine]
 
@@ -41,7 +42,7 @@ def cuts_do_not_matter(
     one.learn(batches)
     inside = sorted(c for c in cuts if 0 < c < len(batches))
     for begin, end in pairwise([0, *inside, len(batches)]):
-        to_come = {(b.topic, b.partition) for b in batches[end:] if b.kind not in ("user", "item")}
+        to_come = {(b.topic, b.partition) for b in batches[end:] if b.kind not in ATTRIBUTE_KINDS}
         many.learn(batches[begin:end], to_come)
     assert not (names := differing(one, many)), names
 

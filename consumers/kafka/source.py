@@ -14,6 +14,7 @@ from consumers.kafka.connection import DISAGREES, NO_TOPIC, REQUEST_S, broker_er
 from consumers.kafka.record_batches import install, reframe, supported
 from stream.errors import CounterflowError, Inconsistent, Unavailable
 from stream.records import RecordBatch
+from stream.schemas import ATTRIBUTE_KINDS
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,6 @@ FETCH_WAIT_MS = 10  # how long the broker holds an empty fetch; produced records
 PARTITION_BYTES = MIB  # of one partition in one fetch, compressed: what a poll is put together from
 POLL_BYTES = 8 * MIB  # larger polls make steps hardly faster, and the process larger
 FIRST_GUESS = 16 * 1024  # a batch's bytes before one was seen: the clients' usual batch_size
-ATTRIBUTES = ("user", "item")  # kinds that no window waits for
 MOST_ITEMS = 100_000  # of one inner poll
 HELD_BYTES = 64 * MIB  # beyond it the order over partitions is given up, not the memory
 PATIENCE = 8  # fetches without a lagging partition's records: an open transaction holds them
@@ -212,7 +212,7 @@ class KafkaSource:
         return {
             p
             for p in self._assigned
-            if self._topics[p[0]] not in ATTRIBUTES and (p in held or self._more(p))
+            if self._topics[p[0]] not in ATTRIBUTE_KINDS and (p in held or self._more(p))
         }
 
     def _open(self, batch: RecordBatch) -> bool:

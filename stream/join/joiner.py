@@ -39,9 +39,9 @@ from stream.join.memory import (
     WINDOW,
     allot,
 )
-from stream.schemas import KINDS
+from stream.schemas import ATTRIBUTE_KINDS, KINDS
 
-MOVING = [KINDS.index(kind) for kind in ("impression", "click", "rating")]
+MOVING = [number for number, kind in enumerate(KINDS) if kind not in ATTRIBUTE_KINDS]
 _OUTCOME = ("slate", "ts_ms", "user", "item", "value", "marks")
 _REMEMBERED = (
     "slate", "ts_ms", "user", "item", "position", "propensity", "show_probability", "rating",
