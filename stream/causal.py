@@ -6,30 +6,55 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.effects import AverageEffect, OffPolicy, PathRegression
+from stream.batch import Batch
+from stream.effects import AverageEffect, OffPolicy, PathRegression, Slopes
 from stream.join import Closed
+from stream.model.config import Outcome
+from stream.model.links import NUMBERS
 from stream.model.loop import TERMS
+from stream.roles import Role
 
 
 class Causal:
-    """Per outcome the average effect of showing and the paths' coefficients; the greedy policy."""
+    """Per outcome the average effect of showing, and the coefficients of the paths and of items'
+    numbers; the greedy policy.
+    """
 
-    def __init__(self, outcomes: Sequence[str]) -> None:
-        self.effects = {name: AverageEffect() for name in outcomes}
-        self.paths = {name: PathRegression(TERMS) for name in outcomes}
+    def __init__(self, outcomes: Sequence[Outcome], items: int) -> None:
+        names = [o.name for o in outcomes]
+        self.effects = {name: AverageEffect() for name in names}
+        self.paths = {name: PathRegression(TERMS) for name in names}
+        self.slopes = {o.name: Slopes(o.link == "logit", items, NUMBERS) for o in outcomes}
         self.greedy = OffPolicy()
         self._expected = np.zeros(2)  # sum and count of predictions, for the constant in DR
         self._clicks = np.zeros(3)  # shown windows with a prediction: expected, observed, count
 
     def regress(
-        self, outcome: NDArray[np.int8], label: NDArray[np.float32], terms: NDArray[np.float32]
+        self, batch: Batch, terms: NDArray[np.float32], numbers: NDArray[np.float32] | None
     ) -> None:
-        """The sampled outcomes are in the regression on their scores' terms after the call."""
+        """The outcomes are in the regressions on their scores' terms and on numbers after the call.
+
+        Of terms (B, 6) those that were sampled; numbers (B, N) of the items then, or None.
+        """
         sampled = terms[:, 0] > 0
-        for o, fit in enumerate(self.paths.values()):
-            mine = sampled & (outcome == o)
-            if mine.any():
-                fit.update(terms[mine], label[mine])
+        told = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
+        for o, (fit, slopes) in enumerate(
+            zip(self.paths.values(), self.slopes.values(), strict=True)
+        ):
+            mine = batch.outcome == o
+            some = sampled & mine
+            if some.any():
+                fit.update(terms[some], batch.label[some])
+            if numbers is None:
+                continue
+            # of clicks those at the first place, where examination is certain
+            clear = told & mine & ((batch.position <= 1) if slopes.logit else True)
+            slopes.update(batch.item[clear], batch.label[clear], terms[clear, 1], numbers[clear])
+
+    def forget(self, item: int) -> None:
+        """What was usual for that item is not known after the call."""
+        for slopes in self.slopes.values():
+            slopes.forget(item)
 
     def update(
         self, closed: Closed, treated: NDArray[np.float32], control: NDArray[np.float32]
@@ -78,11 +103,16 @@ class Causal:
         self._expected[:] = sums[-1], counts[-1]
         self.greedy.update(reward, propensity, greedy, constant, constant)
 
-    def figures(self) -> dict[str, Any]:
-        """Return the effects by outcome, and the greedy policy's value, as they are published."""
+    def figures(self, numbers: Sequence[str] = ()) -> dict[str, Any]:
+        """Return effects, paths and slopes by outcome, and the greedy policy's value, for JSON.
+
+        `numbers` are the names of items' numbers, in their order.
+        """
+        slopes = {name: of.figures(numbers) for name, of in self.slopes.items()}
         return {
             "effects": {name: effect.figures() for name, effect in self.effects.items()},
             "paths": {name: fit.figures() for name, fit in self.paths.items()},
+            "slopes": {name: said for name, said in slopes.items() if said is not None},
             "calibration": {"click": self._calibration()},
             "off_policy": {"greedy": self.greedy.figures()},
         }
@@ -99,6 +129,8 @@ class Causal:
         state = {f"greedy.{k}": v for k, v in self.greedy.state().items()}
         for name, fit in self.paths.items():
             state |= {f"path.{name}.{k}": v for k, v in fit.state().items()}
+        for name, slopes in self.slopes.items():
+            state |= {f"slope.{name}.{k}": v for k, v in slopes.state().items()}
         for name, effect in self.effects.items():
             state |= {f"effect.{name}.{k}": v for k, v in effect.state().items()}
         return state | {"expected": self._expected.copy(), "clicks": self._clicks.copy()}
@@ -112,6 +144,9 @@ class Causal:
         self.greedy.load(part("greedy."))
         for name, fit in self.paths.items():
             fit.load(part(f"path.{name}."))
+        for name, slopes in self.slopes.items():
+            if held := part(f"slope.{name}."):  # snapshots of before know none
+                slopes.load(held)
         for name, effect in self.effects.items():
             effect.load(part(f"effect.{name}."))
         self._expected[:] = state["expected"]

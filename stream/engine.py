@@ -93,7 +93,7 @@ class Engine:
         names = [o.name for o in config.outcomes]
         self.progressive = Progressive(names, [o.link == "logit" for o in config.outcomes])
         self.drift = Drift(names)
-        self.causal = Causal(names)
+        self.causal = Causal(config.outcomes, config.max_items)
         self._outcome = {o.name: n for n, o in enumerate(config.outcomes)}
         rating = config.outcomes[self._outcome["rating"]]
         self._scale = (float(rating.low), float(rating.high))
@@ -164,8 +164,14 @@ class Engine:
         treated = np.full(len(batch), np.nan, np.float32)
         control = np.full(len(batch), np.nan, np.float32)
         terms = np.zeros((len(batch), len(TERMS)), np.float32)
+        numbers: NDArray[np.float32] | None = None  # of the items as of each interaction
         begin = 0
         for stop, events in turns:
+            now = self.learner.numbers(batch.item[begin:stop])
+            if now is not None:
+                if numbers is None:
+                    numbers = np.full((len(batch), now.shape[1]), np.nan, np.float32)
+                numbers[begin:stop] = now
             for at in range(begin, stop, self.batch_max):
                 end = min(at + self.batch_max, stop)
                 part = batch.cut(at, end)
@@ -187,7 +193,7 @@ class Engine:
                 )
         self.joiner.note(joined, treated, control)
         self.causal.update(joined.closed, treated, control)
-        self.causal.regress(batch.outcome, batch.label, terms)
+        self.causal.regress(batch, terms, numbers)
         outcome = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
         if not outcome.any():
             return changed, changed_items, []
@@ -219,7 +225,7 @@ class Engine:
 
     def model(self) -> dict[str, Any]:
         """Return what is published of the model beside its rows."""
-        outcomes = self.config.outcomes
+        outcomes, causal = self.config.outcomes, self.causal.figures(self.learner.features.numbers)
         return {
             "factors": self.config.factors,
             "outcomes": [
@@ -230,7 +236,9 @@ class Engine:
                 signal: {"detections": n} for signal, n in self.drift.detections.items() if n
             },
             **self.learner.describe(),
-            **self.causal.figures(),
+            **causal,
+            # whom the slopes are of
+            **({"mean_user": self.learner.mean_user().tolist()} if causal["slopes"] else {}),
         }
 
     def _arrivals(
@@ -330,6 +338,8 @@ class Engine:
             row = found
         if event.attributes is None:
             self.learner.forget(kind, row)
+            if kind == "item":
+                self.causal.forget(row)
         else:
             self.learner.set_attributes(kind, row, event.attributes)
         if kind == "item":

@@ -266,6 +266,21 @@ def test_a_price_changed_by_an_event_moves_the_rating_by_the_planted_slope():
     assert slope == pytest.approx(world.beta, rel=0.2)
 
 
+def test_the_price_slopes_interval_is_told_and_covers_the_planted_one():
+    """The learner's own slope is a prediction's; this one is of changes within items."""
+    held = 0
+    for seed in range(100):
+        world = PriceEffects(seed=seed)
+        told = learned(world.events(3_000)).model()["slopes"]["rating"]
+        low, high = told["interval"][0]
+        held += low <= world.beta <= high
+        assert told["open"] and told["names"] == ["price"]
+        assert high < 0 < world.truth["naive_slope"]
+    assert held >= 88  # of 100 at 95 %, once in a thousand less
+    told = learned(PriceEffects(seed=1).events(100_000)).model()["slopes"]["rating"]
+    assert told["beta"][0] == pytest.approx(world.beta, rel=0.05)
+
+
 def priced(engine, world, items, by):
     """Return the engine after an event that prices each item off its quality's price."""
     events = []

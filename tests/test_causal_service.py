@@ -264,6 +264,24 @@ def test_the_effect_of_an_attribute_is_direct_and_consumption_moves_through_expo
     assert any("no path from attributes" in each for each in said.assumptions)
 
 
+def test_a_price_is_told_by_the_slope_found_within_items(serve):
+    within = {"names": ["price"], "beta": [-0.02], "covariance": [[1e-6]], "open": True}
+    http = serve(Planted(model={**MODEL, "slopes": {"rating": within}}))
+    said = effect(http, "a", "rating", attributes={"price": 20.0})
+    assert said.interval_kind == "within-item"
+    assert effects.ASSUMED["within"] in said.assumptions
+    assert effects.ASSUMED["interval"] not in said.assumptions
+    low, high = said.interval
+    assert high - low == pytest.approx(2 * 1.96 * 1e-3 * (20.0 - 9.9), rel=1e-3)
+    assert low < said.effect < high
+    more = effect(http, "a", "rating", attributes={"price": 20.0, "genre": ["Horror"]})
+    assert more.interval_kind == "model-based"
+    assert effect(http, "a", "click", attributes={"price": 20.0}).interval_kind == "model-based"
+    ranked_at = ranked_of(http, ["a"], outcome="rating", do={"attributes": {"price": 20.0}})["a"]
+    as_it_is = ranked_of(http, ["a"], outcome="rating")["a"]
+    assert ranked_at - as_it_is == pytest.approx(said.effect, abs=5e-4)
+
+
 def test_interventions_combine(http, planted):
     said = effect(http, "a", "click", position=3, popularity=15.0)
     pairs = pairs_of(planted, "click")

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from consumers.service.choice import number
 from consumers.service.linked import Linked, Read, attribute_of
 from stream.inference import abduction, attributes, intervals, support
 from stream.inference.do import Do, consumed, contrast
@@ -75,7 +76,10 @@ def shift_to(planted, pairs, change, item=None):
     read = Read({name: at for at, name in enumerate(names)}, features)
     ids = [i.encode() for i in ([item] if item else planted.ids)]
     old, new = linked.replace(ids, meta, change, read, 99)
-    return attributes.shift(pairs.outcome, pairs.model, features, pairs.user, old, new)
+    numbers = {name: number(name, read) for name in change}
+    return attributes.shift(
+        pairs.outcome, pairs.model, features, pairs.user, old, new, numbers=numbers
+    )
 
 
 # outcome
@@ -213,6 +217,58 @@ def test_other_attributes_are_what_folding_them_in_anew_gives(outcome, change):
     both_arms = contrast(pairs, Do(shown=True, attributes=shift, position=2))
     wanted = shown(other, World(position=2)).mean - withheld(other).mean
     assert both_arms.effect == pytest.approx(wanted, abs=1e-6)
+
+
+WITHIN = {"names": ["weight", "price"], "beta": [9.0, -0.05], "open": True}
+WITHIN["covariance"] = [[1.0, 0.0], [0.0, 1e-4]]
+
+
+def test_a_slope_found_within_items_holds_for_the_mean_user_and_others_differ_by_their_match():
+    """Averaged over users the effect is the slope's, whatever the learner's coefficients say."""
+    rng = np.random.default_rng(1)
+    model = {**MODEL, "slopes": {"rating": WITHIN}, "mean_user": [0.1, -0.2, 0.0, 0.3]}
+    change, effects = {"price": 17.0}, []
+    planted = Planted(model=model)
+    priced = np.array([p for a in ITEMS.values() if (p := a.get("price")) is not None])
+    has = np.array(["price" in a for a in ITEMS.values()])
+    moved = -0.05 * (17.0 - priced)
+    for sign in (1, -1):  # a user, and its mirror image at the mean user
+        off = rng.normal(0, 0.3, D) if sign > 0 else -off  # noqa: F821
+        planted.user_vector[:D] = model["mean_user"] + off
+        pairs = planted.pairs("rating")
+        shift = shift_to(planted, pairs, change)
+        effects.append((shift.shown + shift.slope)[has])
+        assert shift.within.tolist() == has.tolist()
+        assert shift.slope[has] == pytest.approx(moved)
+        assert shift.slope_variance[has] == pytest.approx(1e-4 * (17.0 - priced) ** 2)
+        assert not shift.variance[has].any()
+    assert np.mean(effects, 0) == pytest.approx(moved, abs=1e-6)
+    assert abs(effects[0] - moved).min() > 1e-3
+    # an item without a price, and an outcome without such a slope, keep the learner's
+    planted = Planted(model={**MODEL, "slopes": {"rating": WITHIN}})
+    plain = Planted()
+    for outcome in ("rating", "click"):
+        found = shift_to(planted, planted.pairs(outcome), change)
+        wanted = shift_to(plain, plain.pairs(outcome), change)
+        same = ~has if outcome == "rating" else np.full(len(has), True)
+        assert found.shown[same] == pytest.approx(wanted.shown[same])
+        assert found.variance[same] == pytest.approx(wanted.variance[same])
+        assert not found.slope[same].any() and not found.within[same].any()
+    both = shift_to(planted, planted.pairs("rating"), {"price": 17.0, "genre": ["Horror"]})
+    assert both.slope[has] == pytest.approx(moved) and not both.within.any()
+    assert both.variance[has].min() > 0
+
+
+def test_the_interval_of_a_change_of_price_is_the_slopes_own():
+    planted = Planted(model={**MODEL, "slopes": {"rating": WITHIN}})
+    planted.user_vector[:D] = 0.0  # the mean user: no match of its own
+    pairs = planted.pairs("rating")
+    one = pairs.take(np.array([2]))
+    shift = shift_to(planted, pairs, {"price": 6.0}, "c")  # from 5
+    found = contrast(one, Do(attributes=shift))
+    assert found.effect == pytest.approx([-0.05])
+    low, high = (float(side[0]) for side in found.interval)
+    assert (low, high) == pytest.approx((-0.05 - 1.96 * 0.01, -0.05 + 1.96 * 0.01), abs=1e-4)
 
 
 def test_attributes_that_stay_change_nothing_and_leave_no_doubt():

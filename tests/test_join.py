@@ -228,6 +228,8 @@ class Slow:
                 e["click"] = True
             else:
                 e["rating"] = label
+        if e is not None and not e["shown"]:
+            role = CONSUMED
         about = e if role in (EXPOSED, CORRECTION) else None
         self.tell(source, r, is_click, label, role, about, r["ts_ms"], True)
 
@@ -469,7 +471,8 @@ def test_a_repeated_impression_is_ignored_while_open_and_remembered():
 def test_a_withheld_item_gives_its_control_outcome():
     run = Run()
     run.poll(impression(0, shown=False), impression(0, item=1, shown=False))
-    assert run.roles(click(3), rating(4, 5, item=1)) == [CONSUMED, FACTUAL]
+    # what was not shown tells nothing of the outcome if shown
+    assert run.roles(click(3), rating(4, 5, item=1)) == [CONSUMED, CONSUMED]
     assert run.poll(impression(20, item=2, shown=False))[1:] == [
         (CONTROL, 1, False), (CONTROL, 5, False)]  # fmt: skip
     assert run.poll(click(31, user=5))[1:] == [(CONTROL, 0, False)]

@@ -37,7 +37,8 @@ class Scored(Struct, frozen=True, kw_only=True):
     interval_kind: Annotated[
         IntervalKind | None,
         Meta(description="predictive: of one rating; model-based: of the expected click or of the"
-             " effect; average: of the average effect"),
+             " effect; within-item: of a change of the item's number, from items whose number has"
+             " changed; average: of the average effect"),
     ] = None  # fmt: skip
     support: Annotated[
         Support | None,

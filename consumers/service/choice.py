@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from msgspec import UNSET, UnsetType
 
-from consumers.service.linked import Read
+from consumers.service.linked import Read, attribute_of
 from consumers.service.problems import Problem, invalid
 from consumers.service.requests import ID_MAX_BYTES, Intervention
 from consumers.service.shelf import Rows, Shelf
@@ -13,7 +14,7 @@ from stream.inference import attributes, support
 from stream.inference.do import Do
 from stream.inference.model import Outcome
 from stream.inference.rows import Pairs
-from stream.model.features import links_of
+from stream.model.features import links_of, slope_name
 
 FEATURES_MAX = 4_096  # attribute values of one request: ~1 MB from Redis
 
@@ -131,8 +132,9 @@ def intervene(
             items, shelf.catalogue.meta, do.attributes, read, shelf.parsed.max_links
         )
         shift = attributes.shift(
-            pairs.outcome, shelf.parsed, read.features, pairs.user, old, new, spread
-        )
+            pairs.outcome, shelf.parsed, read.features, pairs.user, old, new, spread,
+            {name: number(name, read) for name in do.attributes},
+        )  # fmt: skip
     return (
         Do(
             shown=None if do.shown is UNSET else do.shown,
@@ -142,6 +144,15 @@ def intervene(
         ),
         None,
     )
+
+
+def number(name: str, read: Read) -> attributes.Number | None:
+    """Return the places of an item's number in what was read, None if it is no number."""
+    slope = read.names.get(slope_name("item", name))
+    if slope is None:
+        return None
+    links = [at for feature, at in read.names.items() if attribute_of(feature) == name]
+    return attributes.Number(slope, np.array(links, np.intp))
 
 
 def refused(shelf: Shelf, outcome: Outcome, do: Intervention, read: Read) -> Refusal | None:

@@ -37,6 +37,8 @@ ASSUMED = {
     "closed": "what no path was learned for changes nothing",
     "attributes": "the value's coefficient is what setting it would do; total is direct, since the"
     " model has no path from attributes to popularity or position: both are held",
+    "within": "what moved the number of an item did not move its outcome in another way; the slope"
+    " is that of the mean user, found within items, and the user's own part is the learner's",
     "interval": "model-based: from how often user, item and values were seen, without the error of"
     " the factors' match",
     "paths": "and from the regression of the outcome on its paths, linear on the outcome's scale",
@@ -170,7 +172,11 @@ def effect(
                 direct=float(taken.direct[0]),
                 total=float(taken.total[0]),
             )
-    kind: ranking.IntervalKind = "model-based" if own else "average"
+    within = bool(setting.attributes is not None and setting.attributes.within[0])
+    alone = asked.do.shown is UNSET and asked.do.position is UNSET and asked.do.popularity is UNSET
+    kind: ranking.IntervalKind = "average" if not own else "model-based"
+    if within and alone:
+        kind = "within-item"
     closed = setting.closed(pairs)
     reason = CLOSED.format(" and ".join(closed), pairs.outcome.name) if closed else None
     reason = reason if own else ranking.AVERAGE
@@ -182,7 +188,7 @@ def effect(
         interval=bounds,
         interval_kind=None if bounds is None else kind,
         support=answers.Support(ok=reason is None, reason=reason),
-        assumptions=assumed(asked, pairs, common["user"].known, own, bounds is not None),
+        assumptions=assumed(asked, pairs, common["user"].known, kind, bounds is not None),
         direct=total,
         total=total,
         consumption=consumption,
@@ -218,8 +224,11 @@ def individual(outcome: Outcome, asked: AskEffect, found: do.Contrast) -> answer
     )
 
 
-def assumed(asked: AskEffect, pairs: Pairs, known: bool, own: bool, bounded: bool) -> list[str]:
+def assumed(
+    asked: AskEffect, pairs: Pairs, known: bool, kind: ranking.IntervalKind, bounded: bool
+) -> list[str]:
     """Return what the answer rests on."""
+    modelled = bounded and kind == "model-based"
     place = None if asked.do.position is UNSET else asked.do.position
     count = None if asked.do.popularity is UNSET else asked.do.popularity
     position = "position" if pairs.outcome.link == "logit" else "rating"
@@ -230,10 +239,11 @@ def assumed(asked: AskEffect, pairs: Pairs, known: bool, own: bool, bounded: boo
         position: asked.do.position is not UNSET,
         "popularity": asked.do.popularity is not UNSET,
         "attributes": asked.do.attributes is not UNSET,
-        "average": not own,
+        "within": kind == "within-item",
+        "average": kind == "average",
         "closed": bool(support.closed(pairs.model, pairs.outcome, place, count)),
-        "interval": own and bounded,
-        "paths": own and bounded and intervals.fitted(pairs),
+        "interval": modelled,
+        "paths": modelled and intervals.fitted(pairs),
         "individual": asked.observed is not UNSET,
     }
     return [ASSUMED[name] for name, holds in names.items() if holds]

@@ -12,7 +12,7 @@ from stream.inference.effect import showing
 from stream.inference.model import Floats, Outcome
 from stream.inference.rows import Pairs
 
-IntervalKind = Literal["predictive", "model-based", "average"]
+IntervalKind = Literal["predictive", "model-based", "within-item", "average"]
 
 AVERAGE = "no control outcome of this item was observed; the average effect stands in"
 USUAL = "no control outcome of this item was observed; user and attributes alone speak for it"

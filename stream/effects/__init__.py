@@ -1,4 +1,4 @@
-"""What showing, a path and a policy are worth, with intervals: streaming, in bounded memory.
+"""What showing, paths, numbers and policies are worth, with intervals: in bounded memory.
 
 Each estimator adds its events one by one in compiled loops, so how a stream is cut into calls
 cannot change a bit. `state()` and `load()` are flat arrays.
@@ -7,5 +7,6 @@ cannot change a bit. `state()` and `load()` are flat arrays.
 from stream.effects.average import AverageEffect
 from stream.effects.off_policy import OffPolicy
 from stream.effects.regression import PathRegression
+from stream.effects.slopes import Slopes
 
-__all__ = ["AverageEffect", "OffPolicy", "PathRegression"]
+__all__ = ["AverageEffect", "OffPolicy", "PathRegression", "Slopes"]

@@ -109,6 +109,16 @@ class PathRegression:
         half = axes.T / curvature  # (p, p)
         return beta, half @ ((meat + noise) * (n / (n - p))) @ half.T
 
+    @property
+    def n(self) -> int:
+        """How many events are in the fit."""
+        return int(self._sums[0])
+
+    @property
+    def told(self) -> NDArray[np.bool_]:
+        """Return which features were ever other than 0 (p,)."""
+        return np.asarray((self._root != 0).any(0))
+
     def figures(self) -> dict[str, Any]:
         """Return names, beta, covariance (None: too few events), n, left_out, ready for JSON."""
         beta, covariance = self.fit()
@@ -116,7 +126,7 @@ class PathRegression:
             "names": list(self.names),
             "beta": beta.tolist(),
             "covariance": None if covariance is None else covariance.tolist(),
-            "n": int(self._sums[0]),
+            "n": self.n,
             "left_out": int(self._sums[4]),
         }
 

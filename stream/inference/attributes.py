@@ -5,8 +5,13 @@ the row with the weight value / sqrt(n), as the learner folds them in; so anothe
 score by the difference of two such sums, plus the weights' own change where n changes. This is
 do(attribute = v) in closed form: the intervention replaces the structural assignment of the
 attribute alone (Pearl, Causality, 2009, section 3.2), its descendants being the score and exposure.
+
+The learner's coefficients also hold what else differs between items of different values. Where the
+slope of a number was found within items (`Model.slopes`), it takes the place of what the number's
+links add for the mean user; what a user differs by, v . (g - mean g), stays the learner's.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,10 +37,21 @@ class Links:
 class Shift:
     """What other attributes would change in n rows, on the link scale of one outcome."""
 
-    shown: Floats  # (n,)
+    shown: Floats  # (n,) by coefficients
+    slope: Floats  # (n,) by slopes found within items, if shown
     withheld: Floats  # (n,)
     exposure: Floats  # (n, H)
     variance: Floats  # (n,) of the change in either arm, in residual variances; nan: not asked for
+    slope_variance: Floats  # (n,) of `slope`
+    within: NDArray[np.bool_]  # (n,) all that is set acts by slopes found within items
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A numeric attribute that is set: the place of its slope, and of all that it is linked to."""
+
+    slope: int
+    links: NDArray[np.intp]
 
 
 def linked(
@@ -93,13 +109,16 @@ def shift(
     old: Links,
     new: Links,
     spread: bool = True,
+    numbers: Mapping[str, Number | None] | None = None,
 ) -> Shift:
     """Return what changes for this user when the links `old` of each row become `new`.
 
-    `spread` false leaves out the variance, which needs a sort.
+    `spread` false leaves out the variance, which needs a sort. `numbers` are the attributes that
+    are set, None those that are no numbers.
     """
     before, after = weights(old, features), weights(new, features)
     shown, withheld = coefficients(outcome, len(model.outcomes), features, user)
+    told = _within(outcome, model, old, new, numbers or {})
     begin = 2 * len(model.outcomes)
     exposure = np.zeros((len(old.count), model.heads))
 
@@ -108,13 +127,81 @@ def shift(
 
     for head in range(model.heads):
         exposure[:, head] = change(features.bias[:, begin + head])
-    unknown = np.full(len(exposure), np.nan)
-    variance = _variance(features, old, before, new, after) if spread else unknown
-    return Shift(change(shown), change(withheld), exposure, variance)
+    learned = np.ones(len(features.present), np.bool_)
+    variance = np.full(len(exposure), np.nan)
+    if spread:
+        variance = _variance(features, old, before, new, after, learned)
+    moved = change(shown)
+    if told.has.any():
+        # where numbers alone are set, nothing else changes: that a row's links are more or fewer,
+        # and so weigh less or more, is the learner's way of folding, not the world's
+        learned[:] = not told.all
+        learned[told.links] = False
+        own = features.vector @ (user.vector[: len(model.mean_user)] - model.mean_user)
+        rest = np.where(learned, shown, 0.0)
+        rest[told.links] = own[told.links]
+        moved = np.where(told.has, change(rest), moved)
+        if spread:
+            doubt = _variance(features, old, before, new, after, learned)
+            variance = np.where(told.has, doubt, variance)
+    return Shift(
+        shown=moved,
+        slope=told.change,
+        withheld=change(withheld),
+        exposure=exposure,
+        variance=variance,
+        slope_variance=told.variance,
+        within=told.has & told.all,
+    )
 
 
-def _variance(features: Features, old: Links, before: Floats, new: Links, after: Floats) -> Floats:
-    """Return the variance of the change (n,), in residual variances.
+@dataclass(frozen=True, slots=True)
+class _Told:
+    change: Floats  # (n,)
+    variance: Floats  # (n,)
+    has: NDArray[np.bool_]  # (n,) the row has all of these numbers
+    links: NDArray[np.intp]  # what they are linked to
+    all: bool  # nothing else is set
+
+
+def _within(
+    outcome: Outcome, model: Model, old: Links, new: Links, numbers: Mapping[str, Number | None]
+) -> _Told:
+    """Return what slopes found within items say of the numbers that are set."""
+    size, fit = len(old.count), model.slopes.get(outcome.name)
+    names = () if fit is None else fit.names
+    set_ = {name: number for name, number in numbers.items() if number and name in names}
+    moved, has = np.zeros((size, len(names))), np.full(size, bool(set_))
+    for name, number in set_.items():
+        places = []
+        for links in (old, new):
+            own = links.feature == number.slope
+            value = np.bincount(links.owner[own], links.value[own], minlength=size)
+            has &= np.bincount(links.owner[own], minlength=size) > 0
+            places.append(value)
+        moved[:, names.index(name)] = places[1] - places[0]
+    moved[~has] = 0.0
+    beta, covariance = (np.zeros(0), np.zeros((0, 0))) if fit is None else (
+        fit.beta, fit.covariance,
+    )  # fmt: skip
+    return _Told(
+        change=moved @ beta,
+        variance=np.einsum("na,ab,nb->n", moved, covariance, moved),
+        has=has,
+        links=np.concatenate([np.zeros(0, np.intp), *(n.links for n in set_.values())]),
+        all=len(set_) == len(numbers),
+    )
+
+
+def _variance(
+    features: Features,
+    old: Links,
+    before: Floats,
+    new: Links,
+    after: Floats,
+    learned: NDArray[np.bool_],  # (F,)
+) -> Floats:
+    """Return the variance of the change (n,) by learned coefficients, in residual variances.
 
     That of ridge regression on one value: N events with weight w leave sigma^2 / (N w^2 + 3) of its
     coefficient (Bishop, Pattern Recognition and Machine Learning, 2006, equation 3.51). What keeps
@@ -128,5 +215,6 @@ def _variance(features: Features, old: Links, before: Floats, new: Links, after:
     step = np.bincount(places, np.concatenate([-before, after]), minlength=len(cells))
     owner, feature = np.divmod(cells, size)
     informed = features.events[feature] / np.maximum(old.count[owner], 1)
-    variance = np.where(np.abs(step) < 1e-9, 0.0, step * step) / (informed + PRIOR_EVENTS)
+    told = (np.abs(step) >= 1e-9) & learned[feature]
+    variance = np.where(told, step * step, 0.0) / (informed + PRIOR_EVENTS)
     return np.bincount(owner, variance, minlength=len(old.count)).astype(np.float64)

@@ -12,7 +12,8 @@ Inference, 2002, section 5.5.4) on the link scale:
           (White, Econometrica 1980, "A heteroskedasticity-consistent covariance matrix estimator",
           theorem 1), z the pair's path terms, on the outcome's scale. Where it is published and
           its names are known here.
-  change  the coefficients of attribute values that come or go (see `attributes.shift`).
+  change  the coefficients of attribute values that come or go, and the sandwich of slopes that
+          were found within items (see `attributes.shift`).
 
 They ignore the error of g . h, that of theta, and the bias of shrinkage, so they are called
 model-based, and their coverage is measured apart.
@@ -48,8 +49,7 @@ def expected(pairs: Pairs, arm: Arm, world: World) -> Bounds | None:
     variance = level(pairs, arm)
     if variance is None:
         return None
-    if world.shift is not None:
-        variance = variance + world.shift.variance * _residual(pairs, arm)
+    variance = variance + _shifted(pairs, arm, world)
     slope = np.maximum(arm.slope / arm.theta, 1e-6)
     low, high = around(arm.eta, variance + _paths(pairs, design(pairs, arm)) / slope**2)
     return arm.theta * pairs.outcome.inverse(low), arm.theta * pairs.outcome.inverse(high)
@@ -62,9 +62,7 @@ def showing(pairs: Pairs, treated: Arm, control: Arm, world: World) -> Floats | 
         variance = level(pairs, arm)
         if variance is None:
             return None
-        if world.shift is not None:
-            variance = variance + world.shift.variance * _residual(pairs, arm)
-        total = total + arm.slope**2 * variance
+        total = total + arm.slope**2 * (variance + _shifted(pairs, arm, world))
     return total
 
 
@@ -80,9 +78,7 @@ def change(pairs: Pairs, before: Arm, after: Arm, world: World) -> Floats | None
     if shared is None or (z is None and world.popularity is not None and kappa != 0.0):
         return None
     variance = (after.slope - before.slope) ** 2 * shared
-    if world.shift is not None:
-        coefficients = world.shift.variance * _residual(pairs, after)
-        variance = variance + after.slope**2 * coefficients
+    variance = variance + after.slope**2 * _shifted(pairs, after, world)
     if z is not None and moved is not None:
         variance = variance + _paths(pairs, after.theta * moved - before.theta * z)
     return variance
@@ -112,6 +108,14 @@ def level(pairs: Pairs, arm: Arm) -> Floats | None:
         return None
     sigma2 = pairs.outcome.residual_sd**2
     return np.asarray(sigma2 / (mine + USER_EVENTS) + sigma2 / (theirs + ITEM_EVENTS))
+
+
+def _shifted(pairs: Pairs, arm: Arm, world: World) -> Floats:
+    """Return the variance (n,) on the link scale of what other attributes change in the arm."""
+    if world.shift is None:
+        return np.zeros(len(pairs))
+    by_slopes = 0.0 if arm.paths is None else world.shift.slope_variance
+    return world.shift.variance * _residual(pairs, arm) + by_slopes
 
 
 def _residual(pairs: Pairs, arm: Arm) -> Floats:

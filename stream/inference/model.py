@@ -63,6 +63,15 @@ class PathFit:
 
 
 @dataclass(frozen=True, slots=True)
+class SlopeFit:
+    """Slopes of items' numbers on the link scale, found within items, and their covariance."""
+
+    names: tuple[str, ...]  # (N,) of the attributes
+    beta: Floats  # (N,)
+    covariance: Floats  # (N, N)
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """The published model; `causal` is false where its rows hold the plain outcome only."""
 
@@ -78,6 +87,8 @@ class Model:
     controls: int | None
     averages: Mapping[str, Average]
     fits: Mapping[str, PathFit]
+    slopes: Mapping[str, SlopeFit]  # of the outcomes for which enough was told
+    mean_user: Floats  # (D,) the mean user's factors
     max_links: int
 
     @property
@@ -133,6 +144,8 @@ def parse(model: Mapping[str, Any]) -> Model:
         controls=model.get("controls"),
         averages={n: _average(v) for n, v in (model.get("effects") or {}).items()},
         fits={n: _fit(v) for n, v in (model.get("paths") or {}).items() if v.get("covariance")},
+        slopes={n: _slopes(v) for n, v in (model.get("slopes") or {}).items() if v.get("open")},
+        mean_user=np.asarray(model.get("mean_user") or np.zeros(int(model["factors"])), float),
         max_links=int(model.get("max_links") or 2**31),
     )
 
@@ -156,3 +169,9 @@ def _average(said: Mapping[str, Any]) -> Average:
 
 def _fit(said: Mapping[str, Any]) -> PathFit:
     return PathFit(tuple(said["names"]), np.asarray(said["covariance"], float))
+
+
+def _slopes(said: Mapping[str, Any]) -> SlopeFit:
+    return SlopeFit(
+        tuple(said["names"]), np.asarray(said["beta"], float), np.asarray(said["covariance"], float)
+    )

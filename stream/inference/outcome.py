@@ -47,11 +47,13 @@ class Paths:
     match: Floats  # (n,)
     popularity: Floats  # (n,)
     confounder: Floats  # (n,)
+    slope: Floats  # (n,) of numbers that are set, by slopes found within items
 
     @property
     def eta(self) -> Floats:
         """Return their sum (n,)."""
-        return self.item + self.match + self.popularity + self.confounder + (self.base + self.user)
+        varying = self.item + self.match + self.popularity + self.confounder + self.slope
+        return varying + (self.base + self.user)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def paths(pairs: Pairs, world: World = AS_IT_IS) -> Paths:
         match=pairs.h @ pairs.g,
         popularity=_popularity(pairs, world, nothing),
         confounder=float(model.alpha[column]) * (pairs.t @ pairs.s) if confounded else nothing,
+        slope=nothing if world.shift is None else world.shift.slope,
     )
 
 

@@ -10,7 +10,8 @@ A click or rating joins
     (exposure.ts <= outcome.ts <= exposure.ts + window), else the latest remembered one; censored
     ones are left out, because there the item was on the screen from another exposure.
 Joined to an open shown exposure, the first outcome is learned as EXPOSED. All later ones are kept
-with the exposure but learned as if there were none: CONSUMED, FACTUAL.
+with the exposure but learned as if there were none: CONSUMED, FACTUAL. Joined to a withheld one it
+is CONSUMED, and kept for the control outcome: it tells nothing of the outcome if shown.
 Joined to a closed exposure it is late: CORRECTION for a click after the 0, else CONSUMED, FACTUAL.
 Joined to nothing it is CONSUMED or FACTUAL at once, and waits for its impression until the
 watermark passes ts + window. A named one that comes after that is late too.

@@ -201,6 +201,8 @@ def _outcome(m, a, i, j):  # type: ignore[no-untyped-def]
                 e.marks |= CLICKED
             else:
                 e.rating = label
+        if e.marks & SHOWN == 0:
+            role = _CONSUMED  # it was not shown: nothing of the outcome if shown
         if role == _EXPOSED or role == _CORRECTION:
             propensity, position = e.propensity, e.position
     _emit(m, j, i, user, item, is_click, label, role, propensity, position, ts, True, -1)

@@ -33,6 +33,13 @@ def slope_name(kind: Kind, name: str) -> str:
     return f"{kind}\x1f{name}\x1f#"
 
 
+def number_of(kind: Kind, name: str) -> str | None:
+    """Return the attribute whose slope is so named, None if it is no slope of that kind."""
+    if not (is_slope(name) and name.startswith(f"{kind}\x1f")):
+        return None
+    return name.split("\x1f")[1]
+
+
 def is_slope(name: str) -> bool:
     """Return whether the name is that of a number's slope."""
     return name.endswith("\x1f#")

@@ -17,7 +17,7 @@ from stream.model.config import ModelConfig
 from stream.model.features import Kind, is_slope, links_of
 from stream.model.kernels import ensure
 from stream.model.layout import Layout, layout
-from stream.model.links import Features, Links
+from stream.model.links import NUMBERS, Features, Links, gather_numbers
 from stream.model.replay import Replay
 from stream.model.scalars import (
     BASE,
@@ -39,6 +39,7 @@ from stream.model.tables import Table
 log = logging.getLogger(__name__)
 
 VERSION = 2  # of the saved state
+MEAN_OF = 1_024  # users whose mean stands for that of all
 SLOPE_MOVES = 0.02  # from one step to the next: all items are written again
 
 
@@ -50,7 +51,7 @@ class Update:
     items: NDArray[np.int32]
     prediction: NDArray[np.float32]  # (B,) of the outcome, as it was shown
     control: NDArray[np.float32]  # (B,) of the outcome if withheld; nan where nothing is known
-    terms: NDArray[np.float32]  # (B, 6) of the sampled ones' scores (loop.TERMS), else 0
+    terms: NDArray[np.float32]  # (B, 6) of the sampled ones' scores; else the user's alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +252,28 @@ class Learner:
             links.append((at, value))
         self.links[kind].set(row, links)
 
+    def numbers(self, items: NDArray[np.int32]) -> NDArray[np.float32] | None:
+        """Return the numbers that stand among the items' attributes now (B, NUMBERS), else nan.
+
+        Their names are `features.numbers`. None while no item ever had one.
+        """
+        if not self.features.numbers:
+            return None
+        x = np.empty((len(items), NUMBERS), np.float32)
+        links = self.links["item"]
+        gather_numbers(items, links.rows, links.values, self.features.slot, x)
+        return x
+
+    def mean_user(self) -> NDArray[np.float32]:
+        """Return the mean factors (D,) of the users, of about 1,024 spread over all."""
+        used = self.user.used
+        rows = np.arange(0, used, max(1, -(-used // MEAN_OF)), dtype=np.int32)
+        rows = rows[self.exist("user", rows)]
+        if not len(rows):
+            return np.zeros(self.config.factors, np.float32)
+        vectors = self.rows("user", rows).vector[:, : self.config.factors]
+        return np.asarray(vectors.mean(0), np.float32)
+
     def _rescale(self, feature: int, center: float, scale: float) -> None:
         """Measure a number from another center and scale; what its slope says stays the same."""
         at = self.feature.layout
@@ -337,16 +360,19 @@ class Learner:
     def _level(self, bias: NDArray[np.float32], packed: NDArray[np.float32]) -> None:
         """Take out of the items' biases what their usual popularity adds to them.
 
-        The learner's c_i is of the item at its usual popularity; what is served is of the item at
-        the mean popularity of all outcomes, so that kappa (q - mean) is the whole path.
+        The learner's c_i is of the item at its usual popularity, before any outcome at its present
+        one; what is served is of the item at the mean popularity of all outcomes, so that
+        kappa (q - mean) is the whole path.
         """
         o = self.scalars.outcome
         if not self.config.paths.popularity:
             return
         at = self.item.layout
         seen = packed.view(np.uint32)[:, at.outcomes : at.outcomes + at.Y] > 0
-        above = packed[:, at.usual : at.usual + at.Y] - o[:, Q_MEAN]
-        bias[:, : at.Y] -= np.where(seen, o[:, SLOPE] * above, 0.0)
+        now = self._popularity(packed)[:, None]
+        usual = np.where(seen, packed[:, at.usual : at.usual + at.Y], now)
+        exists = packed[:, at.vector_sum, None] > 0
+        bias[:, : at.Y] -= np.where(exists, o[:, SLOPE] * (usual - o[:, Q_MEAN]), 0.0)
 
     def _popularity(self, packed: NDArray[np.float32]) -> NDArray[np.float32]:
         at = self.item.layout

@@ -7,8 +7,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.memory import reserve
+from stream.model.features import number_of
+from stream.model.kernels import Array, compiled
 
+NUMBERS = 8  # numbers of items whose slopes are followed, the first that came
 _MOMENTS = 6  # feature row, count, mean, sum of squared deviations, low, high
+
+
+@compiled
+def gather_numbers(items: Array, rows: Array, values: Array, slot: Array, x: Array) -> None:
+    """Write each item's numbers (B, N), nan where it has none; `slot` (F,) is theirs + 1."""
+    for j in range(items.size):
+        for a in range(x.shape[1]):
+            x[j, a] = np.nan
+        for k in range(rows.shape[1]):
+            f = rows[items[j], k] - 1
+            if f < 0:
+                break
+            if slot[f] > 0:
+                x[j, slot[f] - 1] = values[items[j], k]
 
 
 class Links:
@@ -48,6 +65,8 @@ class Features:
         self.row: dict[str, int] = {}
         self.refused = 0  # values beyond `most`, or beyond a row's links
         self._moments: dict[int, list[float]] = {}
+        self.numbers: list[str] = []  # of items, in the order in which they came
+        self.slot = reserve(most, 1, np.uint8)[:, 0]  # a slope's place in `numbers` + 1, else 0
 
     def __len__(self) -> int:
         return len(self.row)
@@ -57,7 +76,14 @@ class Features:
         at = self.row.get(name)
         if at is None and len(self.row) < self.most:
             at = self.row[name] = len(self.row)
+            self._number(name, at)
         return at
+
+    def _number(self, name: str, at: int) -> None:
+        number = number_of("item", name)
+        if number is not None and len(self.numbers) < NUMBERS:
+            self.numbers.append(number)
+            self.slot[at] = len(self.numbers)
 
     def observe(self, feature: int, x: float) -> tuple[float, float] | None:
         """Count an observation of a number; return (center, scale) when it is time to set them.
@@ -100,3 +126,7 @@ class Features:
             for k, (a, b) in enumerate(zip(ends - state["lengths"], ends, strict=True))
         }
         self._moments = {int(m[0]): m[1:] for m in state["moments"].tolist()}
+        self.slot[:] = 0
+        self.numbers = []
+        for name, at in self.row.items():
+            self._number(name, at)

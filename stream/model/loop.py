@@ -134,7 +134,8 @@ def learn(
 
     `prediction` is of the outcome if shown, `control` if withheld (nan while nothing is known of
     that arm). Where not `live` (replay), nothing is counted and no global term moves. Of every
-    SAMPLEth interaction `terms` (B, 6) holds the terms of the score, behind a 1.
+    SAMPLEth interaction `terms` (B, 6) holds the terms of the score, behind a 1; of the others
+    the user's alone.
     """
     D, E, Y, C = au.D, au.E, au.Y, au.C
     P = pair.shape[1]
@@ -178,7 +179,8 @@ def learn(
         base_f = np.float32(so[o, sc.BASE + 2])
         heat = popularity(items, item_bits, i, ai, ts_s[j], rates[HALF_LIFE])
         q = np.float32(np.log1p(heat))
-        apart = q - items[i, ai.usual + o]  # from what is usual for the item: quality is not in it
+        # from what is usual for the item, so that quality is not in it; nothing is unusual at first
+        apart = q - items[i, ai.usual + o] if item_bits[i, ai.outcomes + o] > 0 else zero
         z = product(su, s[0])
         slope = np.float32(so[o, sc.SLOPE]) if on[POPULARITY] else zero
         gate = on[CONFOUNDER] and so[o, sc.GATE] > 0
@@ -312,8 +314,9 @@ def learn(
                             far, guess = sigmoid(far), sigmoid(guess)
                         error[1 + p] = rates[ROBUST] * (far - guess) / np.float32(pairs)
             if live:
+                terms[j, 1] = bu[o]
                 if sn[sc.STEPS] % SAMPLE == 0:
-                    terms[j, 0], terms[j, 1], terms[j, 2] = one, bu[o], b[0, o]
+                    terms[j, 0], terms[j, 2] = one, b[0, o]
                     terms[j, 3], terms[j, 4] = match, slope * apart
                     terms[j, 5] = alpha_z * z if gate else zero
                 so[o, sc.Q_PENDING] += q
@@ -333,7 +336,7 @@ def learn(
                         so[o, sc.OF_NEW] += 1.0
                     item_bits[i, ai.outcomes + o] = count + np.uint32(1)
                     rate = max(one / np.float32(count + np.uint32(1)), np.float32(0.001))
-                    items[i, ai.usual + o] += rate * apart
+                    items[i, ai.usual + o] += rate * (q - items[i, ai.usual + o])
                     items[i, ai.rest + o] += rate * (label[j] - usual)
                 # the confounder path is learned beside, and opens when it predicts better
                 shadow = plain + alpha_z * z

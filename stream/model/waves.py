@@ -268,7 +268,8 @@ class Waves:
         i = compose(self.item, self.feature, self.links[1], item)
         heat = self._heat(item, c["ts_s"])
         q = torch.log1p(heat).float()
-        apart = q - self.item.packed[item, at.usual + o]
+        known = self.item.bits[item, at.outcomes + o] > 0
+        apart = torch.where(known, q - self.item.packed[item, at.usual + o], 0.0)
         z = (u.expo * i.expo).sum(1)
         slope = col(sc.SLOPE) if on.popularity else torch.zeros(n, device=self.device)
         gate = (self.so[o, sc.GATE] > 0) & on.confounder
@@ -375,7 +376,7 @@ class Waves:
             self._account(o, place, treated, label, role, w, off, curve, q, z, chance, theta,
                           plain, alpha_z, logit, rest)  # fmt: skip
             first = treated & ((place == 0) | ~logit)
-            self._within(item[first], o[first], label[first], apart[first], logit[first])
+            self._within(item[first], o[first], label[first], q[first], apart[first], logit[first])
         if on.control:
             self._withheld(c, u, i, o, match, lin0, has0, base0, logit)
 
@@ -425,6 +426,8 @@ class Waves:
             average(self.feature, torch.cat(touched), config.average)
         parts = (torch.ones_like(match), bias_u, bias_i, match, slope * apart, confounded)
         terms = torch.stack(parts, 1) * (c["sampled"] & treated)[:, None]
+        if self.live:
+            terms[:, 1] = bias_u * treated
         return prediction, control, terms
 
     def _attributes(
@@ -548,7 +551,9 @@ class Waves:
         held = self.item.bits[distinct, at.heat_s]
         self.item.bits[distinct, at.heat_s] = torch.maximum(held, latest.int())
 
-    def _within(self, item: Tensor, o: Tensor, label: Tensor, apart: Tensor, logit: Tensor) -> None:
+    def _within(
+        self, item: Tensor, o: Tensor, label: Tensor, q: Tensor, apart: Tensor, logit: Tensor
+    ) -> None:
         """Tell the popularity path what the wave says, and move what is usual for its items."""
         at, packed, bits = self.item.layout, self.item.packed, self.item.bits
         usual = packed[item, at.rest + o]
@@ -567,7 +572,7 @@ class Waves:
         )
         bits[row, at.outcomes + of] += count.int()
         rate = (count / bits[row, at.outcomes + of].float()).clamp(min=0.001)
-        for first, value in ((at.usual, apart), (at.rest, gap)):
+        for first, value in ((at.usual, q - packed[item, at.usual + o]), (at.rest, gap)):
             mean = torch.zeros_like(count).index_add(0, place, value) / count
             packed[row, first + of] += rate * mean
 
