@@ -52,8 +52,8 @@ of an expected click or an effect, from how often user, item and attribute value
 spread of residuals, and, where the model publishes one (`paths`), from the regression of the
 outcome on its paths; they leave out the error of the factors' match. `within-item`: of a change of
 an item's number alone (a price), from outcomes of the same items at other numbers. `average`: of
-the average effect, from closed windows (AIPW). Where every path from what is set is closed, since none
-was learned, the effect is 0 without an interval, and `support.ok` is false.
+the average effect, from closed windows (AIPW). Where every path from what is set is closed, since
+none was learned, the effect is 0 without an interval, and `support.ok` is false.
 """
 
 
