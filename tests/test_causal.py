@@ -8,6 +8,11 @@ import orjson
 import pytest
 
 from stream.engine import Engine
+from stream.inference import intervals
+from stream.inference.do import Do, contrast
+from stream.inference.model import parse
+from stream.inference.outcome import AS_IT_IS, shown
+from stream.inference.rows import Items, Pairs, User
 from stream.model.config import ModelConfig, Paths
 from stream.worlds import (
     Adversarial,
@@ -162,6 +167,41 @@ def test_the_interval_of_the_average_effect_holds_the_planted_one(world):
     assert low < world.truth["average_effect_of_windows"] < high
     assert high - low < 0.06
     assert min(figures["shown"], figures["withheld"]) > 5_000
+
+
+@pytest.mark.parametrize("count", [20_000, 150_000])
+@pytest.mark.parametrize("factors", [8, 32])
+def test_the_intervals_of_single_pairs_hold_the_planted_effects(factors, count):
+    """Early on for what is not yet known, later for what the learner's steps leave."""
+    world = Heterogeneous(seed=1)
+    engine = learned(world.events(count), replace(CONFIG, factors=factors))
+    effect = np.array(world.effect)[:, world.sort]  # (segments, items)
+    users = ids(world, "user", 60)
+    held, of_outcome, widths = [], [], []
+    for k, pairs in enumerate(pairs_of(engine, users, ids(world, "item"), "click")):
+        planted = effect[world.segment[k]]
+        low, high = contrast(pairs, Do(shown=True)).interval
+        held.append((low <= planted) & (planted <= high))
+        widths.append(high - low)
+        low, high = intervals.expected(pairs, shown(pairs), AS_IT_IS)
+        planted = planted + world.control
+        of_outcome.append((low <= planted) & (planted <= high))
+    assert np.mean(held) >= 0.9
+    assert np.mean(of_outcome) >= 0.9
+    assert np.mean(widths) < (0.7 if count == 20_000 else 0.4)
+
+
+def pairs_of(engine, users, items, outcome):
+    """Yield each user against the items as a server has them, in double precision."""
+    model = parse(engine.model())
+    item, user = rows(engine, "item", items), rows(engine, "user", users)
+    counts = item.events, item.exposures, item.controls
+    served = Items(item.bias, item.vector, *(c.astype(np.int64) for c in counts))
+    for k in range(len(users)):
+        counts = (int(c[k]) for c in (user.events, user.exposures, user.controls))
+        one = User(user.bias[k], user.vector[k], *counts)
+        globals_ = engine.learner.globals()
+        yield Pairs(model, model.outcomes[outcome], globals_, one, served).wide()
 
 
 def test_what_showing_does_not_change_has_no_effect():

@@ -586,3 +586,47 @@ def test_it_is_numpy_alone():
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+RATES = {
+    "user_bias": 0.38, "item_bias": 0.22, "user_factor": 0.2, "item_factor": 0.045,
+    "start_bias": 4.3, "start_factor": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("outcome", ["rating", "click"])
+def test_what_steps_leave_of_a_bias_is_as_wide_as_the_interval_says(outcome):
+    """Two thousand learners of one bias, each a step of Adagrad an outcome, at their own noise."""
+    rng, n = np.random.default_rng(1), 2_000
+    planted = Planted(model={**MODEL, "rates": RATES})
+    pairs = planted.pairs(outcome, events=n)
+    arm = shown(pairs)
+    bias, held = np.zeros(2_000), np.full(2_000, RATES["start_bias"])
+    if outcome == "rating":
+        aim, spread = 0.0, MODEL["residual_sd"]["rating"]
+    else:
+        aim = float(arm.eta[0])
+    for _ in range(n):
+        if outcome == "rating":
+            gradient = bias - rng.normal(aim, spread, len(bias))
+        else:
+            gradient = 1 / (1 + np.exp(-bias)) - (rng.random(len(bias)) < 1 / (1 + np.exp(-aim)))
+        held += gradient**2
+        bias -= RATES["user_bias"] / np.sqrt(held) * gradient
+    known = intervals._known(pairs, arm)
+    said = known.steps(RATES["user_bias"], RATES["start_bias"], float(n), 1.0)[0]
+    assert bias.var() == pytest.approx(said, rel=0.2)
+    assert bias.mean() == pytest.approx(aim, abs=0.05)
+
+
+def test_without_published_rates_the_steps_are_left_out_and_with_them_intervals_are_wider():
+    plain, told = Planted(), Planted(model={**MODEL, "rates": RATES})
+    for do in (Do(shown=True), Do(shown=True, position=2)):
+        narrow, wide = (contrast(p.pairs("click"), do).interval for p in (plain, told))
+        assert (wide[1] - wide[0] > narrow[1] - narrow[0]).all()
+    pairs = told.pairs("click")
+    # what the user's factors get wrong is in both arms, and cancels where the arms are the same
+    both = intervals._match(pairs, (shown(pairs), np.ones(5)), (shown(pairs), -np.ones(5)))
+    alone = intervals._match(pairs, (shown(pairs), np.ones(5)))
+    of_items = 2 * (alone - intervals._match(pairs, (shown(pairs), np.zeros(5))))
+    assert (both < of_items).all() and (both > 0).all()

@@ -149,7 +149,7 @@ def test_effects_of_showing_are_supported_and_their_intervals_hold_the_truth(adv
             low, high = said["interval"]
             assert low < said["effect"] < high
             held.append(low <= planted <= high)
-    assert np.mean(held) >= 0.5  # they leave out the error of the match (docs/causal.md)
+    assert np.mean(held) >= 0.9
 
 
 def test_the_average_effect_is_the_planted_one(adversarial, http):

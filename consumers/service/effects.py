@@ -39,8 +39,8 @@ ASSUMED = {
     " model has no path from attributes to popularity or position: both are held",
     "within": "what moved the number of an item did not move its outcome in another way; the slope"
     " is that of the mean user, found within items, and the user's own part is the learner's",
-    "interval": "model-based: from how often user, item and values were seen, without the error of"
-    " the factors' match",
+    "interval": "model-based: from how often user, item and values were seen, and from what the"
+    " learner's steps leave; without the error of position, popularity and confounder",
     "paths": "and from the regression of the outcome on its paths, linear on the outcome's scale",
     "average": "the average effect over the windows that the policy chose holds for this item",
     "individual": "what was left to chance stays the same in both worlds",

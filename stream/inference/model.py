@@ -1,7 +1,7 @@
 """What the trainer says of its model, as the formulas need it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -63,6 +63,18 @@ class PathFit:
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """How fast the learner's own parts move: rates and first accumulators of its Adagrad."""
+
+    user_bias: float
+    item_bias: float
+    user_factor: float
+    item_factor: float
+    start_bias: float
+    start_factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class SlopeFit:
     """Slopes of items' numbers on the link scale, found within items, and their covariance."""
 
@@ -89,6 +101,7 @@ class Model:
     fits: Mapping[str, PathFit]
     slopes: Mapping[str, SlopeFit]  # of the outcomes for which enough was told
     mean_user: Floats  # (D,) the mean user's factors
+    rates: Rates | None
     max_links: int
 
     @property
@@ -146,6 +159,7 @@ def parse(model: Mapping[str, Any]) -> Model:
         fits={n: _fit(v) for n, v in (model.get("paths") or {}).items() if v.get("covariance")},
         slopes={n: _slopes(v) for n, v in (model.get("slopes") or {}).items() if v.get("open")},
         mean_user=np.asarray(model.get("mean_user") or np.zeros(int(model["factors"])), float),
+        rates=_rates(model.get("rates")),
         max_links=int(model.get("max_links") or 2**31),
     )
 
@@ -169,6 +183,12 @@ def _average(said: Mapping[str, Any]) -> Average:
 
 def _fit(said: Mapping[str, Any]) -> PathFit:
     return PathFit(tuple(said["names"]), np.asarray(said["covariance"], float))
+
+
+def _rates(said: Mapping[str, float] | None) -> Rates | None:
+    if said is None:
+        return None
+    return Rates(**{field.name: float(said[field.name]) for field in fields(Rates)})
 
 
 def _slopes(said: Mapping[str, Any]) -> SlopeFit:

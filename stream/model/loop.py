@@ -373,9 +373,10 @@ def learn(
                 item_bits[i, ai.controls] += np.uint32(1)
             c = Y + o
             own = items[i, ai.bias + c]
-            tie = rates[TIE] * (own - (b[0, o] - (b[0, c] - own)))
+            tie = rates[TIE] / (one + rates[TIE] * np.float32(item_bits[i, ai.controls]))
+            pull = tie * (own - (b[0, o] - (b[0, c] - own)))
             step_bias(users, u, au, c, off, rates[LR_UB], zero)
-            step_bias(items, i, ai, c, off + tie, rates[LR_IB], zero)
+            step_bias(items, i, ai, c, off + pull, rates[LR_IB], zero)
             for k in range(nu):
                 f = user_links[u, k] - 1
                 x = share(features, f, af, user_values[u, k], wu)
@@ -386,7 +387,7 @@ def learn(
                 step_bias(features, f, af, c, off * x, rates[LR_FB], zero)
             for d in range(D):
                 tied = items[i, ai.control + d] - items[i, ai.vector + d]
-                grad_i[d] = off * gu[d] + rates[TIE] * tied
+                grad_i[d] = off * gu[d] + tie * tied
             step_vector(
                 items, i, ai.control, ai.control_sum, grad_i, square(grad_i), one, rates[LR_IF],
                 zero,

@@ -482,8 +482,9 @@ class Waves:
             self._add(0, o, sc.WEIGHT_NEW + 1, torch.ones_like(label))
         value = packed[item, at.bias + column]
         tied = i.bias[k].gather(1, o[:, None])[:, 0] - folded.gather(1, o[:, None])[:, 0]
-        g_item = off + config.tie * (value - tied)
-        grad = off[:, None] * u.vector[k] + config.tie * (
+        tie = config.tie / (1 + config.tie * self.item.bits[item, at.controls].float())
+        g_item = off + tie * (value - tied)
+        grad = off[:, None] * u.vector[k] + tie[:, None] * (
             packed[item, at.control : at.control + at.D] - packed[item, own_vector]
         )
         users, items, features = Steps(self.user), Steps(self.item), Steps(self.feature)
