@@ -779,7 +779,7 @@ def test_a_wave_holds_each_user_once_and_users_keep_their_order(users: list[int]
 
 
 def test_new_vectors_have_the_configured_spread_and_no_mean() -> None:
-    at = layout("item", 32, 8, 2)
+    at = layout("item", 32, 8, 2, averaged=True)
     table = np.zeros((4000, at.width), np.float32)
     start = np.array([4.0, 0.4, 0.05, 0.03, 0.1], np.float32)
     kernels.ensure(table, np.arange(4000, dtype=np.int32), at, loop.ITEM, np.uint64(7), start)

@@ -4,7 +4,7 @@ A row is one piece of 64-byte-aligned memory, so that an event touches few cache
 
     vector D | expo E | bias C | bias_sum C | vector_sum | expo_sum | events | exposures | controls
     items:      control D | control_sum | heat | heat_s | usual Y | rest Y | outcomes Y
-    items, attribute values: mean D | mean_bias Y
+    items, attribute values, where averages are served: mean D | mean_bias Y
     attribute values: center | inverse
 
 `*_sum` are the accumulators of row-wise Adagrad; `events, exposures, controls, heat_s, outcomes`
@@ -50,7 +50,9 @@ class Layout(NamedTuple):
     width: int
 
 
-def layout(part: Part, factors: int, exposure_factors: int, outcomes: int) -> Layout:
+def layout(
+    part: Part, factors: int, exposure_factors: int, outcomes: int, averaged: bool = False
+) -> Layout:
     """Return the layout of that kind of row, its width padded to whole cache lines."""
     biases = 3 * outcomes + HEADS
     sizes = {
@@ -60,7 +62,7 @@ def layout(part: Part, factors: int, exposure_factors: int, outcomes: int) -> La
     if part == "item":
         sizes |= {"control": factors, "control_sum": 1, "heat": 1, "heat_s": 1,
                   "usual": outcomes, "rest": outcomes, "outcomes": outcomes}  # fmt: skip
-    if part != "user":
+    if part != "user" and averaged:
         sizes |= {"mean": factors, "mean_bias": outcomes}
     if part == "feature":
         sizes |= {"center": 1, "inverse": 1}

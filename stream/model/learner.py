@@ -38,7 +38,7 @@ from stream.model.tables import Table
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # of the saved state
+VERSION = 3  # of the saved state
 MEAN_OF = 1_024  # users whose mean stands for that of all
 SLOPE_MOVES = 0.02  # from one step to the next: all items are written again
 
@@ -104,7 +104,7 @@ class Learner:
         self.seed = seed
         self.compiled, self.device = choose(config)
         torch.set_num_threads(1)  # the trainer's other core belongs to fetching and Redis
-        sizes = (c.factors, c.exposure_factors, len(c.outcomes))
+        sizes = (c.factors, c.exposure_factors, len(c.outcomes), c.average > 0)
         self.user = Table(c.max_users, layout("user", *sizes), self.device)
         self.item = Table(c.max_items, layout("item", *sizes), self.device)
         self.feature = Table(c.max_features, layout("feature", *sizes), self.device)
@@ -242,7 +242,7 @@ class Learner:
                 for first, size in (
                     (at_f.vector, at_f.D),
                     (at_f.expo, at_f.E),
-                    (at_f.mean, at_f.D),
+                    *([(at_f.mean, at_f.D)] if at_f.mean >= 0 else []),
                 ):
                     self.feature.packed[at, first : first + size] = 0
             if is_slope(name):
@@ -279,10 +279,8 @@ class Learner:
         at = self.feature.layout
         row = self.feature.packed[feature]
         ratio = scale * float(row[at.inverse])
-        for first, size in (
-            (at.vector, at.D), (at.expo, at.E), (at.bias, at.C), (at.mean, at.D),
-            (at.mean_bias, at.Y),
-        ):  # fmt: skip
+        means = [(at.mean, at.D), (at.mean_bias, at.Y)] if at.mean >= 0 else []
+        for first, size in ((at.vector, at.D), (at.expo, at.E), (at.bias, at.C), *means):
             row[first : first + size] *= ratio
         row[at.center], row[at.inverse] = center, 1.0 / scale
 
@@ -462,7 +460,7 @@ class Learner:
             raise Inconsistent(
                 "the saved model has another shape or seed than the configuration: "
                 f"{state['shape'].tolist()} against {self._shape().tolist()} "
-                "(version, factors, exposure factors, outcomes, links, history, seed)",
+                "(version, factors, exposure factors, outcomes, links, history, seed, averages)",
                 "go back to the settings it was saved with, or start from an empty folder",
             )
         self._check_room(state)
@@ -501,7 +499,7 @@ class Learner:
         c = self.config
         return np.array(
             [VERSION, c.factors, c.exposure_factors, len(c.outcomes), c.max_links, c.history,
-             self.seed], np.int64,
+             self.seed, c.average > 0], np.int64,
         )  # fmt: skip
 
     def _check_room(self, state: Mapping[str, NDArray[Any]]) -> None:
