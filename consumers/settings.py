@@ -190,8 +190,13 @@ class Model(Section, frozen=True, kw_only=True):
     rating_min: Annotated[float, described("Lowest rating; a lower one is a bad event.")] = 1.0
     rating_max: Annotated[float, described("Highest rating; a higher one is a bad event.")] = 5.0
     exposure_factors: Annotated[
-        Annotated[int, Meta(ge=1, le=256)], described("Length of the exposure vectors.")
-    ] = 32
+        Annotated[int, Meta(ge=1, le=256)],
+        described("Length of the exposure vectors: what lasts in who is shown what."),
+    ] = 16
+    session_factors: Annotated[
+        Annotated[int, Meta(ge=0, le=256)],
+        described("Length of the session vectors: what goes with the items just chosen; 0: none."),
+    ] = 16
     without: Annotated[
         str,
         described(

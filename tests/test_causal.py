@@ -29,6 +29,7 @@ from stream.worlds import (
 CONFIG = ModelConfig(
     factors=8,
     exposure_factors=8,
+    session_factors=8,
     half_life_s=1e12,  # the worlds' popularity does not decay
     max_users=1_000,
     max_items=1_000,
@@ -266,7 +267,7 @@ def error_of_ratings(world, **more):
 
 
 def test_ratings_of_what_was_chosen_do_not_stand_for_all():
-    """All paths together leave less than half of the error of plain means.
+    """All paths together leave less than a third of the error of plain means.
 
     Vectors alone do much of it, for they know users by taste, so the paths must also leave less
     than the same model does without them. What they add is above all the confounder path's.
@@ -277,8 +278,8 @@ def test_ratings_of_what_was_chosen_do_not_stand_for_all():
         for name in ("mean_rating", "mean_rating_of_the_rated")
     )
     corrected = error_of_ratings(world)
-    assert corrected < 0.5 * abs(rated - planted).mean()
-    assert corrected < 0.9 * error_of_ratings(world, paths=Paths(*[False] * len(fields(Paths))))
+    assert corrected < 0.33 * abs(rated - planted).mean()
+    assert corrected < 0.6 * error_of_ratings(world, paths=Paths(*[False] * len(fields(Paths))))
 
 
 def test_weights_alone_correct_what_an_additive_model_gets_wrong():
@@ -292,7 +293,7 @@ def test_weights_alone_correct_what_an_additive_model_gets_wrong():
     plain = error_of_ratings(
         world, **ADDITIVE, paths=Paths(weights=False, robust=False, confounder=False)
     )
-    assert weights < 0.95 * plain
+    assert weights < 0.9 * plain
 
 
 def test_a_price_changed_by_an_event_moves_the_rating_by_the_planted_slope():

@@ -15,7 +15,12 @@ from stream.model.config import ModelConfig
 from stream.records import RecordBatch
 
 CONFIG = ModelConfig(
-    factors=8, exposure_factors=4, max_users=1_000, max_items=1_000, max_features=1_000
+    factors=8,
+    exposure_factors=4,
+    session_factors=4,
+    max_users=1_000,
+    max_items=1_000,
+    max_features=1_000,
 )
 JOIN = JoinConfig(window_s=20, open_max=1_000, pending_max=1_000, closed_max=1_000)
 ROOMY = {"window": 500, "join": JOIN}

@@ -30,8 +30,8 @@ needs_gpu = pytest.mark.skipif(
 )
 
 SMALL = ModelConfig(
-    factors=8, exposure_factors=4, max_users=64, max_items=64, max_features=64, history=8,
-    max_links=8,
+    factors=8, exposure_factors=4, session_factors=4, max_users=64, max_items=64,
+    max_features=64, history=8, max_links=8,
 )  # fmt: skip
 CLOSED_PATHS = Paths(*[False] * len(astuple(Paths())))
 RATING, CLICK = 0, 1
@@ -107,13 +107,14 @@ def score(learner: Learner, user: int, item: int, outcome: int, shown: bool = Tr
     """Return what a server computes from the served rows and the published model."""
     u, i, model = row(learner, "user", user), row(learner, "item", item), learner.describe()
     Y, D = len(learner.config.outcomes), learner.config.factors
+    E = learner.config.exposure_factors
     at = outcome if shown else Y + outcome
     h = i.vector[0, :D] if shown else i.vector[0, D : 2 * D]
     total = learner.globals()[at] + u.bias[0, at] + i.bias[0, at] + u.vector[0, :D] @ h
     if shown:
         apart = i.bias[0, 2 * Y + 2] - model["popularity_mean"][outcome]
         total += model["kappa"][outcome] * apart
-        total += model["alpha"][outcome] * (u.vector[0, D:] @ i.vector[0, 2 * D :])
+        total += model["alpha"][outcome] * (u.vector[0, D : D + E] @ i.vector[0, 2 * D : 2 * D + E])
     return float(1 / (1 + np.exp(-total)) if outcome == CLICK else total)
 
 
@@ -433,6 +434,62 @@ def test_the_served_rows_score_what_the_learner_expects() -> None:
             assert told.control[0] == pytest.approx(withheld, abs=1e-5)
             asked += 1
     assert asked > 100
+
+
+def in_topics(n: int, users: int = 20, items: int = 20) -> Batch:
+    """Return ratings of users who stay with one of four topics for eight items, by turns."""
+    rng = np.random.default_rng(5)
+    user = np.tile(np.arange(users), n // users).astype(np.int32)
+    topic = np.repeat(rng.integers(0, 4, (n // users // 8 + 1, users)), 8, 0)[: n // users]
+    item = (topic.ravel() * 5 + rng.integers(0, 5, n)).astype(np.int32)
+    return ratings(
+        user, item, np.zeros(n, np.int8), np.full(n, 4, np.float32), np.full(n, items, np.int32),
+        rng.integers(0, 2**63, n).astype(np.uint64), T0 + np.arange(n) * 1000,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("step", ["compiled", "torch"])
+def test_what_was_just_chosen_says_what_is_exposed_next_and_nothing_of_its_outcome(
+    step: str,
+) -> None:
+    config = replace(SMALL, step=step, exposure_factors=8, session_factors=8)
+    with_it, without = Learner(config, 1), Learner(replace(config, session_factors=0), 1)
+    batch = in_topics(8_000)
+    items = np.arange(20, dtype=np.int32)
+    told = []
+    for learner in (with_it, without):
+        for at in range(0, len(batch), 2_000):
+            learner.step(batch.cut(at, at + 2_000))
+        right, outcomes = [], []
+        for user in range(20):
+            topic = user % 4
+            for item in (5 * topic, 5 * topic + 1, 5 * topic + 2):
+                learner.step(one_event(user, item, RATING, 4, Role.FACTUAL, items=20))
+            u, i = row(learner, "user", user), learner.rows("item", items)
+            D = learner.config.factors
+            eta = i.bias[:, 4] + i.vector[:, 2 * D :] @ u.vector[0, D:]
+            right.append(np.isin(np.argsort(-eta)[:5] // 5, topic).mean())
+            outcomes.append([score(learner, user, k, RATING) for k in items])
+        told.append((np.mean(right), np.array(outcomes)))
+    assert told[0][0] >= 0.9 and told[1][0] <= 0.6  # of the topic's five items
+    np.testing.assert_allclose(told[0][1], told[1][1], atol=0.05)
+    assert with_it.describe()["session_factors"] == 8
+    assert with_it.shapes()["user"][1] == without.shapes()["user"][1] + 8
+
+
+def test_a_replay_has_not_the_moment_and_leaves_the_session_alone() -> None:
+    learner = Learner(replace(SMALL, session_factors=8), 1)
+    learner.step(in_topics(400))
+    before = {k: v.copy() for k, v in (("user", learner.user.array), ("item", learner.item.array))}
+    learner.replay(64)
+    for kind, table in (("user", learner.user), ("item", learner.item)):
+        at = table.layout
+        own = slice(at.session, at.session + at.S)
+        assert np.array_equal(before[kind][:20, own], table.array[:20, own])
+        assert not np.array_equal(before[kind][:20], table.array[:20])
+    at = learner.user.layout
+    recent = slice(at.recent, at.recent + at.S)
+    assert np.array_equal(before["user"][:20, recent], learner.user.array[:20, recent])
 
 
 def test_what_is_expected_of_an_outcome_is_as_observed_and_at_its_position() -> None:
@@ -779,7 +836,7 @@ def test_a_wave_holds_each_user_once_and_users_keep_their_order(users: list[int]
 
 
 def test_new_vectors_have_the_configured_spread_and_no_mean() -> None:
-    at = layout("item", 32, 8, 2, averaged=True)
+    at = layout("item", 32, 8, 4, 2, averaged=True)
     table = np.zeros((4000, at.width), np.float32)
     start = np.array([4.0, 0.4, 0.05, 0.03, 0.1], np.float32)
     kernels.ensure(table, np.arange(4000, dtype=np.int32), at, loop.ITEM, np.uint64(7), start)

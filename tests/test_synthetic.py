@@ -23,8 +23,8 @@ WEEK_MS = 604_800_000
 USERS, ITEMS = 12, 40
 LOGIT = np.array([False, True])
 OFF = ModelConfig(
-    factors=8, exposure_factors=4, max_users=64, max_items=64, max_features=64, history=8,
-    max_links=8,
+    factors=8, exposure_factors=4, session_factors=4, max_users=64, max_items=64,
+    max_features=64, history=8, max_links=8,
 )  # fmt: skip
 ON = replace(OFF, synthetic=0.3)
 

@@ -19,7 +19,6 @@ Array = NDArray[Any]
 NEW = 10  # events before which a user or an item counts as new
 POPULAR = 0.2  # the share of items with the most ratings, which count as popular
 TOP = 10
-RANKING_PAIRS = 4  # uniform pairs an event where items are ranked: exposure learns faster
 OBJECTIVES = ("outcome", "consumption", "popularity")
 
 
@@ -140,7 +139,7 @@ def last_liked(stream: Stream) -> NDArray[np.int64]:
 def held_out(stream: Stream, config: ModelConfig, seed: int) -> dict[str, Any]:
     """Return hr10 and ndcg10 of finding each user's last liked item among all unseen ones."""
     held = last_liked(stream)
-    engine = Engine(replace(config, pairs=max(config.pairs, RANKING_PAIRS)), seed)
+    engine = Engine(config, seed)
     feed = Feed(engine)
     feed.learn(stream.without(held))
     learned = np.ones(len(stream.user), bool)

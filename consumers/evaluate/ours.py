@@ -42,6 +42,7 @@ CHOSEN: dict[str, Any] = dict(  # the best of DRAWS, at three digits
     lr_exposure_bias=0.0565,
     start_exposure=0.0722,
     exposure_factors=32,
+    session_factors=0,  # nor has it sessions
     half_life_s=1e9,  # the log has no times
 )
 

@@ -102,6 +102,7 @@ class Model:
     slopes: Mapping[str, SlopeFit]  # of the outcomes for which enough was told
     mean_user: Floats  # (D,) the mean user's factors
     rates: Rates | None
+    lasting: int | None  # exposure factors that the confounder path knows; None: all
     max_links: int
 
     @property
@@ -159,6 +160,9 @@ def parse(model: Mapping[str, Any]) -> Model:
         fits={n: _fit(v) for n, v in (model.get("paths") or {}).items() if v.get("covariance")},
         slopes={n: _slopes(v) for n, v in (model.get("slopes") or {}).items() if v.get("open")},
         mean_user=np.asarray(model.get("mean_user") or np.zeros(int(model["factors"])), float),
+        lasting=int(model["exposure_factors"]) - said
+        if (said := model.get("session_factors"))
+        else None,
         rates=_rates(model.get("rates")),
         max_links=int(model.get("max_links") or 2**31),
     )

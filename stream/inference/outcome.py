@@ -79,7 +79,7 @@ def paths(pairs: Pairs, world: World = AS_IT_IS) -> Paths:
         item=item if world.shift is None else item + world.shift.shown,
         match=pairs.h @ pairs.g,
         popularity=_popularity(pairs, world, nothing),
-        confounder=float(model.alpha[column]) * (pairs.t @ pairs.s) if confounded else nothing,
+        confounder=float(model.alpha[column]) * pairs.lasting if confounded else nothing,
         slope=nothing if world.shift is None else world.shift.slope,
     )
 

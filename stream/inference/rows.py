@@ -13,7 +13,7 @@ Counts = NDArray[np.integer]
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user's row: bias [a Y | a0 Y], vector [g D | s E]."""
+    """A user's row: bias [a Y | a0 Y], vector [g D | s E], s what lasts and the session."""
 
     bias: Floats  # (2Y,)
     vector: Floats  # (D + E,)
@@ -111,6 +111,12 @@ class Pairs:
     def g(self) -> Floats:
         """The user's factors (D,)."""
         return self.user.vector[: self.model.factors]
+
+    @property
+    def lasting(self) -> Floats:
+        """Exposure scores (n,) by the factors that last, the session left out."""
+        width = self.model.lasting
+        return self.t[:, :width] @ self.s[:width]
 
     @property
     def s(self) -> Floats:

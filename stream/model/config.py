@@ -55,7 +55,8 @@ class ModelConfig:
     """
 
     factors: int = 32
-    exposure_factors: int = 32
+    exposure_factors: int = 16  # of what lasts in who is shown what
+    session_factors: int = 16  # of what goes with the items just chosen
     outcomes: tuple[Outcome, ...] = OUTCOMES
     paths: Paths = Paths()
     lr_user_bias: float = 0.38
@@ -69,10 +70,13 @@ class ModelConfig:
     spread_factor: float = 0.015  # standard deviation of a new user's or item's own vector
     spread_feature: float = 0.07  # of a new attribute value's vector
     shrink: float = 0.0  # L2 pull of own rows towards 0, a share of the rate; attributes are free
-    lr_exposure: float = 0.2
+    lr_exposure: float = 0.05
+    lr_session: float = 0.075
     lr_exposure_bias: float = 0.4  # of an item's own: what is shown changes fastest
     start_exposure: float = 0.05
     spread_exposure: float = 0.1
+    session_share: float = 3.0  # of the latest items' mean session vector in a user's own
+    session_items: float = 2.5  # in so many items the memory of that mean falls to 1/e
     pairs: int = 2  # uniform pairs an event is contrasted with
     alpha: float = 0.5  # weights are propensity ** (alpha - 1): 0 corrects in full, 1 not at all
     clip: float = 0.02  # a propensity below it counts as it
@@ -106,8 +110,11 @@ class ModelConfig:
                 raise ValueError(f"model.{name} must be above 0")
         if not self.outcomes or len({o.name for o in self.outcomes}) != len(self.outcomes):
             raise ValueError("model.outcomes must be at least one, with distinct names")
-        if self.pairs < 0:
-            raise ValueError("model.pairs must not be negative")
+        for name in ("pairs", "session_factors", "session_share"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name} must not be negative")
+        if self.session_items < 1:
+            raise ValueError("model.session_items must be at least 1")
         if not 0 < self.clip <= 1:
             raise ValueError("model.clip must be in (0, 1]")
         for name in ("alpha", "robust_share", "average", "tie", "shrink", "synthetic"):

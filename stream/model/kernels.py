@@ -72,12 +72,15 @@ def create(table: Array, row: int, at: Layout, salt: int, seed: np.uint64, start
             table[row, at.mean + d] = table[row, at.vector + d]
     for d in range(at.E):
         table[row, at.expo + d] = normal(mix(base + np.uint64(at.D + d))) * start[4]
+    for d in range(at.S):
+        table[row, at.session + d] = normal(mix(base + np.uint64(at.D + at.E + d))) * start[4]
     for c in range(3 * at.Y):
         table[row, at.bias_sum + c] = start[0]
     for c in range(3 * at.Y, at.C):
         table[row, at.bias_sum + c] = start[2]
     table[row, at.vector_sum] = start[1]
     table[row, at.expo_sum] = start[2]
+    table[row, at.session_sum] = start[2]
     if at.inverse >= 0 and table[row, at.inverse] == 0:
         table[row, at.inverse] = np.float32(1)
 
@@ -110,6 +113,7 @@ def share(features: Array, f: int, af: Layout, value: np.float32, weight: np.flo
 def gather(
     vector: Array,
     expo: Array,
+    session: Array,
     bias: Array,
     table: Array,
     row: int,
@@ -126,6 +130,8 @@ def gather(
         vector[d] = table[row, at.vector + d]
     for d in range(at.E):
         expo[d] = table[row, at.expo + d]
+    for d in range(at.S):
+        session[d] = table[row, at.session + d]
     for c in range(at.C):
         bias[c] = table[row, at.bias + c]
     for k in range(n):
@@ -135,6 +141,8 @@ def gather(
             vector[d] += x * features[f, af.vector + d]
         for d in range(at.E):
             expo[d] += x * features[f, af.expo + d]
+        for d in range(at.S):
+            session[d] += x * features[f, af.session + d]
         for c in range(at.C):
             bias[c] += x * features[f, af.bias + c]
 

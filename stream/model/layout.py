@@ -2,7 +2,9 @@
 
 A row is one piece of 64-byte-aligned memory, so that an event touches few cache lines:
 
-    vector D | expo E | bias C | bias_sum C | vector_sum | expo_sum | events | exposures | controls
+    vector D | expo E | session S | bias C | bias_sum C | vector_sum | expo_sum | session_sum
+             | events | exposures | controls
+    users:   recent S
     items:      control D | control_sum | heat | heat_s | usual Y | rest Y | outcomes Y
     items, attribute values, where averages are served: mean D | mean_bias Y
     attribute values: center | inverse
@@ -24,17 +26,21 @@ class Layout(NamedTuple):
 
     D: int
     E: int
+    S: int
     Y: int
     C: int
     vector: int
     expo: int
+    session: int
     bias: int
     bias_sum: int
     vector_sum: int
     expo_sum: int
+    session_sum: int
     events: int
     exposures: int
     controls: int
+    recent: int
     control: int
     control_sum: int
     heat: int
@@ -51,14 +57,22 @@ class Layout(NamedTuple):
 
 
 def layout(
-    part: Part, factors: int, exposure_factors: int, outcomes: int, averaged: bool = False
+    part: Part,
+    factors: int,
+    exposure_factors: int,
+    session_factors: int,
+    outcomes: int,
+    averaged: bool = False,
 ) -> Layout:
     """Return the layout of that kind of row, its width padded to whole cache lines."""
     biases = 3 * outcomes + HEADS
     sizes = {
-        "vector": factors, "expo": exposure_factors, "bias": biases, "bias_sum": biases,
-        "vector_sum": 1, "expo_sum": 1, "events": 1, "exposures": 1, "controls": 1,
+        "vector": factors, "expo": exposure_factors, "session": session_factors,
+        "bias": biases, "bias_sum": biases, "vector_sum": 1, "expo_sum": 1, "session_sum": 1,
+        "events": 1, "exposures": 1, "controls": 1,
     }  # fmt: skip
+    if part == "user":
+        sizes |= {"recent": session_factors}
     if part == "item":
         sizes |= {"control": factors, "control_sum": 1, "heat": 1, "heat_s": 1,
                   "usual": outcomes, "rest": outcomes, "outcomes": outcomes}  # fmt: skip
@@ -71,5 +85,7 @@ def layout(
         starts[name] = at
         at += size
     missing = dict.fromkeys(Layout._fields, -1)
-    shape = {"D": factors, "E": exposure_factors, "Y": outcomes, "C": biases}
+    shape = {
+        "D": factors, "E": exposure_factors, "S": session_factors, "Y": outcomes, "C": biases,
+    }  # fmt: skip
     return Layout(**(missing | shape | starts | {"size": at, "width": -(-at // LINE) * LINE}))

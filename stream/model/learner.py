@@ -16,7 +16,7 @@ from stream.model import loop, waves
 from stream.model.config import ModelConfig
 from stream.model.features import Kind, is_slope, links_of
 from stream.model.kernels import ensure
-from stream.model.layout import Layout, layout
+from stream.model.layout import HEADS, Layout, layout
 from stream.model.links import NUMBERS, Features, Links, gather_numbers
 from stream.model.replay import Replay
 from stream.model.scalars import (
@@ -58,12 +58,12 @@ class Update:
 class Rows:
     """Rows as they are served: attributes are folded in, so a score is a sum and a product.
 
-    users     bias [a Y | a0 Y]                           vector [g D | s E]
-    items     bias [c Y | c0 Y | m H | q | has_control]   vector [h D | h0 D | t E]
+    users     bias [a Y | a0 Y]                           vector [g D | s E + S]
+    items     bias [c Y | c0 Y | m H | q | has_control]   vector [h D | h0 D | t E + S]
     """
 
     bias: NDArray[np.float32]  # (n, user 2Y, item 2Y + H + 2)
-    vector: NDArray[np.float32]  # (n, user D + E, item 2D + E)
+    vector: NDArray[np.float32]  # (n, user D + E + S, item 2D + E + S)
     events: NDArray[np.uint32]  # (n,)
     exposures: NDArray[np.uint32]  # (n,) closed windows
     controls: NDArray[np.uint32]  # (n,) closed windows without showing
@@ -104,7 +104,9 @@ class Learner:
         self.seed = seed
         self.compiled, self.device = choose(config)
         torch.set_num_threads(1)  # the trainer's other core belongs to fetching and Redis
-        sizes = (c.factors, c.exposure_factors, len(c.outcomes), c.average > 0)
+        sizes = (
+            c.factors, c.exposure_factors, c.session_factors, len(c.outcomes), c.average > 0,
+        )  # fmt: skip
         self.user = Table(c.max_users, layout("user", *sizes), self.device)
         self.item = Table(c.max_items, layout("item", *sizes), self.device)
         self.feature = Table(c.max_features, layout("feature", *sizes), self.device)
@@ -125,7 +127,8 @@ class Learner:
                 c.lr_user_bias, c.lr_user_factor, c.lr_item_bias, c.lr_item_factor,
                 c.lr_feature_bias, c.lr_feature_factor, c.lr_exposure, c.shrink, c.average,
                 c.alpha, c.clip, c.robust_share, c.tie, c.half_life_s, c.mix, c.start_factor,
-                c.lr_exposure_bias, c.synthetic,
+                c.lr_exposure_bias, c.synthetic, c.lr_session, c.session_share,
+                1.0 / c.session_items,
             ],
             np.float32,
         )  # fmt: skip
@@ -242,6 +245,7 @@ class Learner:
                 for first, size in (
                     (at_f.vector, at_f.D),
                     (at_f.expo, at_f.E),
+                    (at_f.session, at_f.S),
                     *([(at_f.mean, at_f.D)] if at_f.mean >= 0 else []),
                 ):
                     self.feature.packed[at, first : first + size] = 0
@@ -280,7 +284,8 @@ class Learner:
         row = self.feature.packed[feature]
         ratio = scale * float(row[at.inverse])
         means = [(at.mean, at.D), (at.mean_bias, at.Y)] if at.mean >= 0 else []
-        for first, size in ((at.vector, at.D), (at.expo, at.E), (at.bias, at.C), *means):
+        parts = ((at.vector, at.D), (at.expo, at.E), (at.session, at.S), (at.bias, at.C))
+        for first, size in (*parts, *means):
             row[first : first + size] *= ratio
         row[at.center], row[at.inverse] = center, 1.0 / scale
 
@@ -288,7 +293,7 @@ class Learner:
         """Return rows as they are served; a row never touched is zeros, and stays so."""
         table, at = self.table(kind), self.table(kind).layout
         n, known = len(rows), rows < table.used
-        vector, expo = np.zeros((n, at.D), np.float32), np.zeros((n, at.E), np.float32)
+        vector, expo = np.zeros((n, at.D), np.float32), np.zeros((n, at.E + at.S), np.float32)
         bias = np.zeros((n, at.C), np.float32)
         packed = np.zeros((n, at.width), np.float32)
         if known.any():
@@ -332,28 +337,34 @@ class Learner:
         at = self.item.layout
         heads = at.C - 3 * at.Y
         return {
-            "user": (2 * at.Y, at.D + at.E),
-            "item": (2 * at.Y + heads + 2, 2 * at.D + at.E),
+            "user": (2 * at.Y, at.D + at.E + at.S),
+            "item": (2 * at.Y + heads + 2, 2 * at.D + at.E + at.S),
             "feature": (2 * at.Y + heads + 4, at.D),
         }
 
     def _serve(self, kind: Kind, rows: NDArray[np.int32]) -> tuple[NDArray[np.float32], ...]:
         table, at = self.table(kind), self.table(kind).layout
         n = len(rows)
-        vector, expo = np.empty((n, at.D), np.float32), np.empty((n, at.E), np.float32)
+        vector, expo = np.empty((n, at.D), np.float32), np.empty((n, at.E + at.S), np.float32)
         bias = np.empty((n, at.C), np.float32)
         links = self.links[kind]
         if self.compiled:
             loop.serve(
                 rows, table.array, at, self.feature.array, self.feature.layout, links.rows,
-                links.values, self.config.average > 0, vector, expo, bias,
+                links.values, self.config.average > 0, np.float32(self.config.session_share),
+                vector, expo, bias,
             )  # fmt: skip
             return vector, expo, bias
         at_rows = torch.from_numpy(rows).long().to(self.device)
         side = waves.compose(
             table, self.feature, self._near(kind), at_rows, self.config.average > 0
         )
-        return tuple(x.cpu().numpy() for x in (side.vector, side.expo, side.bias))
+        session = side.session
+        if kind == "user":
+            recent = table.packed[at_rows, at.recent : at.recent + at.S]
+            session = session + self.config.session_share * recent
+        parts = (side.vector, torch.cat([side.expo, session], 1), side.bias)
+        return tuple(x.cpu().numpy() for x in parts)
 
     def _level(self, bias: NDArray[np.float32], packed: NDArray[np.float32]) -> None:
         """Take out of the items' biases what their usual popularity adds to them.
@@ -410,9 +421,11 @@ class Learner:
     def describe(self) -> dict[str, Any]:
         """Return the global terms as they are published with the model."""
         s, c = self.scalars, self.config
+        head = s.head[HEADS:]  # with the session: as it is served
         told = 1 + max(np.flatnonzero(s.place[:, T_INFO]), default=0)
         return {
-            "exposure_factors": c.exposure_factors,
+            "exposure_factors": c.exposure_factors + c.session_factors,
+            "session_factors": c.session_factors,
             "rows": {kind: list(shape) for kind, shape in self.shapes().items()},
             "max_links": c.max_links,
             "rates": {
@@ -428,9 +441,9 @@ class Learner:
             "alpha": (s.outcome[:, SLOPE + 1] * s.outcome[:, GATE] * c.paths.confounder).tolist(),
             "theta": s.place[:told, THETA].tolist(),
             "exposure": {
-                "scale": (s.head[:, SCALE] * (s.head[:, EXPOSED] > 0)).tolist(),
+                "scale": (head[:, SCALE] * (head[:, EXPOSED] > 0)).tolist(),
                 "shift": (
-                    s.head[:, SHIFT] + np.log(np.maximum(s.head[:, SHARE] * c.pairs, 1e-30))
+                    head[:, SHIFT] + np.log(np.maximum(head[:, SHARE] * c.pairs, 1e-30))
                 ).tolist(),
                 "clip": c.clip,
             },
@@ -460,7 +473,8 @@ class Learner:
             raise Inconsistent(
                 "the saved model has another shape or seed than the configuration: "
                 f"{state['shape'].tolist()} against {self._shape().tolist()} "
-                "(version, factors, exposure factors, outcomes, links, history, seed, averages)",
+                "(version, factors, exposure factors, session factors, outcomes, links, history, "
+                "seed, averages)",
                 "go back to the settings it was saved with, or start from an empty folder",
             )
         self._check_room(state)
@@ -498,8 +512,8 @@ class Learner:
     def _shape(self) -> NDArray[np.int64]:
         c = self.config
         return np.array(
-            [VERSION, c.factors, c.exposure_factors, len(c.outcomes), c.max_links, c.history,
-             self.seed, c.average > 0], np.int64,
+            [VERSION, c.factors, c.exposure_factors, c.session_factors, len(c.outcomes),
+             c.max_links, c.history, self.seed, c.average > 0], np.int64,
         )  # fmt: skip
 
     def _check_room(self, state: Mapping[str, NDArray[Any]]) -> None:

@@ -11,6 +11,10 @@ h0_i = q0_i and the same attributes.
 Exposure: eta = m_i + s_u . t_i, fitted by noise-contrastive estimation (Gutmann & Hyvarinen 2010)
 of what was exposed against uniform pairs; pi = 1 - exp(-rate), rate = rho n exp(A eta + B), with
 rho the share of pairs exposed and n the uniform pairs an event, calibrated online (Platt 1999).
+This is what lasts, and what weights and the confounder path know. What goes with the moment is
+fitted on top of it, eta + (x_u + share r_u) . x_i, r_u a running mean of the latest items' x_i, as
+in models of item similarity (FISM, Kabbur, Ning and Karypis, KDD 2013); it has a calibration of its
+own, and serves consumption alone.
 
 The loss of one interaction is self-normalised and doubly robust (StableDR, Li et al. 2023):
 
@@ -22,8 +26,8 @@ Adagrad (Duchi et al. 2011), one accumulator a vector (row-wise, as in Mudigere 
 
 Nothing here looks beyond its interaction, so how a stream is cut into batches cannot matter.
 
-Alphabet: D factors, E exposure factors, Y outcomes, C biases; o an outcome, h an exposure head;
-j an interaction, p a uniform pair, k a link, f a feature row.
+Alphabet: D factors, E exposure factors, S session factors, Y outcomes, C biases; o an outcome, h an
+exposure head; j an interaction, p a uniform pair, k a link, f a feature row.
 """
 
 import numpy as np
@@ -43,7 +47,7 @@ from stream.model.kernels import (
     step_bias,
     step_vector,
 )
-from stream.model.layout import Layout
+from stream.model.layout import HEADS, Layout
 from stream.roles import SYNTHETIC, Role
 
 SAMPLE = 8  # one in so many interactions tells the regression of the paths
@@ -52,8 +56,8 @@ USER, ITEM, FEATURE = 0, 1, 2  # the salt of a new row's vector
 # the rates, one float32 array
 (
     LR_UB, LR_UF, LR_IB, LR_IF, LR_FB, LR_FF, LR_E, SHRINK, KEEP, ALPHA, CLIP, ROBUST, TIE,
-    HALF_LIFE, MIX, START, LR_EB, IMAGINED,
-) = range(18)  # fmt: skip
+    HALF_LIFE, MIX, START, LR_EB, IMAGINED, LR_S, SESSION, RECENT,
+) = range(21)  # fmt: skip
 # the open paths, one bool array
 EXPOSURE, WEIGHTS, DOUBLY, POPULARITY, POSITION, CONFOUNDER, CONTROL_PATH = range(7)
 FACTUAL, EXPOSED, CONTROL = int(Role.FACTUAL), int(Role.EXPOSED), int(Role.CONTROL)
@@ -137,7 +141,7 @@ def learn(
     SAMPLEth interaction `terms` (B, 6) holds the terms of the score, behind a 1; of the others
     the user's alone.
     """
-    D, E, Y, C = au.D, au.E, au.Y, au.C
+    D, E, S, Y, C = au.D, au.E, au.S, au.Y, au.C
     P = pair.shape[1]
     one, zero = np.float32(1), np.float32(0)
     tiny, flat = np.float32(1e-6), np.float32(0.01)
@@ -147,6 +151,9 @@ def learn(
         np.empty((1 + P, D), np.float32), np.empty((1 + P, E), np.float32),
         np.empty((1 + P, C), np.float32),
     )  # fmt: skip
+    xu, x_ = np.empty(S, np.float32), np.empty((1 + P, S), np.float32)
+    grad_xu, grad_x = np.empty(S, np.float32), np.empty(S, np.float32)
+    contrast_x = np.empty(1 + P, np.float32)
     grad_u, grad_s = np.empty(D, np.float32), np.empty(E, np.float32)
     grad_i, grad_t = np.empty(D, np.float32), np.empty(E, np.float32)
     error, contrast = np.empty(1 + P, np.float32), np.empty(1 + P, np.float32)
@@ -155,7 +162,7 @@ def learn(
     user_bits, item_bits = users.view(np.uint32), items.view(np.uint32)
     feature_bits = features.view(np.uint32)
     shrink, keep = rates[SHRINK], rates[KEEP]
-    le = rates[LR_E]
+    le, ls = rates[LR_E], rates[LR_S]
     averaged = keep > 0
     for j in range(user.size):
         u, i, o, r = user[j], item[j], outcome[j], role[j]
@@ -170,9 +177,9 @@ def learn(
         nu, ni = linked(user_links, u), linked(item_links, i)
         wu = one / np.sqrt(np.float32(max(nu, 1)))
         count_links[0], weight_links[0] = ni, one / np.sqrt(np.float32(max(ni, 1)))
-        gather(gu, su, bu, users, u, au, features, af, user_links, user_values, nu, wu)
+        gather(gu, su, xu, bu, users, u, au, features, af, user_links, user_values, nu, wu)
         gather(
-            g[0], s[0], b[0], items, i, ai, features, af, item_links, item_values, ni,
+            g[0], s[0], x_[0], b[0], items, i, ai, features, af, item_links, item_values, ni,
             weight_links[0],
         )  # fmt: skip
         base, base0 = np.float32(so[o, sc.BASE]), np.float32(so[o, sc.BASE + 1])
@@ -223,13 +230,17 @@ def learn(
                 count_links[1 + p] = n
                 weight_links[1 + p] = one / np.sqrt(np.float32(max(n, 1)))
                 gather(
-                    g[1 + p], s[1 + p], b[1 + p], items, other, ai, features, af,
+                    g[1 + p], s[1 + p], x_[1 + p], b[1 + p], items, other, ai, features, af,
                     item_links, item_values, n, weight_links[1 + p],
                 )  # fmt: skip
         exposing = on[EXPOSURE] and r != CORRECTION and P > 0 and pair[j, 0] >= 0
         eta[0] = b[0, ce] + z
+        within = exposing and live and S > 0  # a replay has not the moment
+        if within:
+            for d in range(S):
+                xu[d] += rates[SESSION] * users[u, au.recent + d]
         for p in range(1 + P):
-            contrast[p] = zero
+            contrast[p] = contrast_x[p] = zero
         if exposing:
             contrast[0] = sigmoid(eta[0]) - one
             for p in range(1, 1 + P):
@@ -237,15 +248,14 @@ def learn(
                 contrast[p] = sigmoid(eta[p])
             if live:
                 for p in range(1 + P):
-                    raised = np.float64(eta[p])
-                    chance = 1.0 / (1.0 + np.exp(-(sh[h, sc.SCALE] * raised + sh[h, sc.SHIFT])))
-                    off, v = chance - (0.0 if p else 1.0), chance * (1.0 - chance)
-                    sh[h, sc.S_A] += off * raised
-                    sh[h, sc.S_B] += off
-                    sh[h, sc.N_AA] += v * raised * raised
-                    sh[h, sc.N_AB] += v * raised
-                    sh[h, sc.N_BB] += v
+                    aim = one if p == 0 else zero
+                    sc.calibrate(sh, h, eta[p], aim)
+                    whole = eta[p] + product(xu, x_[p]) if within else eta[p]
+                    if within:
+                        contrast_x[p] = sigmoid(whole) - aim
+                    sc.calibrate(sh, HEADS + h, whole, aim)
                 sh[h, sc.EXPOSED_NEW] += 1.0
+                sh[HEADS + h, sc.EXPOSED_NEW] += 1.0
 
         # what comes of it
         for p in range(1 + P):
@@ -398,6 +408,8 @@ def learn(
             grad_u[d] = (m * error[0] + (one - m) * miss) * g[0, d]
         for d in range(E):
             grad_s[d] = contrast[0] * s[0, d]
+        for d in range(S):
+            grad_xu[d] = contrast_x[0] * x_[0, d]
         far_error = error[0]
         for p in range(1, 1 + P):
             if error[p] != 0:
@@ -407,14 +419,19 @@ def learn(
             if contrast[p] != 0:
                 for d in range(E):
                     grad_s[d] += contrast[p] * s[p, d]
+            if within:
+                for d in range(S):
+                    grad_xu[d] += contrast_x[p] * x_[p, d]
         if treated:
             size = square(grad_u)
             step_vector(users, u, au.vector, au.vector_sum, grad_u, size, one, rates[LR_UF], shrink)
             step_bias(users, u, au, o, far_error, rates[LR_UB], shrink)
             step_bias(users, u, au, 2 * Y + o, miss, rates[LR_UB], shrink)
-        size_e = square(grad_s)
+        size_e, size_x = square(grad_s), square(grad_xu)
         if exposing:
             step_vector(users, u, au.expo, au.expo_sum, grad_s, size_e, one, le, shrink)
+        if within:
+            step_vector(users, u, au.session, au.session_sum, grad_xu, size_x, one, ls, shrink)
         for k in range(nu):
             f = user_links[u, k] - 1
             x = share(features, f, af, user_values[u, k], wu)
@@ -426,6 +443,8 @@ def learn(
                 step_bias(features, f, af, 2 * Y + o, miss * x, rates[LR_FB], zero)
             if exposing:
                 step_vector(features, f, af.expo, af.expo_sum, grad_s, size_e, x, le, zero)
+            if within:
+                step_vector(features, f, af.session, af.session_sum, grad_xu, size_x, x, ls, zero)
         for p in range(1 + P):
             other = i if p == 0 else pair[j, p - 1]
             if other < 0:
@@ -446,6 +465,13 @@ def learn(
                 size_e = square(grad_t)
                 step_vector(items, other, ai.expo, ai.expo_sum, grad_t, size_e, one, le, shrink)
                 step_bias(items, other, ai, ce, contrast[p], rates[LR_EB], zero)
+            if within:
+                for d in range(S):
+                    grad_x[d] = contrast_x[p] * xu[d]
+                size_x = square(grad_x)
+                step_vector(
+                    items, other, ai.session, ai.session_sum, grad_x, size_x, one, ls, shrink
+                )
             if p == 0 and treated:
                 step_bias(items, other, ai, 2 * Y + o, miss, rates[LR_IB], shrink)
             if averaged and valued:
@@ -461,6 +487,10 @@ def learn(
                 if shown:
                     step_vector(features, f, af.expo, af.expo_sum, grad_t, size_e, x, le, zero)
                     step_bias(features, f, af, ce, contrast[p] * x, le, zero)
+                if within:
+                    step_vector(
+                        features, f, af.session, af.session_sum, grad_x, size_x, x, ls, zero
+                    )
                 if p == 0 and treated:
                     step_bias(features, f, af, 2 * Y + o, miss * x, rates[LR_FB], zero)
                 if live and p == 0 and treated:
@@ -474,6 +504,9 @@ def learn(
                     feature_bits[f, af.events] += np.uint32(1)
                 if averaged:
                     average(features, feature_bits, f, af, keep)
+        if live and counts[j]:
+            for d in range(S):
+                users[u, au.recent + d] += rates[RECENT] * (x_[0, d] - users[u, au.recent + d])
         if live:
             sn[sc.STEPS] += 1
             if sc.border(sn[sc.STEPS]):
@@ -483,9 +516,13 @@ def learn(
 @compiled
 def serve(
     rows: Array, table: Array, at: Layout, features: Array, af: Layout, links: Array,
-    values: Array, averaged: bool, vector: Array, expo: Array, bias: Array,
+    values: Array, averaged: bool, share_recent: np.float32, vector: Array, expo: Array,
+    bias: Array,
 ) -> None:  # fmt: skip
-    """Write the rows as they are served: own parts and attributes', means where there are any."""
+    """Write the rows as they are served: own parts and attributes', means where there are any.
+
+    `expo` (n, E + S): what lasts, then the session, to which a user's has its recent items added.
+    """
     means = averaged and at.mean >= 0
     first = at.mean if means else at.vector
     first_f = af.mean if means else af.vector
@@ -497,6 +534,10 @@ def serve(
             vector[j, d] = table[row, first + d]
         for d in range(at.E):
             expo[j, d] = table[row, at.expo + d]
+        for d in range(at.S):
+            expo[j, at.E + d] = table[row, at.session + d]
+            if at.recent >= 0:
+                expo[j, at.E + d] += share_recent * table[row, at.recent + d]
         for c in range(at.C):
             bias[j, c] = table[row, at.bias + c]
         if means:
@@ -509,6 +550,8 @@ def serve(
                 vector[j, d] += x * features[f, first_f + d]
             for d in range(at.E):
                 expo[j, d] += x * features[f, af.expo + d]
+            for d in range(at.S):
+                expo[j, at.E + d] += x * features[f, af.session + d]
             for c in range(at.C):
                 at_c = af.mean_bias + c if means and c < at.Y else af.bias + c
                 bias[j, c] += x * features[f, at_c]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.model.config import Outcome
-from stream.model.kernels import Array, compiled
+from stream.model.kernels import Array, compiled, inlined
 from stream.model.layout import HEADS
 
 BLOCK = 1024
@@ -53,6 +53,19 @@ def border(steps: int) -> bool:
     if steps >= BLOCK:
         return steps % BLOCK == 0
     return steps & (steps - 1) == 0
+
+
+@inlined
+def calibrate(h: Array, k: int, eta: np.float32, aim: np.float32) -> None:
+    """Add an exposure score to the pending sums of its calibration; aim 1 exposed, 0 uniform."""
+    raised = np.float64(eta)
+    chance = 1.0 / (1.0 + np.exp(-(h[k, SCALE] * raised + h[k, SHIFT])))
+    off, v = chance - aim, chance * (1.0 - chance)
+    h[k, S_A] += off * raised
+    h[k, S_B] += off
+    h[k, N_AA] += v * raised * raised
+    h[k, N_AB] += v * raised
+    h[k, N_BB] += v
 
 
 @compiled
@@ -156,7 +169,7 @@ class Scalars:
         self.outcome[:, LOGIT] = [o.link == "logit" for o in outcomes]
         for row in self.outcome:
             rebase(row)
-        self.head = np.zeros((HEADS, HEAD_COLUMNS))
+        self.head = np.zeros((2 * HEADS, HEAD_COLUMNS))  # without the session, then with it
         self.head[:, SCALE] = 1.0
         self.place = np.zeros((PLACES, 5))
         self.place[:, PHI] = 2.0

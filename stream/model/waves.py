@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stream.model import scalars as sc
 from stream.model.config import ModelConfig
+from stream.model.layout import HEADS
 from stream.model.loop import SAMPLE, TERMS
 from stream.model.scalars import Scalars
 from stream.model.tables import Table
@@ -52,6 +53,7 @@ class Side:
     rows: Tensor  # (n,)
     vector: Tensor  # (n, D)
     expo: Tensor  # (n, E)
+    session: Tensor  # (n, S)
     bias: Tensor  # (n, C)
     owner: Tensor  # (m,) which row a link belongs to
     linked: Tensor  # (m,) rows of the feature table
@@ -81,7 +83,8 @@ def compose(
     if averaged:
         bias = torch.cat([part("mean_bias", at.Y, "mean_bias"), bias[:, at.Y :]], 1)
     vector = part("vector", at.D, "mean" if averaged else "")
-    return Side(rows, vector, part("expo", at.E), bias, owner, linked, x)
+    expo, session = part("expo", at.E), part("session", at.S)
+    return Side(rows, vector, expo, session, bias, owner, linked, x)
 
 
 class Steps:
@@ -320,10 +323,18 @@ class Waves:
         eta_far = far.bias.gather(1, ce[owner][:, None])[:, 0] + (u.expo[owner] * far.expo).sum(1)
         contrast = torch.where(shown, torch.sigmoid(eta) - 1, 0.0)
         contrast_far = torch.where(shown[owner], torch.sigmoid(eta_far), 0.0)
-        if self.live and P:
-            self._calibrate(h, eta, shown, 1.0)
-            self._calibrate(h[owner], eta_far, shown[owner], 0.0)
-            self._add(1, h, sc.EXPOSED_NEW, shown)
+        within = self.live and P > 0  # a replay has not the moment
+        if within:
+            recent = self.user.packed[user, au.recent : au.recent + au.S]
+            moment = u.session + config.session_share * recent
+            whole = eta + (moment * i.session).sum(1)
+            whole_far = eta_far + (moment[owner] * far.session).sum(1)
+            contrast_x = torch.where(shown, torch.sigmoid(whole) - 1, 0.0)
+            contrast_x_far = torch.where(shown[owner], torch.sigmoid(whole_far), 0.0)
+            for k, near, far_ in ((0, eta, eta_far), (HEADS, whole, whole_far)):
+                self._calibrate(k + h, near, shown, 1.0)
+                self._calibrate(k + h[owner], far_, shown[owner], 0.0)
+                self._add(1, k + h, sc.EXPOSED_NEW, shown)
 
         # what comes of it
         made = role == SYNTHETIC
@@ -407,14 +418,26 @@ class Waves:
             for column, value, there in biases:
                 items.bias(column[there], side.rows[there], value[there])
             self._attributes(features, side, grad_i, grad_t, ok, seen, biases)
-        lr = config.lr_exposure
-        shrink = {au.vector: config.shrink, au.expo: config.shrink}
-        users.take({au.vector: config.lr_user_factor, au.expo: lr}, self.lr_user, shrink,
-                   self.shrink)  # fmt: skip
-        items.take({at.vector: config.lr_item_factor, at.expo: lr}, self.lr_item, shrink,
-                   self.shrink)  # fmt: skip
-        features.take({au.vector: config.lr_feature_factor, au.expo: lr}, self.lr_feature,
-                      {au.vector: 0.0, au.expo: 0.0}, self.free)  # fmt: skip
+        if within:
+            self._session(
+                (users, items, features), (u, i, far), moment, shown, owner, contrast_x,
+                contrast_x_far,
+            )  # fmt: skip
+        if self.live:
+            took, latest = counts & learns, slice(au.recent, au.recent + au.S)
+            held = self.user.packed[user[took], latest]
+            self.user.packed[user[took], latest] = (
+                held + (i.session[took] - held) / config.session_items
+            )
+        # the three parts begin at the same columns in rows of every kind
+        rates = {at.expo: config.lr_exposure, at.session: config.lr_session}
+        for steps, lr_factor, lr_bias, pull, pull_bias in (
+            (users, config.lr_user_factor, self.lr_user, config.shrink, self.shrink),
+            (items, config.lr_item_factor, self.lr_item, config.shrink, self.shrink),
+            (features, config.lr_feature_factor, self.lr_feature, 0.0, self.free),
+        ):
+            pulls = dict.fromkeys((at.vector, at.expo, at.session), pull)
+            steps.take({at.vector: lr_factor} | rates, lr_bias, pulls, pull_bias)
         if self.live:
             told = torch.cat([u.linked[treated[u.owner]], i.linked[treated[i.owner]]])
             self._bump(self.feature, told, self.feature.layout.events,
@@ -429,6 +452,32 @@ class Waves:
         if self.live:
             terms[:, 1] = bias_u * treated
         return prediction, control, terms
+
+    def _session(
+        self,
+        steps: tuple[Steps, Steps, Steps],
+        sides: tuple[Side, Side, Side],
+        moment: Tensor,
+        shown: Tensor,
+        owner: Tensor,
+        contrast: Tensor,
+        contrast_far: Tensor,
+    ) -> None:
+        """Hand on the gradients of the session's scores: of users, items, pairs and attributes."""
+        (users, items, features), (u, i, far) = steps, sides
+        af = self.feature.layout
+        grad = (contrast[:, None] * i.session).index_add(
+            0, owner, contrast_far[:, None] * far.session
+        )
+        for own, side, g, there in (
+            (users, u, grad, shown),
+            (items, i, contrast[:, None] * moment, shown),
+            (items, far, contrast_far[:, None] * moment[owner], shown[owner]),
+        ):
+            at, t = own.table.layout, there[side.owner]
+            own.vector(at.session, at.S, at.session_sum, side.rows[there], g[there])
+            behind = (g[side.owner] * side.x[:, None])[t]
+            features.vector(af.session, af.S, af.session_sum, side.linked[t], behind)
 
     def _attributes(
         self,
