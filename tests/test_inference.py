@@ -10,7 +10,7 @@ import pytest
 
 from consumers.service.choice import number
 from consumers.service.linked import Linked, Read, attribute_of
-from stream.inference import abduction, attributes, intervals, support
+from stream.inference import abduction, attributes, intervals, noise, support
 from stream.inference.do import Do, consumed, contrast
 from stream.inference.effect import showing
 from stream.inference.explain import Part, explain
@@ -494,8 +494,8 @@ def test_intervals_of_biases_that_were_shrunk_cover_the_truth(mine, theirs):
     rng, sd, trials = np.random.default_rng(1), 0.5, 4_000
     estimates = []
     for count, prior in (
-        (mine, intervals.USER_EVENTS),
-        (theirs, intervals.ITEM_EVENTS),
+        (mine, noise.USER_EVENTS),
+        (theirs, noise.ITEM_EVENTS),
     ):
         truth = rng.normal(0, sd / math.sqrt(prior), trials)
         total = count * truth + rng.normal(0, sd * math.sqrt(count), trials)
@@ -613,7 +613,7 @@ def test_what_steps_leave_of_a_bias_is_as_wide_as_the_interval_says(outcome):
             gradient = 1 / (1 + np.exp(-bias)) - (rng.random(len(bias)) < 1 / (1 + np.exp(-aim)))
         held += gradient**2
         bias -= RATES["user_bias"] / np.sqrt(held) * gradient
-    known = intervals._known(pairs, arm)
+    known = noise.known_of(pairs, arm)
     said = known.steps(RATES["user_bias"], RATES["start_bias"], float(n), 1.0)[0]
     assert bias.var() == pytest.approx(said, rel=0.2)
     assert bias.mean() == pytest.approx(aim, abs=0.05)
@@ -626,7 +626,7 @@ def test_without_published_rates_the_steps_are_left_out_and_with_them_intervals_
         assert (wide[1] - wide[0] > narrow[1] - narrow[0]).all()
     pairs = told.pairs("click")
     # what the user's factors get wrong is in both arms, and cancels where the arms are the same
-    both = intervals._match(pairs, (shown(pairs), np.ones(5)), (shown(pairs), -np.ones(5)))
-    alone = intervals._match(pairs, (shown(pairs), np.ones(5)))
-    of_items = 2 * (alone - intervals._match(pairs, (shown(pairs), np.zeros(5))))
+    both = noise.match(pairs, (shown(pairs), np.ones(5)), (shown(pairs), -np.ones(5)))
+    alone = noise.match(pairs, (shown(pairs), np.ones(5)))
+    of_items = 2 * (alone - noise.match(pairs, (shown(pairs), np.zeros(5))))
     assert (both < of_items).all() and (both > 0).all()
