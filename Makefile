@@ -15,6 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[playground,dev]'
 	$(BIN)/pip install --quiet --no-deps $(DATA)
+	$(BIN)/counterflow compile
 	touch $(STAMP)
 
 demo: install

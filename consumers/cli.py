@@ -118,5 +118,6 @@ def parser() -> argparse.ArgumentParser:
     measured = sub.add_parser("evaluate", help="measure the model on data with known answers")
     measured.set_defaults(run=commands.evaluate)
     evaluate.arguments(measured, common)
+    command("compile", commands.compile_kernels, "compile the kernels now, not at the first start")
     command("doctor", commands.doctor, "check Kafka, the topics, Redis and the snapshot folder")
     return top

@@ -86,8 +86,11 @@ class Publisher:
         stamp = self._stamp()
         self._write(stamp, {"user": self._rows("user", users), "item": self._rows("item", items)})
 
-    def changed(self, learned: Learned) -> None:
-        """What the poll changed is in Redis after the call, and what it removed is gone."""
+    def change(self, learned: Learned) -> Callable[[], object]:
+        """Return what writes the poll's change to Redis, and takes out what it removed.
+
+        It holds all that it writes, so the engine may go on learning; it may be called again.
+        """
         stamp = self._stamp()
         rows: dict[Kind, Named] = {
             "user": self._rows("user", learned.users),
@@ -108,8 +111,10 @@ class Publisher:
         found = [row for row in map(self._engine.items.find, told) if row is not None]
         told |= self._titles(np.array(found, np.int32))
         left = list(removed["user"])
-        marks = self._marked(learned, left, stamp)
-        self._write(stamp, rows, meta=told, unseen=left, then=marks)
+        globals_, marks = self._globals(), self._marking(learned, left, stamp)
+        return lambda: self._vectors.write(
+            stamp, rows, globals_=globals_, meta=told, unseen=left, then=marks()
+        )
 
     def describe(self) -> None:
         """The servers can read what the model is after the call."""
@@ -127,8 +132,11 @@ class Publisher:
 
     def _write(self, stamp: bytes, rows: Mapping[Kind, Named], **more: Any) -> None:
         if any(ids for ids, _ in rows.values()) or any(more.values()):
-            globals_ = self._engine.learner.globals().astype("<f4").tobytes()
+            globals_ = self._globals()
             self._hold(lambda: self._vectors.write(stamp, rows, globals_=globals_, **more))
+
+    def _globals(self) -> bytes:
+        return self._engine.learner.globals().astype("<f4").tobytes()
 
     def _stamp(self) -> bytes:
         self.sequence += 1
@@ -172,16 +180,25 @@ class Publisher:
         rows, entries = self._engine.catalog.of(items)
         return dict(zip(self._engine.items.ids(rows), entries, strict=True))
 
-    def _marked(self, learned: Learned, left: list[bytes], stamp: bytes) -> list[bytes]:
-        """Commands by which what was learned leaves the lists of its users."""
-        if self._seen is None or not learned.learned:
-            return []
+    def _marking(
+        self, learned: Learned, left: list[bytes], stamp: bytes
+    ) -> Callable[[], list[bytes]]:
+        """Return what makes the commands by which what was learned leaves its users' lists."""
+        seen = self._seen
+        if seen is None or not learned.learned:
+            return list
         again = [row for row in map(self._engine.users.find, left) if row is not None]
         stays = ~np.isin(learned.user, again) if again else slice(None)
-        rows, packed = group(learned.user[stays], learned.item[stays], self._items())
-        marks = dict(zip(self._engine.users.ids(rows), packed, strict=True))
+        user, item = learned.user[stays], learned.item[stays]
         returned = self._restored(np.array(again, np.int32), stamp)
-        return [*self._seen.commands("add", marks, stamp), *returned]
+        items, users = self._items(), self._engine.users  # both only ever grow
+
+        def marks() -> list[bytes]:
+            rows, packed = group(user, item, items)
+            named = dict(zip(users.ids(rows), packed, strict=True))
+            return [*seen.commands("add", named, stamp), *returned]
+
+        return marks
 
     def _restored(self, users: Rows, stamp: bytes) -> list[bytes]:
         """Commands by which the users' lists hold all that the learner remembers of them."""

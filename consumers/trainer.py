@@ -1,7 +1,8 @@
 """The trainer's loop: poll, learn, write, and now and then make it safe.
 
-One thread learns and writes; a second one saves snapshots. When Redis, the disk or the dead-letter
-topic is away, the loop holds its place and tries again: nothing is polled meanwhile, nothing lost.
+One thread learns and writes; a second one saves snapshots, and with a backlog a third one writes
+(behind.py). When Redis, the disk or the dead-letter topic is away, the loop holds its place and
+tries again: nothing is learned meanwhile, nothing lost.
 """
 
 import gc
@@ -12,6 +13,10 @@ from functools import partial
 from threading import Event
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from consumers.behind import Behind
 from consumers.checkpoint import Checkpoint, Positions, pack_positions, unpack_positions
 from consumers.kafka import DeadLetters, KafkaSource, Sink
 from consumers.metrics import TrainerMetrics
@@ -26,6 +31,7 @@ from stream.records import RecordBatch
 log = logging.getLogger("counterflow.trainer")
 
 FRESHNESS = 2_000  # newest observations kept as they are, for the summary's quantiles
+BACKLOG = 4_096  # records of a poll from which on its rows are written while the next is learned
 REPLAYED = 512  # interactions learned again in one turn: less than a millisecond
 OWED_MAX = 65_536
 
@@ -69,6 +75,7 @@ class Trainer:
         self.freshness_s: deque[float] = deque(maxlen=FRESHNESS)
         hold = partial(self._until_done, "redis")
         self.publisher = Publisher(engine, vectors, seen, model or {}, hold, ttl_s)
+        self._behind = Behind(hold, clock)
         self._clock = clock
         self._interval_s = interval_s
         self._checkpoint = Checkpoint(snapshots, self._commit, metrics, clock)
@@ -125,14 +132,19 @@ class Trainer:
     # one turn ------------------------------------------------------------------------------------
 
     def turn(self, timeout_s: float = 0.05) -> int:
-        """Everything polled is learned and in Redis after the call; returns the records polled."""
+        """What was polled is learned after the call; returns how many records that were.
+
+        It is in Redis too, or with a backlog on its way.
+        """
         batches = self.source.poll(timeout_s)
         if batches:
             if self.first_poll_s is None:
                 self.first_poll_s = self._clock()
             self._learn(batches)
-        elif self._owed:
-            self._learn_again()
+        else:
+            self._behind.finish()
+            if self._owed:
+                self._learn_again()
         self._upkeep()
         return sum(b.count for b in batches)
 
@@ -142,12 +154,17 @@ class Trainer:
         self.metrics.step_duration_seconds.observe(self._clock() - start)
         if learned.bad:
             self._bury(batches, learned)
-        self.publisher.changed(learned)
-        self.last_write_s = self._clock()
+        backlog = sum(batch.count for batch in batches) >= BACKLOG
+        write = self._behind.begin if backlog else self._behind.now
+        write(self.publisher.change(learned), partial(self._written, learned.kafka_ts_ms))
         self._dirty = True
         self._count(learned)
-        if learned.learned:
-            freshness_s = self.last_write_s - learned.kafka_ts_ms / 1e3
+
+    def _written(self, kafka_ts_ms: NDArray[np.int64], at_s: float) -> None:
+        """The poll's change is in Redis since `at_s`."""
+        self.last_write_s = at_s
+        if len(kafka_ts_ms):
+            freshness_s = at_s - kafka_ts_ms / 1e3
             self.metrics.freshness_seconds.observe(freshness_s)
             self.freshness_s.extend(freshness_s[-FRESHNESS:].tolist())
 
@@ -202,6 +219,7 @@ class Trainer:
             if self._dirty and now - self._saved_s >= self._interval_s:
                 self._begin_save()
         if now - self._refreshed_s >= 1.0:
+            self._behind.finish()
             self.source.discover()
             if self.vectors.lost:
                 log.warning("Redis has forgotten the model; all of it is written again")
@@ -222,6 +240,7 @@ class Trainer:
                     self.metrics.loss.labels(outcome=outcome, kind=kind).set(value)
 
     def _begin_save(self) -> None:
+        self._behind.finish()
         positions = self.source.positions()
         meta = {
             "identity": self.source.identity(),
@@ -276,6 +295,7 @@ class Trainer:
         """
         while not self.stop.is_set() and not _reached(self.source.positions(), ends):
             self.turn()
+        self._behind.finish()
         if close_windows and not self.stop.is_set():
             self.publisher.moved(*self.engine.close_windows())
             self._dirty = True
@@ -285,6 +305,7 @@ class Trainer:
 
     def close(self) -> None:
         """The thread, the clients and the lock are released after the call."""
+        self._behind.close()
         self._checkpoint.close()
         self.source.close()
         self.sink.close()

@@ -211,7 +211,7 @@ class Engine:
         value = (
             b'{"event_id":"w","ts_ms":1,"user_id":"u","item_id":"i","value":%g}' % self._scale[0]
         )
-        item = b'{"event_id":"w","ts_ms":1,"item_id":"i","attributes":{"a":"b"}}'
+        item = b'{"event_id":"w","ts_ms":1,"item_id":"i","attributes":{"a":"b","n":1}}'
         shown = b'{"event_id":"w","ts_ms":1,"impression_id":"s","user_id":"u","item_id":"i"}'
         for kind, record in (
             ("item", item), ("rating", value), ("impression", shown), ("click", value),

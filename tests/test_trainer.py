@@ -15,15 +15,16 @@ import orjson
 import pytest
 from prometheus_client import CollectorRegistry
 
+import consumers.trainer
 from consumers import build, settings, topics
 from consumers.kafka import KafkaSource, Outgoing, Sink
-from model_store.codec import shapes
+from model_store.codec import STAMP, shapes
 from model_store.keys import keys
 from model_store.reader import Reader
 from model_store.seen import unpack
 from model_store.vectors import RedisVectors
 from stream.careful import parse
-from stream.errors import BadEvent
+from stream.errors import BadEvent, Unavailable
 
 KILLS = int(os.environ.get("COUNTERFLOW_TEST_KILLS", "4"))
 T0 = 1_700_000_000_000
@@ -107,6 +108,12 @@ def place(broker, prefix, redis_url, tmp_path):
     return Place(broker, prefix, redis_url, tmp_path / "snapshots")
 
 
+@pytest.fixture(params=[consumers.trainer.BACKLOG, 1], ids=["now", "behind"])
+def backlog(request, monkeypatch):
+    """Each poll is written before the next is learned, or while it is."""
+    monkeypatch.setattr(consumers.trainer, "BACKLOG", request.param)
+
+
 def seen(place, user):
     """What leaves the lists of this user."""
     (key,) = keys(place.prefix, "seen", [user.encode()])
@@ -159,6 +166,7 @@ def crash_at(trainer, arrow):
     setattr(owner, name, through)
 
 
+@pytest.mark.usefixtures("backlog")
 @pytest.mark.parametrize("arrow", ARROWS)
 def test_a_crash_at_any_arrow_repeats_work_and_loses_none(place, arrow):
     sent = ratings(300)
@@ -175,6 +183,34 @@ def test_a_crash_at_any_arrow_repeats_work_and_loses_none(place, arrow):
     last = place.learn_all()
     assert place.counts() == expected(sent)
     assert last.engine.progressive.figures("rating")["count"] == 300
+
+
+@pytest.mark.usefixtures("backlog")
+def test_what_redis_refuses_is_written_again_before_anything_later(place):
+    place.send(ratings(60))
+    trainer, stamps = place.trainer(), []
+    real, refusals = trainer.vectors.write, iter([True, False, True, True])
+
+    def write(stamp, *args, **kwargs):
+        if next(refusals, False):
+            raise Unavailable("Redis is away", retry_after_s=0.01)
+        stamps.append(STAMP.unpack(stamp))
+        return real(stamp, *args, **kwargs)
+
+    trainer.vectors.write = write
+    try:
+        trainer.start()
+        for batch in (ratings(60, seed=1, start=60), ratings(60, seed=2, start=120)):
+            trainer.run_until(trainer.source.ends())
+            assert trainer.last_write_s is not None
+            place.send(batch)
+        trainer.run_until(trainer.source.ends())
+    finally:
+        trainer.close()
+    assert stamps == sorted(stamps)
+    every = [*ratings(60), *ratings(60, seed=1, start=60), *ratings(60, seed=2, start=120)]
+    assert place.counts() == expected(every)
+    assert len(trainer.freshness_s) == trainer.learned == 180
 
 
 def test_every_bad_record_is_a_dead_letter_and_every_good_one_is_learned(place):
@@ -258,6 +294,7 @@ def test_rows_lost_by_redis_are_written_again_at_the_start(place):
     assert place.counts() == expected(ratings(40))
 
 
+@pytest.mark.usefixtures("backlog")
 def test_rows_lost_while_it_runs_are_all_written_again_within_seconds(place):
     place.send(ratings(40))
     trainer, wait = place.trainer(), Event()
@@ -308,6 +345,7 @@ def item(id_, title):
     return "item", id_.encode(), orjson.dumps(body)
 
 
+@pytest.mark.usefixtures("backlog")
 def test_who_is_removed_and_returns_keeps_nothing_from_before(place):
     place.send([*ratings(40), item("3", "Old")])
     trainer = place.trainer()

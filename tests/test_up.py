@@ -160,3 +160,12 @@ def test_a_posted_rating_is_in_the_next_answer_as_soon_as_it_is_learned(tmp_path
         rate("mine", "u", "i4", 5.0)
         until(lambda: listed("u") == (True, ["i3", "i2", "i1", "i0"]))
         assert summary(process)["events"] == 6
+
+
+def test_what_is_compiled_once_is_loaded_at_the_next_start():
+    for _ in range(2):
+        said = subprocess.run(
+            [sys.executable, "-m", "consumers", "compile", "--json"],
+            stdout=subprocess.PIPE, check=True,
+        ).stdout  # fmt: skip
+    assert orjson.loads(said)["seconds"] < 10  # a minute where nothing is kept

@@ -247,13 +247,16 @@ def learn(
                 eta[p] = b[p, ce] + product(su, s[p])
                 contrast[p] = sigmoid(eta[p])
             if live:
+                calibrates = sn[sc.STEPS] < sc.BLOCK or sn[sc.STEPS] % sc.CALIBRATES == 0
                 for p in range(1 + P):
                     aim = one if p == 0 else zero
-                    sc.calibrate(sh, h, eta[p], aim)
-                    whole = eta[p] + product(xu, x_[p]) if within else eta[p]
+                    whole = eta[p]
                     if within:
+                        whole += product(xu, x_[p])
                         contrast_x[p] = sigmoid(whole) - aim
-                    sc.calibrate(sh, HEADS + h, whole, aim)
+                    if calibrates:
+                        sc.calibrate(sh, h, eta[p], aim)
+                        sc.calibrate(sh, HEADS + h, whole, aim)
                 sh[h, sc.EXPOSED_NEW] += 1.0
                 sh[HEADS + h, sc.EXPOSED_NEW] += 1.0
 

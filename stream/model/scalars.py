@@ -44,6 +44,7 @@ PRIOR_SLOPE = 10.0  # information that a slope of 0 is worth
 PRIOR_PLACE = 5.0
 CLEAR = 4.0  # standard errors at which the popularity path opens
 PRIOR_SCALE = 100.0
+CALIBRATES = 4  # one in so many exposures calibrates, once a block is over: it takes two exps
 GATE_OPENS = 2_000  # interactions before the confounder path may open
 
 

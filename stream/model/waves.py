@@ -200,8 +200,10 @@ class Waves:
         role = columns["role"]
         steps = int(self.scalars.count[sc.STEPS])
         learns = (role != Role.PREDICT) & (role != Role.CLOSED)
-        sampled = learns & ((steps + np.cumsum(learns) - 1) % SAMPLE == 0) & self.live
-        columns = columns | {"sampled": sampled}
+        step = steps + np.cumsum(learns) - 1  # how many were learned before
+        sampled = learns & (step % SAMPLE == 0) & self.live
+        calibrates = (step < sc.BLOCK) | (step % sc.CALIBRATES == 0)
+        columns = columns | {"sampled": sampled, "calibrates": calibrates}
         cuts = blocks(role, steps) if self.live else [0, n]
         for start, stop in pairwise(cuts):
             s = self.scalars
@@ -331,9 +333,10 @@ class Waves:
             whole_far = eta_far + (moment[owner] * far.session).sum(1)
             contrast_x = torch.where(shown, torch.sigmoid(whole) - 1, 0.0)
             contrast_x_far = torch.where(shown[owner], torch.sigmoid(whole_far), 0.0)
+            told = shown & c["calibrates"]
             for k, near, far_ in ((0, eta, eta_far), (HEADS, whole, whole_far)):
-                self._calibrate(k + h, near, shown, 1.0)
-                self._calibrate(k + h[owner], far_, shown[owner], 0.0)
+                self._calibrate(k + h, near, told, 1.0)
+                self._calibrate(k + h[owner], far_, told[owner], 0.0)
                 self._add(1, k + h, sc.EXPOSED_NEW, shown)
 
         # what comes of it
