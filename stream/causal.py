@@ -1,18 +1,20 @@
 """What outcomes and closed windows say of paths, effects and policies; nothing learns from it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream.batch import Batch
-from stream.effects import AverageEffect, OffPolicy, PathRegression, Slopes
+from stream.effects import AverageEffect, OffPolicy, PathRegression, Slopes, Waiting
 from stream.join import Closed
 from stream.model.config import Outcome
 from stream.model.links import NUMBERS
 from stream.model.loop import TERMS
 from stream.roles import Role
+
+Numbers = Callable[[NDArray[np.int32]], NDArray[np.float32] | None]  # of items (n,) as of now
 
 
 class Causal:
@@ -25,34 +27,49 @@ class Causal:
         self.effects = {name: AverageEffect() for name in names}
         self.paths = {name: PathRegression(TERMS) for name in names}
         self.slopes = {o.name: Slopes(o.link == "logit", items, NUMBERS) for o in outcomes}
+        self.waiting = Waiting(items, NUMBERS)
+        self._logit = np.array([o.link == "logit" for o in outcomes])
         self.greedy = OffPolicy()
         self._expected = np.zeros(2)  # sum and count of predictions, for the constant in DR
         self._clicks = np.zeros(3)  # shown windows with a prediction: expected, observed, count
 
     def regress(
-        self, batch: Batch, terms: NDArray[np.float32], numbers: NDArray[np.float32] | None
+        self, outcome: NDArray[np.int8], label: NDArray[np.float32], terms: NDArray[np.float32]
     ) -> None:
-        """The outcomes are in the regressions on their scores' terms and on numbers after the call.
-
-        Of terms (B, 6) those that were sampled; numbers (B, N) of the items then, or None.
-        """
+        """The sampled outcomes are in the regression on their scores' terms after the call."""
         sampled = terms[:, 0] > 0
+        for o, fit in enumerate(self.paths.values()):
+            mine = sampled & (outcome == o)
+            if mine.any():
+                fit.update(terms[mine], label[mine])
+
+    def follow(self, batch: Batch, terms: NDArray[np.float32], now: Numbers) -> None:
+        """The outcomes wait to be told with their items' numbers after the call, then those due.
+
+        Of clicks those at the first place, where examination is certain.
+        """
         told = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
-        for o, (fit, slopes) in enumerate(
-            zip(self.paths.values(), self.slopes.values(), strict=True)
-        ):
-            mine = batch.outcome == o
-            some = sampled & mine
-            if some.any():
-                fit.update(terms[some], batch.label[some])
-            if numbers is None:
-                continue
-            # of clicks those at the first place, where examination is certain
-            clear = told & mine & ((batch.position <= 1) if slopes.logit else True)
-            slopes.update(batch.item[clear], batch.label[clear], terms[clear, 1], numbers[clear])
+        told &= ~self._logit[batch.outcome] | (batch.position <= 1)
+        columns = {name: getattr(batch, name)[told] for name in ("item", "outcome", "label")}
+        columns |= {"user": terms[told, 1], "ts_ms": batch.ts_ms[told]}
+        self._slope(self.waiting.add(columns), now)
+
+    def settle(self, now: Numbers) -> None:
+        """No outcome waits any more after the call."""
+        self._slope(self.waiting.all(), now)
+
+    def _slope(self, due: Mapping[str, NDArray[Any]], now: Numbers) -> None:
+        numbers = now(due["item"]) if len(due["item"]) else None
+        if numbers is None:
+            return
+        x = self.waiting.as_of(due, numbers)
+        for o, slopes in enumerate(self.slopes.values()):
+            mine = due["outcome"] == o
+            slopes.update(due["item"][mine], due["label"][mine], due["user"][mine], x[mine])
 
     def forget(self, item: int) -> None:
         """What was usual for that item is not known after the call."""
+        self.waiting.forget(item)
         for slopes in self.slopes.values():
             slopes.forget(item)
 
@@ -129,6 +146,7 @@ class Causal:
         state = {f"greedy.{k}": v for k, v in self.greedy.state().items()}
         for name, fit in self.paths.items():
             state |= {f"path.{name}.{k}": v for k, v in fit.state().items()}
+        state |= {f"waiting.{k}": v for k, v in self.waiting.state().items()}
         for name, slopes in self.slopes.items():
             state |= {f"slope.{name}.{k}": v for k, v in slopes.state().items()}
         for name, effect in self.effects.items():
@@ -144,6 +162,8 @@ class Causal:
         self.greedy.load(part("greedy."))
         for name, fit in self.paths.items():
             fit.load(part(f"path.{name}."))
+        if held := part("waiting."):
+            self.waiting.load(held)
         for name, slopes in self.slopes.items():
             if held := part(f"slope.{name}."):  # snapshots of before know none
                 slopes.load(held)

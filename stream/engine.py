@@ -4,7 +4,7 @@ Pure: the same batches in the same order give the same state, bit for bit with t
 however the polls are cut. Everything a restart needs is in `state()`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -147,6 +147,7 @@ class Engine:
         place = np.array([self.joiner.watermark_ms or 0], np.uint64)
         batch = self._collate(joined, place, np.array([len(self.items)], np.int32))
         users, items, _ = self._step(joined, batch, [(len(batch), [])], None, None, None)
+        self.causal.settle(self.learner.numbers)
         return _union(users), _union(items)
 
     def _step(
@@ -164,14 +165,8 @@ class Engine:
         treated = np.full(len(batch), np.nan, np.float32)
         control = np.full(len(batch), np.nan, np.float32)
         terms = np.zeros((len(batch), len(TERMS)), np.float32)
-        numbers: NDArray[np.float32] | None = None  # of the items as of each interaction
         begin = 0
         for stop, events in turns:
-            now = self.learner.numbers(batch.item[begin:stop])
-            if now is not None:
-                if numbers is None:
-                    numbers = np.full((len(batch), now.shape[1]), np.nan, np.float32)
-                numbers[begin:stop] = now
             for at in range(begin, stop, self.batch_max):
                 end = min(at + self.batch_max, stop)
                 part = batch.cut(at, end)
@@ -180,6 +175,8 @@ class Engine:
                 changed_items.append(update.items)
                 treated[at:end], control[at:end] = update.prediction, update.control
                 terms[at:end] = update.terms
+                if self.learner.features.numbers:
+                    self.causal.follow(part, update.terms, self.learner.numbers)
                 if self.config.synthetic > 0:  # what it was expected to give goes to nobody
                     made = self.learner.imagine(part, update)
                     changed.append(made.users)
@@ -187,13 +184,14 @@ class Engine:
             begin = stop
             for event in events:
                 assert user is not None and item is not None and decoded is not None
-                rows = self._attribute(event, user, item)
+                ts_ms = int(decoded.ts_ms[event.index])
+                rows = self._attribute(event, user, item, ts_ms)
                 (changed if KINDS[decoded.kind[event.index]] == "user" else changed_items).append(
                     rows
                 )
         self.joiner.note(joined, treated, control)
         self.causal.update(joined.closed, treated, control)
-        self.causal.regress(batch, terms, numbers)
+        self.causal.regress(batch.outcome, batch.label, terms)
         outcome = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
         if not outcome.any():
             return changed, changed_items, []
@@ -325,7 +323,11 @@ class Engine:
         return turns
 
     def _attribute(
-        self, event: AttributeEvent, user: NDArray[np.int32], item: NDArray[np.int32]
+        self,
+        event: AttributeEvent,
+        user: NDArray[np.int32],
+        item: NDArray[np.int32],
+        ts_ms: int,
     ) -> NDArray[np.int32]:
         kind: Kind = "user" if event.kind == "user" else "item"
         rows = user if kind == "user" else item
@@ -341,10 +343,20 @@ class Engine:
             if kind == "item":
                 self.causal.forget(row)
         else:
-            self.learner.set_attributes(kind, row, event.attributes)
+            self._describe(kind, row, event.attributes, ts_ms)
         if kind == "item":
             self.catalog.put(row, event.title, event.attributes)
         return np.array([row], np.int32)
+
+    def _describe(self, kind: Kind, row: int, attributes: Mapping[str, Any], ts_ms: int) -> None:
+        """The row has these attributes, and it is remembered until when it had other numbers."""
+        at = np.array([row], np.int32)
+        before = self.learner.numbers(at) if kind == "item" else None
+        self.learner.set_attributes(kind, row, attributes)
+        if before is not None and np.isfinite(before).any():
+            after = self.learner.numbers(at)
+            if after is None or not np.array_equal(before, after, equal_nan=True):
+                self.causal.waiting.supersede(row, ts_ms, before[0])
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return copies of everything learned, as flat names."""

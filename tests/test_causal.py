@@ -1,6 +1,7 @@
 """The engine in worlds whose answers are known: from events as bytes to what it would recommend."""
 
 from dataclasses import fields, replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -14,6 +15,7 @@ from stream.inference.model import parse
 from stream.inference.outcome import AS_IT_IS, shown
 from stream.inference.rows import Items, Pairs, User
 from stream.model.config import ModelConfig, Paths
+from stream.testing import cuts_do_not_matter, restarts_do_not_matter
 from stream.worlds import (
     Adversarial,
     ChangePoint,
@@ -312,7 +314,9 @@ def test_the_price_slopes_interval_is_told_and_covers_the_planted_one():
     held = 0
     for seed in range(100):
         world = PriceEffects(seed=seed)
-        told = learned(world.events(3_000)).model()["slopes"]["rating"]
+        engine = learned(world.events(3_000))
+        engine.close_windows()  # outcomes do not wait any longer for what their prices were
+        told = engine.model()["slopes"]["rating"]
         low, high = told["interval"][0]
         held += low <= world.beta <= high
         assert told["open"] and told["names"] == ["price"]
@@ -320,6 +324,34 @@ def test_the_price_slopes_interval_is_told_and_covers_the_planted_one():
     assert held >= 88  # of 100 at 95 %, once in a thousand less
     told = learned(PriceEffects(seed=1).events(100_000)).model()["slopes"]["rating"]
     assert told["beta"][0] == pytest.approx(world.beta, rel=0.05)
+
+
+def test_a_price_that_is_told_after_its_outcomes_is_the_price_they_had():
+    """A backlog interleaves items and ratings by whole batches: prices come four blocks late."""
+    world = PriceEffects(seed=3)
+    kinds = {"item": [], "rating": []}
+    for event in world.events(40_000):
+        kinds[event.kind].append(event)
+    late, per_block = [], 1_000
+    blocks = -(-len(kinds["rating"]) // per_block)
+    for n in range(blocks + 4):
+        late += kinds["rating"][n * per_block : (n + 1) * per_block]
+        late += kinds["item"][(n - 4) * world.items : (n - 3) * world.items] if n >= 4 else []
+    engine = learned(kinds["item"][: world.items] + late)
+    engine.close_windows()
+    low, high = engine.model()["slopes"]["rating"]["interval"][0]
+    assert low < world.beta < high
+    assert high - low < 0.01
+
+
+def test_slopes_do_not_depend_on_cuts_nor_on_restarts():
+    batches = list(record_batches(PriceEffects(seed=2).events(12_000)))
+    make = partial(Engine, CONFIG, 1)
+    cuts_do_not_matter(make, make, batches, [1, 5, 6, len(batches) // 2, len(batches) - 3])
+    third = len(batches) // 3
+    restarts_do_not_matter(
+        make, (batches[:third], batches[third : 2 * third], batches[2 * third :])
+    )
 
 
 def priced(engine, world, items, by):

@@ -6,8 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from stream.effects import Slopes
+from stream.effects import Slopes, Waiting
 from stream.effects.slopes import OPENS
+from stream.effects.waiting import WAITS
 
 SEEDS = 1_000
 ITEMS, NUMBERS, BETA = 40, 2, -0.1
@@ -127,3 +128,59 @@ def test_the_bits_do_not_depend_on_cuts_nor_on_restarts():
     assert [k for k in left if left[k].tobytes() != right[k].tobytes()] == []
     assert whole.figures(("price",)) == cut.figures(("price",))
     json.dumps(whole.figures(("price",)))
+
+
+# -- what waits for its numbers
+
+
+def outcomes(item, ts_ms):
+    """Return the columns of outcomes; the label is their place."""
+    n = len(item)
+    return {
+        "item": np.array(item, np.int32),
+        "outcome": np.zeros(n, np.int8),
+        "label": np.arange(n, dtype=np.float32),
+        "user": np.zeros(n, np.float32),
+        "ts_ms": np.array(ts_ms, np.int64),
+    }
+
+
+def test_outcomes_have_the_numbers_of_their_time():
+    """Against a list of (until, number) for each item, looked through from its beginning."""
+    rng = np.random.default_rng(7)
+    waiting, told, now = Waiting(5, 1), {item: [] for item in range(5)}, np.zeros((5, 1), "f4")
+    for n in range(300):
+        item, until = int(rng.integers(4)), 10 * n + int(rng.integers(10))  # item 4 never changes
+        waiting.supersede(item, until, now[item])
+        told[item].append((until, float(now[item, 0])))
+        now[item] = n + 1
+    item, ts_ms = rng.integers(0, 5, 2_000), rng.integers(-10, 3_100, 2_000)
+    due = outcomes(item, ts_ms)
+    found = waiting.as_of(due, now[item].copy())[:, 0]
+    for i, ts, x in zip(item.tolist(), ts_ms.tolist(), found.tolist(), strict=True):
+        assert x == next((v for until, v in told[i] if until > ts), now[i, 0])
+
+
+def test_a_number_whose_beginning_is_forgotten_is_unknown():
+    waiting, now = Waiting(2, 1, changes=3), np.array([[9.0]], np.float32)
+    for n in range(5):
+        waiting.supersede(0, 10 * (n + 1), np.array([n], np.float32))
+    zero = np.zeros(1, np.int32)
+    asked = {ts: waiting.as_of(outcomes(zero, [ts]), now.copy())[0, 0] for ts in (55, 45, 35, 25)}
+    assert (asked[55], asked[45], asked[35]) == (9.0, 4.0, 3.0)
+    assert np.isnan(asked[25])
+    waiting.forget(0)
+    assert waiting.as_of(outcomes(zero, [25]), now.copy())[0, 0] == 9.0
+
+
+def test_an_outcome_is_due_when_enough_have_come_and_at_the_end():
+    waiting, given = Waiting(2, 1), []
+    for begin in range(0, WAITS + 200, 100):
+        columns = outcomes(np.zeros(100, int), np.arange(begin, begin + 100))
+        given += waiting.add(columns)["ts_ms"].tolist()
+    total = begin + 100
+    assert given == list(range(total - WAITS))
+    restored = Waiting(2, 1)
+    restored.load(waiting.state())
+    assert restored.all()["ts_ms"].tolist() == list(range(total - WAITS, total))
+    assert not len(restored.all()["item"])

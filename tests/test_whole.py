@@ -214,6 +214,26 @@ def test_without_controls_effects_are_refused_and_outcomes_are_not(broker, redis
         assert http.get("/v1/model").json()["effects"]["click"]["withheld"] == 0
 
 
+def test_a_price_moves_the_rating_by_the_planted_slope_within_items(broker, redis_url, tmp_path):
+    """Prices and ratings come from a backlog of two topics, as fast as Kafka takes them."""
+    place = Place(broker, redis_url, tmp_path)
+    told = place.command("simulate", "price", "--events", "40000", "--to-kafka", "--json")[-1]
+    place.train()
+    beta, held = told["truth"]["beta"], []
+    assert told["truth"]["naive_slope"] > 0 > beta
+    with serving(redis_url, place.prefix) as http:
+        low, high = http.get("/v1/model").json()["slopes"]["rating"]["interval"][0]
+        assert low < beta < high < 0
+        for user in range(20):
+            body = {"user_id": f"u{user}", "outcome": "rating", "do": {"attributes": {"price": 10}}}
+            for item in ("i0", "i1", "i2", "i3"):
+                said = ask(http, "effect", item_id=item, **body)
+                assert said["interval_kind"] == "within-item"
+                price = http.get(f"/v1/items/{item}").json()["attributes"]["price"]
+                held.append(said["effect"] / (10 - price))
+    assert np.mean(held) == pytest.approx(beta, rel=0.2)  # the mean user's, over twenty
+
+
 # the loop closed: what the service leaves to chance is what the trainer learns from
 
 PLANTED = {True: 0.6, False: 0.15}  # chance of a click when shown, when withheld

@@ -8,5 +8,6 @@ from stream.effects.average import AverageEffect
 from stream.effects.off_policy import OffPolicy
 from stream.effects.regression import PathRegression
 from stream.effects.slopes import Slopes
+from stream.effects.waiting import Waiting
 
-__all__ = ["AverageEffect", "OffPolicy", "PathRegression", "Slopes"]
+__all__ = ["AverageEffect", "OffPolicy", "PathRegression", "Slopes", "Waiting"]

@@ -1,0 +1,121 @@
+"""Outcomes wait for the numbers their items had: a change may arrive after what it bears on.
+
+Items and outcomes come from different topics, which a backlog interleaves by whole batches. So an
+outcome is told with the number of its own event time, and only after WAITS more outcomes have come.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from stream.memory import reserve
+
+WAITS = 8_192  # outcomes that come before one is told
+CHANGES = 262_144  # superseded numbers that are remembered, of all items
+
+
+@njit(nogil=True, cache=True)
+def _as_of(item, ts_ms, head, until, before, held, count, x):  # type: ignore[no-untyped-def]
+    """Put into x (n, N), the numbers of now, those of ts_ms where they were others; nan: unknown.
+
+    An item's superseded numbers hang together from its latest on; those of before count - size
+    are forgotten.
+    """
+    size = len(until)
+    for j in range(len(item)):
+        at, chosen = head[item[j]], np.int64(0)
+        while at > 0 and at > count - size and until[(at - 1) % size] > ts_ms[j]:
+            chosen = at
+            at = before[(at - 1) % size]
+        if chosen > 0 and at > 0 and at <= count - size:
+            chosen = np.int64(-1)  # when the chosen began to hold is forgotten
+        for a in range(x.shape[1]):
+            if chosen < 0:
+                x[j, a] = np.nan
+            elif chosen > 0:
+                x[j, a] = held[(chosen - 1) % size, a]
+
+
+class Waiting:
+    """The outcomes not yet told, in their order, and the superseded numbers of items."""
+
+    def __init__(self, items: int, numbers: int, changes: int = CHANGES) -> None:
+        """Nothing waits, and nothing was superseded; address space for `items` is reserved."""
+        self._numbers = numbers
+        self._head = reserve(items, 1, np.int64)[:, 0]  # the latest superseded, from 1; 0: none
+        self._used = 0
+        self._until = np.zeros(changes, np.int64)  # event time (ms) of what superseded it
+        self._before = np.zeros(changes, np.int64)
+        self._held = np.zeros((changes, numbers), np.float32)
+        self._count = 0
+        self._columns = _nothing()
+
+    def supersede(self, item: int, until_ms: int, numbers: NDArray[np.float32]) -> None:
+        """These numbers (N,) were the item's until then."""
+        at = self._count % len(self._until)
+        self._until[at], self._before[at] = until_ms, self._head[item]
+        self._held[at] = numbers
+        self._count += 1
+        self._head[item] = self._count
+        self._used = max(self._used, item + 1)
+
+    def forget(self, item: int) -> None:
+        """Nothing is remembered of the item's numbers after the call."""
+        self._head[item] = 0
+
+    def add(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outcomes wait after the call; returns those that are due, in their order.
+
+        Columns are item, outcome, label, user (its bias), ts_ms, (n,) each.
+        """
+        held = {k: np.concatenate([v, columns[k]]) for k, v in self._columns.items()}
+        return self._take(held, max(0, len(held["item"]) - WAITS))
+
+    def all(self) -> dict[str, NDArray[Any]]:
+        """Nothing waits any more; returns what did."""
+        return self._take(self._columns, len(self._columns["item"]))
+
+    def _take(self, held: dict[str, NDArray[Any]], count: int) -> dict[str, NDArray[Any]]:
+        self._columns = {k: v[count:] for k, v in held.items()}
+        return {k: v[:count] for k, v in held.items()}
+
+    def as_of(
+        self, due: Mapping[str, NDArray[Any]], now: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Return the numbers (n, N) that the items of these outcomes had; `now` are theirs."""
+        _as_of(
+            due["item"], due["ts_ms"], self._head, self._until, self._before, self._held,
+            self._count, now,
+        )  # fmt: skip
+        return now
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return copies of what is needed to load it again."""
+        size = min(self._count, len(self._until))
+        return {
+            "head": np.array(self._head[: self._used]),
+            "until": self._until[:size].copy(),
+            "before": self._before[:size].copy(),
+            "held": self._held[:size].copy(),
+            "count": np.array([self._count], np.int64),
+            **{f"waiting.{k}": v.copy() for k, v in self._columns.items()},
+        }
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """All is as it was saved after the call."""
+        self._head[: self._used] = 0
+        self._used = len(state["head"])
+        self._head[: self._used] = state["head"]
+        size = len(state["until"])
+        self._until[:size], self._before[:size] = state["until"], state["before"]
+        self._held[:size] = state["held"]
+        self._count = int(state["count"][0])
+        self._columns = {k: state[f"waiting.{k}"].copy() for k in self._columns}
+
+
+def _nothing() -> dict[str, NDArray[Any]]:
+    kinds = {"item": np.int32, "outcome": np.int8, "label": np.float32, "user": np.float32}
+    return {k: np.zeros(0, kind) for k, kind in kinds.items()} | {"ts_ms": np.zeros(0, np.int64)}
