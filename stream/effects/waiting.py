@@ -4,7 +4,8 @@ Items and outcomes come from different topics, which a backlog interleaves by wh
 outcome is told with the number of its own event time, and only after WAITS more outcomes have come.
 """
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,11 @@ from numpy.typing import NDArray
 from stream.memory import reserve
 
 WAITS = 8_192  # outcomes that come before one is told
+KINDS: dict[str, type[np.generic]] = {
+    "item": np.int32, "outcome": np.int8, "label": np.float32, "user": np.float32,
+    "ts_ms": np.int64,
+}  # fmt: skip
+Columns = Mapping[str, NDArray[Any]]
 CHANGES = 262_144  # superseded numbers that are remembered, of all items
 
 
@@ -51,7 +57,8 @@ class Waiting:
         self._before = np.zeros(changes, np.int64)
         self._held = np.zeros((changes, numbers), np.float32)
         self._count = 0
-        self._columns = _nothing()
+        self._chunks: deque[Columns] = deque()  # as they came, none of them empty
+        self._size = 0
 
     def supersede(self, item: int, until_ms: int, numbers: NDArray[np.float32]) -> None:
         """These numbers (N,) were the item's until then."""
@@ -66,25 +73,33 @@ class Waiting:
         """Nothing is remembered of the item's numbers after the call."""
         self._head[item] = 0
 
-    def add(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def add(self, columns: Columns) -> Columns:
         """The outcomes wait after the call; returns those that are due, in their order.
 
         Columns are item, outcome, label, user (its bias), ts_ms, (n,) each.
         """
-        held = {k: np.concatenate([v, columns[k]]) for k, v in self._columns.items()}
-        return self._take(held, max(0, len(held["item"]) - WAITS))
+        if len(columns["item"]):
+            self._chunks.append(columns)
+            self._size += len(columns["item"])
+        return self._take(max(0, self._size - WAITS))
 
-    def all(self) -> dict[str, NDArray[Any]]:
+    def all(self) -> Columns:
         """Nothing waits any more; returns what did."""
-        return self._take(self._columns, len(self._columns["item"]))
+        return self._take(self._size)
 
-    def _take(self, held: dict[str, NDArray[Any]], count: int) -> dict[str, NDArray[Any]]:
-        self._columns = {k: v[count:] for k, v in held.items()}
-        return {k: v[:count] for k, v in held.items()}
+    def _take(self, count: int) -> Columns:
+        self._size -= count
+        taken = []
+        while count:
+            chunk = self._chunks.popleft()
+            size = min(count, len(chunk["item"]))
+            taken.append({k: v[:size] for k, v in chunk.items()})
+            if size < len(chunk["item"]):
+                self._chunks.appendleft({k: v[size:] for k, v in chunk.items()})
+            count -= size
+        return _joined(taken)
 
-    def as_of(
-        self, due: Mapping[str, NDArray[Any]], now: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def as_of(self, due: Columns, now: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the numbers (n, N) that the items of these outcomes had; `now` are theirs."""
         _as_of(
             due["item"], due["ts_ms"], self._head, self._until, self._before, self._held,
@@ -101,7 +116,7 @@ class Waiting:
             "before": self._before[:size].copy(),
             "held": self._held[:size].copy(),
             "count": np.array([self._count], np.int64),
-            **{f"waiting.{k}": v.copy() for k, v in self._columns.items()},
+            **{f"waiting.{k}": v for k, v in _joined(self._chunks).items()},
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -113,9 +128,15 @@ class Waiting:
         self._until[:size], self._before[:size] = state["until"], state["before"]
         self._held[:size] = state["held"]
         self._count = int(state["count"][0])
-        self._columns = {k: state[f"waiting.{k}"].copy() for k in self._columns}
+        self._chunks.clear()
+        self._size = 0
+        self.add({k: state[f"waiting.{k}"].copy() for k in KINDS})
 
 
-def _nothing() -> dict[str, NDArray[Any]]:
-    kinds = {"item": np.int32, "outcome": np.int8, "label": np.float32, "user": np.float32}
-    return {k: np.zeros(0, kind) for k, kind in kinds.items()} | {"ts_ms": np.zeros(0, np.int64)}
+def _joined(chunks: Iterable[Columns]) -> dict[str, NDArray[Any]]:
+    """Return the chunks as one, in copies."""
+    every = list(chunks)
+    return {
+        k: np.concatenate([np.zeros(0, kind), *(chunk[k] for chunk in every)])
+        for k, kind in KINDS.items()
+    }
