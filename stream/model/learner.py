@@ -115,6 +115,7 @@ class Learner:
             "item": Links(c.max_items, c.max_links),
         }
         self.features = Features(c.max_features)
+        self._values: set[int] = set()  # rows of attribute values that exist
         self.history = reserve(c.max_users, 1 + c.history, np.int32)
         self.scalars = Scalars(c.outcomes)
         self._mark_user = reserve(c.max_users, 1, np.uint8)[:, 0]
@@ -237,24 +238,25 @@ class Learner:
             if at is None or len(links) == self.config.max_links:
                 self.features.refused += 1
                 continue
-            self.feature.touch(at + 1)
-            at_f = self.feature.layout
-            new = float(self.feature.packed[at, at_f.vector_sum]) == 0
-            self._ensure(self.feature, np.array([at], np.int32), loop.FEATURE)
-            if new and is_slope(name):  # a slope starts flat: numbers far out would shout
-                for first, size in (
-                    (at_f.vector, at_f.D),
-                    (at_f.expo, at_f.E),
-                    (at_f.session, at_f.S),
-                    *([(at_f.mean, at_f.D)] if at_f.mean >= 0 else []),
-                ):
-                    self.feature.packed[at, first : first + size] = 0
+            if at not in self._values:
+                self._begin(at, name)
             if is_slope(name):
                 told = self.features.observe(at, value)
                 if told is not None:
                     self._rescale(at, *told)
             links.append((at, value))
         self.links[kind].set(row, links)
+
+    def _begin(self, at: int, name: str) -> None:
+        """The attribute value has a row; a slope's starts flat: numbers far out would shout."""
+        self._values.add(at)
+        self.feature.touch(at + 1)
+        self._ensure(self.feature, np.array([at], np.int32), loop.FEATURE)
+        if is_slope(name):
+            f = self.feature.layout
+            means = [(f.mean, f.D)] if f.mean >= 0 else []
+            for first, size in ((f.vector, f.D), (f.expo, f.E), (f.session, f.S), *means):
+                self.feature.packed[at, first : first + size] = 0
 
     def numbers(self, items: NDArray[np.int32]) -> NDArray[np.float32] | None:
         """Return the numbers that stand among the items' attributes now (B, NUMBERS), else nan.
@@ -487,6 +489,8 @@ class Learner:
             links.load(named, self.table(kind).used)  # type: ignore[arg-type]
         for name, table in self._tables():
             table.load(state[f"{name}.rows"])
+        made = state["feature.rows"][:, self.feature.layout.vector_sum] != 0
+        self._values = set(np.flatnonzero(made).tolist())
         self._now_s = int(state["now_s"][0])
         self.features.load({k: state[f"feature.{k}"] for k in ("names", "lengths", "moments")})
         self.scalars.load(dict(state))
