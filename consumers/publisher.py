@@ -111,6 +111,8 @@ class Publisher:
         found = [row for row in map(self._engine.items.find, told) if row is not None]
         told |= self._titles(np.array(found, np.int32))
         left = list(removed["user"])
+        if not (_some(rows) or told or left or learned.learned):
+            return lambda: None
         globals_, marks = self._globals(), self._marking(learned, left, stamp)
         return lambda: self._vectors.write(
             stamp, rows, globals_=globals_, meta=told, unseen=left, then=marks()
@@ -131,7 +133,7 @@ class Publisher:
             self._write(stamp, {kind: named}, then=self._restored(rows, stamp))
 
     def _write(self, stamp: bytes, rows: Mapping[Kind, Named], **more: Any) -> None:
-        if any(ids for ids, _ in rows.values()) or any(more.values()):
+        if _some(rows) or any(more.values()):
             globals_ = self._globals()
             self._hold(lambda: self._vectors.write(stamp, rows, globals_=globals_, **more))
 
@@ -218,3 +220,7 @@ class Publisher:
 
     def _vocabulary(self, kind: Served) -> Vocabulary:
         return self._engine.users if kind == "user" else self._engine.items
+
+
+def _some(rows: Mapping[Kind, Named]) -> bool:
+    return any(ids for ids, _ in rows.values())

@@ -162,11 +162,9 @@ class Causal:
         self.greedy.load(part("greedy."))
         for name, fit in self.paths.items():
             fit.load(part(f"path.{name}."))
-        if held := part("waiting."):
-            self.waiting.load(held)
+        self.waiting.load(part("waiting."))
         for name, slopes in self.slopes.items():
-            if held := part(f"slope.{name}."):  # snapshots of before know none
-                slopes.load(held)
+            slopes.load(part(f"slope.{name}."))
         for name, effect in self.effects.items():
             effect.load(part(f"effect.{name}."))
         self._expected[:] = state["expected"]

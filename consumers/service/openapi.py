@@ -50,10 +50,10 @@ left to chance.
 **Intervals** are of 95 % and say which kind they are. `predictive`: of one rating. `model-based`:
 of an expected click or an effect, from how often user, item and attribute values were seen, the
 spread of residuals and the learner's rates, and, where the model publishes one (`paths`), from the
-regression of the outcome on its paths. `within-item`: of a change of
-an item's number alone (a price), from outcomes of the same items at other numbers. `average`: of
-the average effect, from closed windows (AIPW). Where every path from what is set is closed, since
-none was learned, the effect is 0 without an interval, and `support.ok` is false.
+regression of the outcome on its paths. `within-item`: of a change of an item's number alone (a
+price), from outcomes of the same items at other numbers. `average`: of the average effect, from
+closed windows (AIPW). Where every path from what is set is closed, since none was learned, the
+effect is 0 without an interval, and `support.ok` is false.
 """
 
 
