@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from river.drift import ADWIN, PageHinkley
+
+from stream.compiled import compiled
 
 BLOCK = 128  # events a mean
 _KEEP = 2_048  # inputs replayed; 262,144 events
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _blocks(open_, outcome, loss, predicted):  # type: ignore[no-untyped-def]
     """Add the events one by one; return which outcomes' blocks closed and their two means."""
     n = len(outcome)

@@ -7,16 +7,16 @@ The window holds 128 bits of each of the last `window` (type, event_id) pairs: t
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from stream.compiled import compiled
 from stream.hashing import hash_bytes
 
 _LANE_A = np.uint64(0xBB67AE8584CAA73B)
 _LANE_B = np.uint64(0x3C6EF372FE94F82B)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _place(table, ring, mask, n):  # type: ignore[no-untyped-def]
     slot = np.int64(ring[n, 0] & np.uint64(mask))
     while table[slot] >= 0:
@@ -24,13 +24,13 @@ def _place(table, ring, mask, n):  # type: ignore[no-untyped-def]
     table[slot] = n
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _place_all(table, ring, count):  # type: ignore[no-untyped-def]
     for n in range(count):
         _place(table, ring, len(table) - 1, n)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _remove(table, ring, mask, n):  # type: ignore[no-untyped-def]
     """Take ring entry n out of the table, closing the gap (linear probing, no tombstones)."""
     slot = np.int64(ring[n, 0] & np.uint64(mask))
@@ -49,7 +49,7 @@ def _remove(table, ring, mask, n):  # type: ignore[no-untyped-def]
     table[hole] = -1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fresh(table, ring, count, data, kind, at, length, out):  # type: ignore[no-untyped-def]
     mask = len(table) - 1
     window = len(ring)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from stream.compiled import compiled
 
-@njit(nogil=True, cache=True)
+
+@compiled
 def _add(sums, logit, outcome, label, predicted, loss):  # type: ignore[no-untyped-def]
     """Add the events one by one: a sum must not depend on where a poll was cut."""
     for i in range(len(outcome)):

@@ -1,8 +1,9 @@
 """Compiled hashing of byte ranges: 64 bits for tables, two lanes of it where no bytes are kept."""
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from stream.compiled import compiled, inlined
 
 PRIME = np.uint64(0x9E3779B97F4A7C15)
 _C1 = np.uint64(0xFF51AFD7ED558CCD)
@@ -13,7 +14,7 @@ _S32 = np.uint64(32)
 _EIGHT = np.uint64(8)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def mix(x: np.uint64) -> np.uint64:
     """Return x with every input bit spread over every output bit (murmur3's finaliser)."""
     x ^= x >> _S33
@@ -24,7 +25,7 @@ def mix(x: np.uint64) -> np.uint64:
     return x
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def hash_bytes(data, at, length, seed):  # type: ignore[no-untyped-def]
     """Return 64 bits of data[at:at+length] under a seed; eight bytes a round."""
     h = mix(seed ^ (np.uint64(length) * PRIME))
@@ -46,7 +47,7 @@ def hash_bytes(data, at, length, seed):  # type: ignore[no-untyped-def]
     return h
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _hash_many(data, at, length, seed, out):  # type: ignore[no-untyped-def]
     for n in range(len(at)):
         out[n] = hash_bytes(data, at[n], length[n], seed) if length[n] else np.uint64(0)

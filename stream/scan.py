@@ -6,16 +6,14 @@ which alone refuses a record.
 """
 
 import importlib
-import logging
 import sys
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from stream.compiled import compiled
 from stream.schemas import DAY_MS, ID_MAX_BYTES, KINDS, VALUE_MAX_BYTES
 
 ir: Any = importlib.import_module("llvmlite.ir")  # it has no types
@@ -112,14 +110,6 @@ def _run_of(typing: Any, data: Any, p: Any) -> Any:
 _byte: Any = intrinsic(_byte_of)
 _word: Any = intrinsic(_word_of)
 _run: Any = intrinsic(_run_of)
-
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    try:
-        return numba.njit(function, nogil=True, cache=True)
-    except RuntimeError as error:  # an install whose folder cannot be written, and no cache folder
-        logging.getLogger(__name__).info("compiling without a cache: %s", error)
-        return numba.njit(function, nogil=True)
 
 
 def _varint(data: int, p: int, end: int) -> tuple[int, int]:
@@ -538,11 +528,11 @@ PLACES = (
     "count",
 )
 
-_varint = _compiled(_varint)
-_is_space = _compiled(_is_space)
-_blank = _compiled(_blank)
-_string = _compiled(_string)
-_field = _compiled(_field)
-_decimal = _compiled(_decimal)
-_read = _compiled(_read)
-scan = _compiled(_scan)
+_varint = compiled(_varint)
+_is_space = compiled(_is_space)
+_blank = compiled(_blank)
+_string = compiled(_string)
+_field = compiled(_field)
+_decimal = compiled(_decimal)
+_read = compiled(_read)
+scan = compiled(_scan)

@@ -12,9 +12,9 @@ its turn comes (Redis's dict spreads its rehash over the calls in the same way).
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from stream.compiled import compiled
 from stream.errors import Inconsistent
 from stream.hashing import hash_bytes
 from stream.memory import reserve
@@ -25,7 +25,7 @@ _FULL, _TURN = -2, -3
 _SMALLEST = 1_024  # places of the first table
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _slot(table, hashes, arena, starts, data, at, length, h):  # type: ignore[no-untyped-def]
     """Return the slot that holds the id, or the free slot where it belongs."""
     mask = len(table) - 1
@@ -46,7 +46,7 @@ def _slot(table, hashes, arena, starts, data, at, length, h):  # type: ignore[no
         slot = (slot + 1) & mask
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _place(table, hashes, begin, stop):  # type: ignore[no-untyped-def]
     """Put the rows begin..stop, none of them in the table, into it."""
     mask = len(table) - 1
@@ -57,13 +57,13 @@ def _place(table, hashes, begin, stop):  # type: ignore[no-untyped-def]
         table[slot] = row + 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _placed(table, size):  # type: ignore[no-untyped-def]
     """Return how many rows the next table holds when this one holds `size`."""
     return max(0, 2 * size - len(table) // 2)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _rows(  # type: ignore[no-untyped-def]
     table, following, hashes, arena, starts, size, limit, data, at, length, begin, out, known
 ):
@@ -96,7 +96,7 @@ def _rows(  # type: ignore[no-untyped-def]
     return len(at), size, 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _find(table, hashes, arena, starts, data, at, length):  # type: ignore[no-untyped-def]
     h = hash_bytes(data, at, length, _SEED)
     return table[_slot(table, hashes, arena, starts, data, at, length, h)] - 1

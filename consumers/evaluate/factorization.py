@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from consumers.evaluate.coat import Ratings
+from stream.compiled import compiled
 
 Array = NDArray[Any]
 
@@ -113,7 +113,7 @@ def _fold(own: Array, feature: Array, links: Array) -> Array:
     return np.asarray(own + np.einsum("rl,rlw->rw", weight, feature[links]))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _composed(out, own, feature, links):  # type: ignore[no-untyped-def]
     """Write the row with its attributes to out; return their weight."""
     n = 0
@@ -128,7 +128,7 @@ def _composed(out, own, feature, links):  # type: ignore[no-untyped-def]
     return weight
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _descend(row, sums, mean, g, other, rates, penalty, penalty_bias, average):  # type: ignore[no-untyped-def]
     """Take one Adagrad step on a row against `other`, and move its running mean."""
     D = row.size - 1
@@ -146,7 +146,7 @@ def _descend(row, sums, mean, g, other, rates, penalty, penalty_bias, average): 
         mean[d] += (1 - average) * (row[d] - mean[d])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fit(  # type: ignore[no-untyped-def]
     user, item, value, weight, sequence, user_links, item_links, users, items, features,
     mean_user, mean_item, mean_feature, rates, penalties, average,

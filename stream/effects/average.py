@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from stream.compiled import compiled
 from stream.effects.moments import Moments, absorb, columns, interval
 
 LOGGED = "AIPW"
@@ -15,7 +15,7 @@ RANDOMISED = "each window was shown with its logged show_probability"
 CONSTANT = "windows were withheld at random with one probability, which was not logged"
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add(  # type: ignore[no-untyped-def]
     shown, outcome, chance, treated, control, arms, counts,
     weight, mean, spread, share_weight, share_mean, share_spread, decay,

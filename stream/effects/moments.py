@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
+
+from stream.compiled import compiled
 
 Array = NDArray[np.float64]
 Z95 = 1.959963984540054  # the normal's .975 quantile
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def absorb(weight, mean, spread, x, decay):  # type: ignore[no-untyped-def]
     """Mean (k,) and spread (k, k), the sum of weighted products of deviations, hold x as well.
 

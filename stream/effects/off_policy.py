@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from stream.compiled import compiled
 from stream.effects.moments import Moments, absorb, columns, interval
 
 CLIP = 50.0  # caps one event's weight: 1 / .02, the floor of the propensities
 ESS_SHARE = 0.01  # below it the judged policy does what the log has hardly seen
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add(  # type: ignore[no-untyped-def]
     reward, propensity, target, prediction, model, clip, counts, weight, mean, spread, decay,
 ):  # fmt: skip

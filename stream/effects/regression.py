@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from stream.compiled import compiled
 from stream.effects.moments import Array, columns
 
 WIDTH_MAX = 16
 TINY = 1e-9  # of a row's norm: what is left of a feature that others explain is rounding
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add(z, y, root, aim, meat, sums, decay):  # type: ignore[no-untyped-def]
     """Rotate each row [z y] into [root aim] by Givens rotations; root^T root = sum of z z^T.
 

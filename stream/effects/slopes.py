@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from stream.compiled import compiled
 from stream.effects.moments import Z95
 from stream.effects.regression import PathRegression
 from stream.memory import reserve
@@ -18,7 +18,7 @@ FLAT = 0.01  # least p (1 - p) of a click
 COUNT, OUTCOME, USER, FIRST = range(4)  # columns of an item, the numbers last
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _deviate(item, label, user, x, held, common, logit, z, y):  # type: ignore[no-untyped-def]
     """Write the outcomes that a changed number may have moved, as deviations; return how many.
 

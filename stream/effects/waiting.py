@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from stream.compiled import compiled
 from stream.memory import reserve
 
 WAITS = 8_192  # outcomes that come before one is told
@@ -23,7 +23,7 @@ Columns = Mapping[str, NDArray[Any]]
 CHANGES = 262_144  # superseded numbers that are remembered, of all items
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _as_of(item, ts_ms, head, until, before, held, count, x):  # type: ignore[no-untyped-def]
     """Put into x (n, N), the numbers of now, those of ts_ms where they were others; nan: unknown.
 

@@ -4,8 +4,8 @@ Nothing here looks beyond its record, so how a stream is cut into polls cannot m
 """
 
 import numpy as np
-from numba import njit
 
+from stream.compiled import compiled, inlined
 from stream.join.memory import (
     CENSORED,
     CENSORINGS,
@@ -54,7 +54,7 @@ _NAN = np.float32(np.nan)
 ROOM = 2  # rows that one record may need before its closings: PREDICT, EXPOSED
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _emit(m, j, source, user, item, is_click, label, role, propensity, position, ts, counts, slot):  # type: ignore[no-untyped-def]
     row = m.counts[ROWS]
     m.counts[ROWS] += 1
@@ -71,13 +71,13 @@ def _emit(m, j, source, user, item, is_click, label, role, propensity, position,
     j.slot[row] = slot
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _idle(m, p, i):  # type: ignore[no-untyped-def]
     """Tell whether the partition leaves the watermark: long silent, and nothing of it to come."""
     return m.counts[LATEST] - m.last[p] > m.counts[IDLE] and i >= m.until[p]
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _advance(m, i, partition, ts, kafka_ts):  # type: ignore[no-untyped-def]
     """The watermark knows of record i.
 
@@ -111,7 +111,7 @@ def _advance(m, i, partition, ts, kafka_ts):  # type: ignore[no-untyped-def]
     n[WATERMARK] = max(n[WATERMARK], lowest)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def close_oldest(m, j, c, source):  # type: ignore[no-untyped-def]
     """The oldest open exposure is closed, told and remembered."""
     slot = pop(m)
@@ -149,7 +149,7 @@ def close_oldest(m, j, c, source):  # type: ignore[no-untyped-def]
     remember(m, slot)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _exposure_of(m, user, item, slate, ts):  # type: ignore[no-untyped-def]
     """Return the slot of the exposure that an outcome joins, -1 if there is none."""
     if m.counts[HELD] + m.counts[REMEMBERED] == 0:
@@ -171,7 +171,7 @@ def _exposure_of(m, user, item, slate, ts):  # type: ignore[no-untyped-def]
     return found
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _outcome(m, a, i, j):  # type: ignore[no-untyped-def]
     """A click or rating is told, and kept with its exposure or waits for one."""
     user, item, slate, ts = a.user[i], a.item[i], a.slate[i], a.ts_ms[i]
@@ -208,7 +208,7 @@ def _outcome(m, a, i, j):  # type: ignore[no-untyped-def]
     _emit(m, j, i, user, item, is_click, label, role, propensity, position, ts, True, -1)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _censor(m, slot):  # type: ignore[no-untyped-def]
     e = m.slots[slot]
     if e.marks & (SHOWN | CENSORED) == 0:
@@ -217,7 +217,7 @@ def _censor(m, slot):  # type: ignore[no-untyped-def]
             m.counts[CENSORINGS] += 1
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def link(m, slot):  # type: ignore[no-untyped-def]
     """The exposure stands in its pair's list by (ts, arrival), and in both indexes.
 
@@ -258,7 +258,7 @@ def link(m, slot):  # type: ignore[no-untyped-def]
         older = m.slots[older].older
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _gather(m, slot):  # type: ignore[no-untyped-def]
     """The exposure has the outcomes that waited for it; return its first click's time, or -1."""
     e = m.slots[slot]
@@ -288,7 +288,7 @@ def _gather(m, slot):  # type: ignore[no-untyped-def]
     return click_ts
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _impression(m, a, i, j):  # type: ignore[no-untyped-def]
     """The exposure is open and told, and what waited for it is joined; a repeated one is not."""
     user, item, slate, ts = a.user[i], a.item[i], a.slate[i], a.ts_ms[i]
@@ -323,7 +323,7 @@ def _impression(m, a, i, j):  # type: ignore[no-untyped-def]
         )  # fmt: skip
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def join(m, a, j, c, begin, handled):  # type: ignore[no-untyped-def]
     """Join the records from `begin` on, which is `handled` but for its closings.
 
@@ -358,7 +358,7 @@ def join(m, a, j, c, begin, handled):  # type: ignore[no-untyped-def]
     return len(a.kind), False
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def close_all(m, j, c):  # type: ignore[no-untyped-def]
     """All open exposures are closed."""
     m, j, c = bare(m), bare(j), bare(c)
@@ -366,7 +366,7 @@ def close_all(m, j, c):  # type: ignore[no-untyped-def]
         close_oldest(m, j, c, -1)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def note(m, slot, treated, control):  # type: ignore[no-untyped-def]
     """The slots hold their predictions; of two in one slot, the later."""
     for row in range(len(slot)):
@@ -375,7 +375,7 @@ def note(m, slot, treated, control):  # type: ignore[no-untyped-def]
             m.slots[slot[row]].control = control[row]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def settle(m, slot):  # type: ignore[no-untyped-def]
     """No slot points at a row of the call that ends."""
     for row in range(len(slot)):
@@ -383,7 +383,7 @@ def settle(m, slot):  # type: ignore[no-untyped-def]
             m.slots[slot[row]].predicted_by = -1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def restore(m, remembered, opened, waiting):  # type: ignore[no-untyped-def]
     """The first slots, remembered ones before open ones, and waiting outcomes are in use.
 

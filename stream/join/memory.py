@@ -18,9 +18,9 @@ from collections import namedtuple
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numba.extending import intrinsic
 
+from stream.compiled import inlined
 from stream.hashing import mix
 from stream.memory import reserve
 
@@ -123,13 +123,13 @@ def _bare(typing: Any, rows: Any) -> Any:
 bare: Any = intrinsic(_bare)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def pair(user, item):  # type: ignore[no-untyped-def]
     """Return 64 bits of a user and an item."""
     return mix((np.uint64(user) << _32 | np.uint64(item)) + _ONE)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _home(m, slot, named, mask):  # type: ignore[no-untyped-def]
     e = m.slots[slot]
     h = pair(e.user, e.item)
@@ -138,7 +138,7 @@ def _home(m, slot, named, mask):  # type: ignore[no-untyped-def]
     return np.int64(h & np.uint64(mask))
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def pair_place(m, user, item):  # type: ignore[no-untyped-def]
     """Return the place in `by_pair` that holds the pair's newest exposure, or where it belongs."""
     mask = len(m.by_pair) - 1
@@ -151,7 +151,7 @@ def pair_place(m, user, item):  # type: ignore[no-untyped-def]
     return at
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def name_place(m, user, item, slate):  # type: ignore[no-untyped-def]
     """Return the place in `by_name` that holds the exposure, or where it belongs."""
     mask = len(m.by_name) - 1
@@ -164,7 +164,7 @@ def name_place(m, user, item, slate):  # type: ignore[no-untyped-def]
     return at
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def _empty(m, table, hole, named):  # type: ignore[no-untyped-def]
     """Take what stands in a place out of an index, closing the gap."""
     mask = len(table) - 1
@@ -180,7 +180,7 @@ def _empty(m, table, hole, named):  # type: ignore[no-untyped-def]
     table[hole] = 0
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def take_slot(m):  # type: ignore[no-untyped-def]
     """Return a slot that is free no more."""
     slot = m.counts[FREE] - 1
@@ -192,7 +192,7 @@ def take_slot(m):  # type: ignore[no-untyped-def]
     return slot
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def forget(m, slot):  # type: ignore[no-untyped-def]
     """The exposure is in no index and no list, and its slot is free."""
     e = m.slots[slot]
@@ -212,7 +212,7 @@ def forget(m, slot):  # type: ignore[no-untyped-def]
     m.counts[FREE] = slot + 1
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def remember(m, slot):  # type: ignore[no-untyped-def]
     """The exposure is the newest remembered one; the oldest makes room."""
     size = len(m.ring)
@@ -224,7 +224,7 @@ def remember(m, slot):  # type: ignore[no-untyped-def]
     m.counts[REMEMBERED] += 1
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def push(m, slot):  # type: ignore[no-untyped-def]
     """The exposure is in the heap, after all that came before it at its time."""
     ts = m.slots[slot].ts_ms
@@ -243,7 +243,7 @@ def push(m, slot):  # type: ignore[no-untyped-def]
     m.counts[HELD] += 1
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def pop(m):  # type: ignore[no-untyped-def]
     """Return the slot of the oldest open exposure, which is out of the heap."""
     slot = m.heap[0].slot
@@ -274,7 +274,7 @@ def pop(m):  # type: ignore[no-untyped-def]
     return slot
 
 
-@njit(nogil=True, cache=True, inline="always")
+@inlined
 def wait(m, user, item, slate, ts, value, marks):  # type: ignore[no-untyped-def]
     """The outcome waits for its exposure; the oldest makes room."""
     at = m.counts[WAITED] % len(m.waiting)

@@ -3,35 +3,25 @@
 No fast-math: the bits are promised. The kernels hold no Python object and release the GIL.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+import stream.compiled
 from stream.model.layout import Layout
-
-log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def compiled(law: F, inline: str = "never") -> F:
-    """Return the law compiled, without the GIL, and kept on disk where a folder can be written.
+def compiled(law: F, inline: stream.compiled.Inline = "never") -> F:
+    """Return the law compiled without checks for division by zero.
 
-    The numpy error model leaves out checks for division by zero, which cannot happen here: the
-    accumulators start above 0. With them the loop takes twice the time.
+    None can happen here: the accumulators start above 0. With them the loop takes twice the time.
     """
-    how: dict[str, Any] = {"nogil": True, "error_model": "numpy", "inline": inline}
-    try:
-        made = numba.njit(cache=True, **how)(law)
-    except RuntimeError as exc:  # numba found no folder that it may write
-        log.warning("compiling at each start, for lack of a cache (set NUMBA_CACHE_DIR): %s", exc)
-        made = numba.njit(**how)(law)
-    return cast(F, made)
+    return cast(F, stream.compiled.compiled(law, inline, error_model="numpy"))
 
 
 def inlined(law: F) -> F:

@@ -7,9 +7,9 @@ from itertools import count
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from stream.compiled import compiled
 from stream.worlds.base import (
     BLOCK,
     Block,
@@ -24,7 +24,7 @@ from stream.worlds.base import (
 )
 
 
-@njit(cache=True)
+@compiled
 def _run(item, score, kappa, middle, draw, clicks, chance, click):  # type: ignore[no-untyped-def]
     """Click by click: every one counts for the next."""
     for n in range(len(item)):
