@@ -1,7 +1,8 @@
 """A producer's repeated event is counted and ignored, inside a bounded window.
 
 The window holds 128 bits of each of the last `window` (type, event_id) pairs: two lanes of
-`hash_bytes`, so that a million ids meet by accident once in 10^26 windows.
+`hash_bytes`, so that a million ids meet by accident once in 10^26 windows. What has no event_id, a
+removal, is never repeated: one of the same key acts again, since more may be known by then.
 """
 
 from typing import Any
@@ -54,6 +55,9 @@ def _fresh(table, ring, count, data, kind, at, length, out):  # type: ignore[no-
     mask = len(table) - 1
     window = len(ring)
     for n in range(len(at)):
+        if length[n] == 0:
+            out[n] = True
+            continue
         salt = np.uint64(kind[n] + 1)
         a = hash_bytes(data, at[n], length[n], _LANE_A ^ salt)
         b = hash_bytes(data, at[n], length[n], _LANE_B ^ salt)
@@ -97,7 +101,7 @@ class Duplicates:
         at: NDArray[np.int64],
         length: NDArray[np.int32],
     ) -> NDArray[np.bool_]:
-        """Every event is in the window after the call; returns which were not before (N,)."""
+        """Every event with an id is in the window after the call; returns which were not (N,)."""
         out = np.empty(len(at), np.bool_)
         self._count = int(_fresh(self._table, self._ring, self._count, data, kind, at, length, out))
         return out

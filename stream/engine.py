@@ -32,6 +32,9 @@ from stream.vocabulary import Vocabulary
 
 _PRIME = 0x9E3779B97F4A7C15
 _SLATE = np.uint64(0x510E527FADE682D1)
+_Rows = tuple[
+    NDArray[np.int32], NDArray[np.int32]
+]  # of each record; how many were known just after
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +115,15 @@ class Engine:
             decoded.data, decoded.kind, decoded.event_at, decoded.event_len
         )
         attributes = [a for a in decoded.attributes if fresh[a.index]]
-        user, _ = self.users.rows(
-            decoded.data, decoded.user_at, np.where(fresh, decoded.user_len, 0).astype(np.int32)
+        named = fresh.copy()
+        named[[a.index for a in attributes if a.attributes is None]] = False  # none is made of it
+        user, known_users = self.users.rows(
+            decoded.data, decoded.user_at, np.where(named, decoded.user_len, 0).astype(np.int32)
         )
         item, known = self.items.rows(
-            decoded.data, decoded.item_at, np.where(fresh, decoded.item_len, 0).astype(np.int32)
+            decoded.data, decoded.item_at, np.where(named, decoded.item_len, 0).astype(np.int32)
         )
+        self._find(attributes, (user, known_users), (item, known))
         self._number(batches, pending)
         arrivals = self._arrivals(decoded, batches, user, item)
         joined = self.joiner.join(arrivals, [self._partitions[place] for place in sorted(pending)])
@@ -239,6 +245,17 @@ class Engine:
             **({"mean_user": self.learner.mean_user().tolist()} if causal["slopes"] else {}),
         }
 
+    def _find(self, attributes: list[AttributeEvent], users: _Rows, items: _Rows) -> None:
+        """Removals have the rows of what they remove, where it was known when they came."""
+        for event in attributes:
+            if event.attributes is None:
+                ours, (rows, known) = (
+                    (self.users, users) if event.kind == "user" else (self.items, items)
+                )
+                row = ours.find(event.id.encode())
+                if row is not None and row < known[event.index]:
+                    rows[event.index] = row
+
     def _arrivals(
         self,
         decoded: Decoded,
@@ -332,12 +349,8 @@ class Engine:
         kind: Kind = "user" if event.kind == "user" else "item"
         rows = user if kind == "user" else item
         row = int(rows[event.index])
-        if row < 0:  # a tombstone has no value, so its id is the key
-            vocabulary = self.users if kind == "user" else self.items
-            found = vocabulary.find(event.id.encode())
-            if found is None:
-                return np.empty(0, np.int32)
-            row = found
+        if row < 0:  # the removal of what was not known
+            return np.empty(0, np.int32)
         if event.attributes is None:
             self.learner.forget(kind, row)
             if kind == "item":
