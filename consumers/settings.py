@@ -27,6 +27,7 @@ Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Seconds = Annotated[float, Meta(gt=0)]
+Elapsed = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 
@@ -248,6 +249,9 @@ class Join(Section, frozen=True, kw_only=True):
     idle_s: Annotated[
         Seconds, described("A partition without records for so long leaves the watermark.")
     ] = 60.0
+    ahead_s: Annotated[
+        Elapsed, described("How far a record may be ahead of its Kafka time; beyond, it is wrong.")
+    ] = 1.0
     open_max: Annotated[Count, described("Most open exposures; the oldest then closes early.")] = (
         1_000_000
     )

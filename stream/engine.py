@@ -17,6 +17,7 @@ from stream.causal import Causal
 from stream.drift import Drift
 from stream.duplicates import Duplicates
 from stream.evaluation import Progressive
+from stream.event_time import event_time
 from stream.events import KINDS, AttributeEvent, BadRecord, Decoded, decode
 from stream.framing import frame
 from stream.hashing import hash_many
@@ -43,6 +44,7 @@ class JoinConfig:
 
     window_s: float = 3600.0
     idle_s: float = 60.0
+    ahead_s: float = 1.0
     open_max: int = 1_000_000
     pending_max: int = 100_000
     closed_max: int = 1_000_000
@@ -89,7 +91,7 @@ class Engine:
         self.duplicates = Duplicates(window)
         self.joiner = Joiner(
             int(join.window_s * 1000), int(join.idle_s * 1000), join.open_max, join.pending_max,
-            join.closed_max,
+            join.closed_max, int(join.ahead_s * 1000),
         )  # fmt: skip
         self.catalog = Catalog()
         self.learner = Learner(config, seed)
@@ -190,7 +192,8 @@ class Engine:
             begin = stop
             for event in events:
                 assert user is not None and item is not None and decoded is not None
-                ts_ms = int(decoded.ts_ms[event.index])
+                told, kafka_ms = decoded.ts_ms[event.index], decoded.kafka_ts_ms[event.index]
+                ts_ms = int(event_time(told, kafka_ms, int(self.join.ahead_s * 1000), True))
                 rows = self._attribute(event, user, item, ts_ms)
                 (changed if KINDS[decoded.kind[event.index]] == "user" else changed_items).append(
                     rows

@@ -121,8 +121,8 @@ def same(a, b):
 class Slow:
     """The rules once more, with lists and dictionaries, every rule as it is said."""
 
-    def __init__(self, window_ms, idle_ms, open_max, pending_max, closed_max):
-        self.window, self.idle = window_ms, idle_ms
+    def __init__(self, window_ms, idle_ms, open_max, pending_max, closed_max, ahead_ms=1000):
+        self.window, self.idle, self.ahead = window_ms, idle_ms, ahead_ms
         self.open_max, self.pending_max, self.closed_max = open_max, pending_max, closed_max
         self.open, self.remembered, self.waiting = [], [], []
         self.high, self.last = {}, {}
@@ -145,6 +145,10 @@ class Slow:
             if kind not in ("impression", "click", "rating"):
                 continue
             r = r | {"propensity": float(np.float32(r["propensity"]))}
+            kafka = r["kafka_ts_ms"]
+            kafka = self.last.get(r["partition"], -1) if kafka < 0 else kafka
+            if kafka >= 0 and r["ts_ms"] > kafka + self.ahead:
+                r["ts_ms"] = kafka if kind == "impression" else kafka + self.ahead
             if kind == "impression":
                 self.impression(source, r)
             else:
@@ -300,7 +304,7 @@ events = st.lists(
         item=st.integers(0, 1),
         slate=st.integers(0, 3),
         partition=st.integers(0, 2),
-        kafka=st.integers(0, 60),
+        kafka=st.integers(-1, 60),
         value=st.sampled_from([1.0, 3.0, 5.0]),
         shown=st.booleans(),
     ),
@@ -311,6 +315,7 @@ bounds = st.fixed_dictionaries(
         "open_max": st.integers(1, 8),
         "pending_max": st.integers(1, 5),
         "closed_max": st.integers(1, 8),
+        "ahead_ms": st.sampled_from([0, 3, 1000]),
     }
 )
 ample = {"open_max": 1000, "pending_max": 250, "closed_max": 1000}

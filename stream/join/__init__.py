@@ -26,6 +26,10 @@ A window closes when watermark > ts + window, after each record, the oldest (ts,
 record that opens one exposure too many closes the oldest early, and the exposure that is closed
 first is forgotten first.
 
+Times are event times (stream/event_time.py): a record counts at most `ahead_ms` after its Kafka
+time, or where it has none, after the latest of its partition so far; a partition that has none at
+all is believed.
+
 The watermark is the lowest, over partitions, of the highest event time in each; it never falls. A
 partition whose last Kafka time lies more than `idle_ms` behind the latest one of all is left out.
 Partitions count from their first record on. Records of other kinds, or without a user or an item,

@@ -22,6 +22,7 @@ from stream.join.columns import (
     doubled,
 )
 from stream.join.memory import (
+    AHEAD,
     CENSORINGS,
     CLOSED_ROWS,
     CORRECTED,
@@ -55,7 +56,8 @@ class Joiner:
     """Exposures and outcomes of a stream in event time, bounded.
 
     `window_ms` is how long an exposure waits for its outcome, `idle_ms` how far a partition's last
-    Kafka time may lie behind the latest before the watermark goes on without it. At most `open_max`
+    Kafka time may lie behind the latest before the watermark goes on without it, `ahead_ms` how far
+    a record may be ahead of its own Kafka time. At most `open_max`
     exposures are open, `closed_max` remembered and `pending_max` outcomes waiting: at most 120, 100
     and 56 bytes each with their indexes, committed as they are used.
     """
@@ -67,16 +69,17 @@ class Joiner:
         open_max: int = 1_000_000,
         pending_max: int = 100_000,
         closed_max: int = 1_000_000,
+        ahead_ms: int = 1_000,
     ) -> None:
-        if min(window_ms, idle_ms) < 0 or min(open_max, pending_max, closed_max) < 1:
-            raise ValueError("a window or idle time below 0 ms, or room for less than one")
-        self.window_ms, self.idle_ms = window_ms, idle_ms
+        if min(window_ms, idle_ms, ahead_ms) < 0 or min(open_max, pending_max, closed_max) < 1:
+            raise ValueError("a time below 0 ms, or room for less than one")
+        self.window_ms, self.idle_ms, self.ahead_ms = window_ms, idle_ms, ahead_ms
         self.open_max, self.pending_max, self.closed_max = open_max, pending_max, closed_max
         self._memory = self._allot()
 
     def _allot(self) -> Any:
         memory = allot(self.open_max, self.pending_max, self.closed_max)
-        memory.counts[WINDOW], memory.counts[IDLE] = self.window_ms, self.idle_ms
+        memory.counts[[WINDOW, IDLE, AHEAD]] = self.window_ms, self.idle_ms, self.ahead_ms
         return memory
 
     def join(self, arrivals: Arrivals, pending: Sequence[int] = ()) -> Joined:
@@ -94,6 +97,7 @@ class Joiner:
                 for name, dtype in ARRIVALS.items()
             )
         )
+        a = a._replace(ts_ms=a.ts_ms.copy())  # the compiled code bounds it
         size = len(a.kind)
         if any(column.shape != (size,) for column in a):
             raise ValueError("the columns of arrivals differ in length")

@@ -6,7 +6,9 @@ Nothing here looks beyond its record, so how a stream is cut into polls cannot m
 import numpy as np
 
 from stream.compiled import compiled, inlined
+from stream.event_time import event_time
 from stream.join.memory import (
+    AHEAD,
     CENSORED,
     CENSORINGS,
     CLICK,
@@ -75,6 +77,16 @@ def _emit(m, j, source, user, item, is_click, label, role, propensity, position,
 def _idle(m, p, i):  # type: ignore[no-untyped-def]
     """Tell whether the partition leaves the watermark: long silent, and nothing of it to come."""
     return m.counts[LATEST] - m.last[p] > m.counts[IDLE] and i >= m.until[p]
+
+
+@inlined
+def _bound(m, a, i):  # type: ignore[no-untyped-def]
+    """Record i has its event time; one without a Kafka time has its partition's latest for it."""
+    kafka_ts = a.kafka_ts_ms[i]
+    if kafka_ts < 0:
+        kafka_ts = m.last[a.partition[i]]
+    opens = a.kind[i] == _IMPRESSION
+    a.ts_ms[i] = event_time(a.ts_ms[i], kafka_ts, m.counts[AHEAD], opens)
 
 
 @inlined
@@ -338,6 +350,7 @@ def join(m, a, j, c, begin, handled):  # type: ignore[no-untyped-def]
             kind = a.kind[i]
             if a.user[i] < 0 or a.item[i] < 0:
                 continue
+            _bound(m, a, i)
             if kind == _RATING or kind == _CLICK:
                 _outcome(m, a, i, j)
             elif kind == _IMPRESSION:

@@ -64,8 +64,8 @@ CLOSING = np.dtype([("ts_ms", np.int64), ("arrival", np.int64), ("slot", np.int6
 # `counts`: what there is once
 (
     WINDOW, IDLE, OPEN_MAX, WATERMARK, LATEST, HOLDER, OPENED, HELD, USED, FREE, FIRST, REMEMBERED,
-    WAITED, LATE, CORRECTED, CENSORINGS, EVICTED, ROWS, CLOSED_ROWS,
-) = range(19)  # fmt: skip
+    WAITED, LATE, CORRECTED, CENSORINGS, EVICTED, ROWS, CLOSED_ROWS, AHEAD,
+) = range(20)  # fmt: skip
 NEVER = np.iinfo(np.int64).min
 
 _tuple_of: Any = namedtuple
@@ -80,7 +80,7 @@ def allot(open_max: int, pending_max: int, closed_max: int) -> Any:
     """Return an empty Memory of these bounds, committed as it is touched."""
     slots = open_max + 1 + closed_max  # 1: the exposure too many, until the oldest has closed
     table = 1 << max(10, (2 * slots - 1).bit_length())
-    counts = np.zeros(19, np.int64)
+    counts = np.zeros(20, np.int64)
     counts[OPEN_MAX], counts[HOLDER] = open_max, -1
     counts[WATERMARK] = counts[LATEST] = NEVER
 
