@@ -20,10 +20,12 @@ from kafka.protocol.consumer import IsolationLevel
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.util import encode_varint
 
+from stream.framing import unframe
 from stream.records import RecordBatch
 
 HEADER_BYTES = 61  # of a magic-2 batch, up to and with the record count
 LOG_APPEND = 1  # the timestamp type: the broker's clock
+ABORT = b"\0\0"  # the sort of a marker
 
 Headers = Sequence[tuple[str, bytes | None]]
 Framed = tuple[int, int, bytes | None, bytes | None, Headers]  # offset, ts_ms, key, value, headers
@@ -166,7 +168,7 @@ class BatchRecords:
             while self._aborted and self._aborted[0].first_offset <= batch.last_offset:
                 self._aborting.add(self._aborted.popleft().producer_id)
             if batch.is_control_batch:
-                if next(iter(batch)).abort:
+                if _ends_abort(batch):
                     self._aborting.discard(batch.producer_id)
             elif batch.is_transactional and batch.producer_id in self._aborting:
                 return True
@@ -206,6 +208,20 @@ class BatchRecords:
             self.bytes_read += len(made.data)
             self.records_read += made.count
             yield made
+        else:  # nothing of it is left, or all of it lies before: the next fetch begins behind it
+            self.next_fetch_offset = max(self.next_fetch_offset, batch.base_offset + 1)
+
+
+def _ends_abort(batch: Any) -> bool:
+    """Tell whether the marker may end an aborted transaction: of what sort it was is in its key.
+
+    Compaction may have emptied it; its producer's transaction has ended there all the same. Sorts
+    that are not known end none.
+    """
+    if not batch.records_count:
+        return True
+    key, _, _ = unframe(memoryview(batch._buffer)[HEADER_BYTES:], 0)  # noqa: SLF001
+    return key is not None and key[2:4] == ABORT
 
 
 def decompress(compression: int, data: memoryview) -> bytes:

@@ -393,8 +393,11 @@ class KafkaSource:
 
 
 def _time(batch: RecordBatch) -> int:
-    """Return the Kafka time of the batch's first record (ms)."""
-    return batch.max_ts_ms if batch.log_append else batch.first_ts_ms
+    """Return the Kafka time of the batch's first record (ms).
+
+    Where compaction keeps removals, their last day stands in place of the first time.
+    """
+    return batch.max_ts_ms if batch.log_append else min(batch.first_ts_ms, batch.max_ts_ms)
 
 
 def _name(partition: Partition) -> str:
