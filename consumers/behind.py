@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from stream.errors import Unavailable
 
 Write = Callable[[], object]
-Done = Callable[[float], None]
+Moment = tuple[float, float]  # the wall clock, for stamps, and the monotonic one; seconds
+Done = Callable[[Moment], None]
 
 
 class Behind:
@@ -18,11 +19,11 @@ class Behind:
     `hold` runs a write that its store refused until it is taken, as the caller would.
     """
 
-    def __init__(self, hold: Callable[[Write], object], clock: Callable[[], float]) -> None:
+    def __init__(self, hold: Callable[[Write], object], clock: Callable[[], Moment]) -> None:
         self._hold = hold
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="behind")
-        self._going: tuple[Future[float], Write, Done] | None = None
+        self._going: tuple[Future[Moment], Write, Done] | None = None
 
     def now(self, write: Write, done: Done) -> None:
         """The write stands after the call, and `done` knows since when."""
@@ -41,16 +42,16 @@ class Behind:
             return
         (going, write, done), self._going = self._going, None
         try:
-            at_s = going.result()
+            at = going.result()
         except Unavailable:
             self._hold(write)
-            at_s = self._clock()
-        done(at_s)
+            at = self._clock()
+        done(at)
 
     def close(self) -> None:
         """The thread has ended after the call."""
         self._thread.shutdown()
 
-    def _timed(self, write: Write) -> float:
+    def _timed(self, write: Write) -> Moment:
         write()
         return self._clock()

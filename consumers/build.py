@@ -98,6 +98,7 @@ def trainer(settings: Settings, registry: CollectorRegistry, stop: Event) -> Tra
         DeadLetters(sink, topics.name(k.topic_prefix, topics.DEAD_LETTERS), time.time),
         TrainerMetrics(registry),
         clock=time.time,
+        monotonic=time.monotonic,
         interval_s=settings.snapshots.interval_s,
         ttl_s=settings.redis.ttl_s,
         stop=stop,

@@ -33,11 +33,13 @@ class Checkpoint:
         commit: Callable[[Positions], None],
         metrics: TrainerMetrics,
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         self._snapshots = snapshots
         self._commit = commit
         self._metrics = metrics
         self._clock = clock
+        self._monotonic = monotonic
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._saving: tuple[Future[Path], Positions] | None = None
 
@@ -73,11 +75,10 @@ class Checkpoint:
         self._thread.shutdown()
 
     def _save(self, state: dict[str, NDArray[Any]], meta: dict[str, Any]) -> Path:
-        start = self._clock()
+        start = self._monotonic()
         path = self._snapshots.save(state, meta)
-        now = self._clock()
-        self._metrics.snapshot_duration_seconds.observe(now - start)
-        self._metrics.snapshot_last_success_timestamp_seconds.set(now)
+        self._metrics.snapshot_duration_seconds.observe(self._monotonic() - start)
+        self._metrics.snapshot_last_success_timestamp_seconds.set(self._clock())
         self._metrics.snapshot_bytes.set(sum(f.stat().st_size for f in path.iterdir()))
         return path
 

@@ -83,6 +83,11 @@ class TrainerMetrics:
             SECONDS,
             registry,
         )
+        self.clock_skew = Counter(
+            "counterflow_clock_skew",
+            "Records whose Kafka time is ahead of the trainer's clock, left out of freshness",
+            registry=registry,
+        )
         self.loss = Gauge(
             "counterflow_loss", "Progressive loss: prediction before learning",
             ["outcome", "kind"], registry=registry,

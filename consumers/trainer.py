@@ -1,5 +1,7 @@
 """The trainer's loop: poll, learn, write, and now and then make it safe.
 
+Stamps are of the wall clock, which may be set; intervals are of the monotonic one, which may not.
+
 One thread learns and writes; a second one saves snapshots, and with a backlog a third one writes
 (behind.py). When Redis, the disk or the dead-letter topic is away, the loop holds its place and
 tries again: nothing is learned meanwhile, nothing lost.
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers.behind import Behind
+from consumers.behind import Behind, Moment
 from consumers.checkpoint import Checkpoint, Positions, pack_positions, unpack_positions
 from consumers.kafka import DeadLetters, KafkaSource, Sink
 from consumers.metrics import TrainerMetrics
@@ -50,6 +52,7 @@ class Trainer:
         metrics: TrainerMetrics,
         *,
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
         interval_s: float = 5.0,
         ttl_s: int = 86_400,
         stop: Event | None = None,
@@ -75,12 +78,12 @@ class Trainer:
         self.freshness_s: deque[float] = deque(maxlen=FRESHNESS)
         hold = partial(self._until_done, "redis")
         self.publisher = Publisher(engine, vectors, seen, model or {}, hold, ttl_s)
-        self._behind = Behind(hold, clock)
-        self._clock = clock
+        self._behind = Behind(hold, lambda: (clock(), monotonic()))
+        self._monotonic = monotonic
         self._interval_s = interval_s
-        self._checkpoint = Checkpoint(snapshots, self._commit, metrics, clock)
-        self._saved_s = clock()
-        self._refreshed_s = clock()
+        self._checkpoint = Checkpoint(snapshots, self._commit, metrics, clock, monotonic)
+        self._saved_s = monotonic()
+        self._refreshed_s = monotonic()
         self._dirty = False
         self._leaving = False
         self._replay = replay  # how often an event is learned again while the queue is empty
@@ -139,7 +142,7 @@ class Trainer:
         batches = self.source.poll(timeout_s)
         if batches:
             if self.first_poll_s is None:
-                self.first_poll_s = self._clock()
+                self.first_poll_s = self._monotonic()
             self._learn(batches)
         else:
             self._behind.finish()
@@ -149,9 +152,9 @@ class Trainer:
         return sum(b.count for b in batches)
 
     def _learn(self, batches: Sequence[RecordBatch]) -> None:
-        start = self._clock()
+        start = self._monotonic()
         learned = self.engine.learn(batches, self.source.pending())
-        self.metrics.step_duration_seconds.observe(self._clock() - start)
+        self.metrics.step_duration_seconds.observe(self._monotonic() - start)
         if learned.bad:
             self._bury(batches, learned)
         backlog = sum(batch.count for batch in batches) >= BACKLOG
@@ -160,11 +163,14 @@ class Trainer:
         self._dirty = True
         self._count(learned)
 
-    def _written(self, kafka_ts_ms: NDArray[np.int64], at_s: float) -> None:
-        """The poll's change is in Redis since `at_s`."""
-        self.last_write_s = at_s
-        if len(kafka_ts_ms):
-            freshness_s = at_s - kafka_ts_ms / 1e3
+    def _written(self, kafka_ts_ms: NDArray[np.int64], at: Moment) -> None:
+        """The poll's change is in Redis since then; a Kafka time still to come is clock skew."""
+        at_s, self.last_write_s = at
+        freshness_s = at_s - kafka_ts_ms[kafka_ts_ms >= 0] / 1e3
+        skewed = freshness_s < 0
+        self.metrics.clock_skew.inc(int(skewed.sum()))
+        freshness_s = freshness_s[~skewed]
+        if len(freshness_s):
             self.metrics.freshness_seconds.observe(freshness_s)
             self.freshness_s.extend(freshness_s[-FRESHNESS:].tolist())
 
@@ -213,7 +219,7 @@ class Trainer:
     # upkeep --------------------------------------------------------------------------------------
 
     def _upkeep(self) -> None:
-        now = self._clock()
+        now = self._monotonic()
         if not self._checkpoint.busy:
             self._finish_save()
             if self._dirty and now - self._saved_s >= self._interval_s:
@@ -249,7 +255,7 @@ class Trainer:
             "learned": self.learned_before + self.learned,
         }
         self._checkpoint.begin(self.engine.state(), meta, positions)
-        self._saved_s = self._clock()
+        self._saved_s = self._monotonic()
         self._dirty = False
 
     def _finish_save(self) -> None:
