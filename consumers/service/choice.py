@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-from consumers.service.linked import Read, attribute_of
+from consumers.service.linked import Read
 from consumers.service.problems import Problem, invalid
 from consumers.service.requests import ID_MAX_BYTES, Intervention
 from consumers.service.shelf import Rows, Shelf
@@ -14,7 +14,7 @@ from stream.inference import attributes, support
 from stream.inference.do import Do
 from stream.inference.model import Outcome
 from stream.inference.rows import Pairs
-from stream.model.features import links_of, slope_name
+from stream.model.features import attribute_of, label, links_of, slope_name
 
 FEATURES_MAX = 4_096  # attribute values of one request: ~1 MB from Redis
 
@@ -133,7 +133,7 @@ def intervene(
         )
         shift = attributes.shift(
             pairs.outcome, shelf.parsed, read.features, pairs.user, old, new, spread,
-            {name: number(name, read) for name in do.attributes},
+            {label(name): number(name, read) for name in do.attributes},
         )  # fmt: skip
     return (
         Do(
@@ -151,7 +151,7 @@ def number(name: str, read: Read) -> attributes.Number | None:
     slope = read.names.get(slope_name("item", name))
     if slope is None:
         return None
-    links = [at for feature, at in read.names.items() if attribute_of(feature) == name]
+    links = [at for feature, at in read.names.items() if attribute_of(feature) == label(name)]
     return attributes.Number(slope, np.array(links, np.intp))
 
 

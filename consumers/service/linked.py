@@ -10,14 +10,9 @@ from numpy.typing import NDArray
 from stream.inference.attributes import Links, linked, weights
 from stream.inference.explain import Part
 from stream.inference.rows import Features, Pairs
-from stream.model.features import links_of
+from stream.model.features import attribute_of, label, links_of
 
 Integers = NDArray[np.intp]
-
-
-def attribute_of(feature: str) -> str:
-    """Return the attribute that a feature is a value of."""
-    return feature.split("\x1f", 2)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +80,13 @@ class Linked:
         of a number that no item has yet are new values, as they would be to the learner.
         """
         owner, number, value = self.of(items, meta)
+        set_ = set(map(label, attributes))
         place = np.full(len(self.names), -1)
         kept = np.ones(len(self.names), np.bool_)
         for name, at in read.names.items():
             if name in self._numbers:
                 place[self._numbers[name]] = at
-                kept[self._numbers[name]] = attribute_of(name) not in attributes
+                kept[self._numbers[name]] = attribute_of(name) not in set_
         known = place[number] >= 0
         owner, number, value = owner[known], number[known], value[known]
         old = linked(owner, place[number], value, len(items), read.features, most=most)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.memory import reserve
-from stream.model.features import number_of
+from stream.model.features import number_of, renamed
 from stream.model.kernels import Array, compiled
 
 NUMBERS = 8  # numbers of items whose slopes are followed, the first that came
@@ -122,7 +122,7 @@ class Features:
         arena = state["names"].tobytes()
         ends = np.cumsum(state["lengths"])
         self.row = {
-            arena[a:b].decode(errors="surrogatepass"): k
+            renamed(arena[a:b].decode(errors="surrogatepass")): k
             for k, (a, b) in enumerate(zip(ends - state["lengths"], ends, strict=True))
         }
         self._moments = {int(m[0]): m[1:] for m in state["moments"].tolist()}
