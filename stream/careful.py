@@ -17,6 +17,7 @@ from stream.schemas import (
     EVENTS,
     ID_MAX_BYTES,
     MEMBERS_MAX,
+    NUMBER_MAX,
     VALUE_MAX_BYTES,
     VERSION,
     Event,
@@ -216,11 +217,20 @@ def _ranges(fields: dict[str, Any], rating_scale: Scale) -> None:
     low, high = rating_scale
     if "value" in fields and not low <= fields["value"] <= high:
         raise BadEvent("out_of_range", f"value is {fields['value']}, not {low} to {high}")
+    _fits("value", fields.get("value", 0))
+    for name, content in fields.get("attributes", {}).items():
+        if type(content) in _NUMBER[0]:
+            _fits(f"attribute {name[:80]}", content)
     if "position" in fields and not 1 <= fields["position"] < 2**31:
         raise BadEvent("out_of_range", f"position is {fields['position']}, they count from 1")
     for name in PROBABILITIES:
         if name in fields and not 0 < fields[name] <= 1:
             raise BadEvent("out_of_range", f"{name} is {fields[name]}, not in (0, 1]")
+
+
+def _fits(name: str, number: int | float) -> None:
+    if abs(number) > NUMBER_MAX:
+        raise BadEvent("out_of_range", f"{name} is {number:.6g}, beyond 32-bit floating point")
 
 
 def _counts(attributes: dict[str, Any]) -> None:

@@ -36,6 +36,8 @@ _SLATE = np.uint64(0x510E527FADE682D1)
 _Rows = tuple[
     NDArray[np.int32], NDArray[np.int32]
 ]  # of each record; how many were known just after
+_LATEST_MS = 2**62  # a window behind it still has an end
+_LEAST = float(np.finfo(np.float32).tiny)  # a probability above 0 stays one
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,12 +277,12 @@ class Engine:
             user=user,
             item=item,
             slate=hash_many(decoded.data, decoded.impression_at, decoded.impression_len, _SLATE),
-            ts_ms=decoded.ts_ms,
-            kafka_ts_ms=decoded.kafka_ts_ms,
+            ts_ms=np.minimum(decoded.ts_ms, _LATEST_MS),
+            kafka_ts_ms=np.minimum(decoded.kafka_ts_ms, _LATEST_MS),
             value=decoded.value.astype(np.float32),
             position=decoded.position,
-            propensity=decoded.propensity.astype(np.float32),
-            show_probability=decoded.show_probability.astype(np.float32),
+            propensity=np.maximum(decoded.propensity, _LEAST).astype(np.float32),
+            show_probability=np.maximum(decoded.show_probability, _LEAST).astype(np.float32),
             shown=decoded.shown,
         )
 

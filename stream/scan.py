@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from stream.compiled import compiled
-from stream.schemas import DAY_MS, ID_MAX_BYTES, KINDS, VALUE_MAX_BYTES
+from stream.schemas import DAY_MS, ID_MAX_BYTES, KINDS, NUMBER_MAX, VALUE_MAX_BYTES
 
 ir: Any = importlib.import_module("llvmlite.ir")  # it has no types
 
@@ -26,6 +26,7 @@ EVENT, USER, ITEM, IMPRESSION = 0, 1, 2, 3
 VALUE, PROPENSITY, SHOW_PROBABILITY = 0, 1, 2
 
 _ID_MAX, _VALUE_MAX, _DAY, _INT32_MAX = ID_MAX_BYTES, VALUE_MAX_BYTES, DAY_MS, 2**31 - 1
+_NUMBER_MAX = NUMBER_MAX
 _USER_KIND = KINDS.index("user")
 _RATING, _IMPRESSION = KINDS.index("rating"), KINDS.index("impression")
 
@@ -394,7 +395,7 @@ def _read(
     if kind == _RATING:
         if seen & _NEED_RATING != _NEED_RATING:
             return False
-        if not low <= number[VALUE, row] <= high:
+        if not low <= number[VALUE, row] <= high or abs(number[VALUE, row]) > _NUMBER_MAX:
             return False
     else:
         if seen & _NEED_ALL != _NEED_ALL:

@@ -13,6 +13,7 @@ ID_MAX_BYTES = 256
 ATTRIBUTES_MAX = 64
 MEMBERS_MAX = 256  # of all lists of one event together
 DAY_MS = 86_400_000
+NUMBER_MAX = 3.4028234663852886e38  # the largest float32: what is learned of is one
 
 Id = Annotated[str, Meta(min_length=1, max_length=ID_MAX_BYTES, description="at most 256 bytes")]
 Time = Annotated[int, Meta(ge=0, description="event time, milliseconds since 1970, UTC")]

@@ -1,13 +1,22 @@
 """What the decoder accepts is learned and served, whatever it holds; and the stream goes on."""
 
+from dataclasses import replace
+
+import numpy as np
 import orjson
 import pytest
 
+from stream.events import decode
+from stream.framing import frame
+from stream.inference.attributes import linked, weights
+from stream.inference.rows import Features
 from stream.model.config import ModelConfig
-from stream.model.features import attribute_of, label, links_of, number_of, renamed
+from stream.model.features import attribute_of, label, links_of, number_of, renamed, slope_name
 from stream.model.learner import Learner
+from stream.records import RecordBatch
+from tests.test_model import draw_batch
 from tests.test_service import serving
-from tests.test_trainer import T0, Place, expected, ratings
+from tests.test_trainer import T0, Place, expected, rating, ratings
 
 SMALL = ModelConfig(
     factors=4, exposure_factors=4, session_factors=2, max_users=64, max_items=64, max_features=256
@@ -90,3 +99,93 @@ def test_text_of_any_length_is_learned_served_and_asked_for(place):
             assert answer.status_code == 200 and answer.json()["support"]["ok"], answer.text
         said = http.post("/v1/explain", json={"user_id": "0", "item_id": "1", "outcome": "rating"})
         assert said.status_code == 200, said.text
+
+
+# -- numbers
+
+FLOAT32 = 3.4028234663852886e38
+ODD = [
+    FLOAT32,
+    -FLOAT32,
+    1e38,
+    1e-42,
+    5e-324,
+    -0.0,
+    0,
+    2**63,
+    -(2**63),
+    2**64 - 1,
+    1e-30,
+    True,
+    "1",
+]
+
+
+@pytest.mark.parametrize("number", [1e39, -1e39, 3.5e38, 1e308])
+def test_a_number_beyond_32_bits_is_out_of_range_in_kafka_and_over_http(place, number):
+    bad = described("3", {"a": [], "b": number})
+    place.send([bad, *ratings(10)])
+    trainer = place.learn_all()
+    assert trainer.bad_events == 1 and trainer.learned == 10
+    (letter,) = place.dead_letters()
+    assert dict(letter.headers)["dlq.reason"] == b"out_of_range"
+    assert letter.value == bad[2]
+    with serving(place.environ["COUNTERFLOW_REDIS__URL"], place.prefix) as http:
+        answer = http.post("/v1/events", json={"type": "item", **orjson.loads(bad[2])})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["reason"] == "out_of_range"
+
+
+def test_a_rating_beyond_32_bits_is_out_of_range_for_both_readings_whatever_the_scale():
+    scale = (-1e300, 1e300)
+    for value, accepted in ((1e39, False), (-1e39, False), (FLOAT32, True), (4.5, True)):
+        body = rating(1, "7", "3", value)[2]
+        data = frame(0, 0, b"7", body)
+        batch = RecordBatch("r", "rating", 0, 0, 0, 1, T0, T0, True, 1, data)
+        decoded = decode([batch], rating_scale=scale)
+        assert len(decoded) == accepted and len(decoded.bad) == (not accepted)
+        assert [record.reason for record in decoded.bad] == ["out_of_range"] * (not accepted)
+
+
+@pytest.mark.parametrize("step", ["compiled", "torch"])
+def test_any_accepted_numbers_leave_finite_rows(step):
+    rng = np.random.default_rng(3)
+    learner = Learner(replace(SMALL, step=step, device="cpu"), 1)
+    for turn in range(40):
+        for row in range(30):
+            kind = "user" if row % 3 == 0 else "item"
+            odd = {f"n{k}": ODD[int(rng.integers(len(ODD)))] for k in range(4)}
+            near = {"tiny": float(rng.integers(3)) * 1e-42, "price": float(rng.normal(10, 2))}
+            if turn % 7 == 3 and row == 5:
+                near["price"] = float(rng.choice([FLOAT32, -FLOAT32]))
+            learner.set_attributes(kind, row, odd | near)
+        learner.step(draw_batch(60, users=30, items=30, seed=turn))
+        every = np.arange(30, dtype=np.int32)
+        values = np.arange(len(learner.features), dtype=np.int32)
+        for rows in (
+            learner.rows("user", every),
+            learner.rows("item", every),
+            learner.feature_rows(values),
+        ):
+            assert np.isfinite(rows.bias).all() and np.isfinite(rows.vector).all()
+        assert np.isfinite(learner.scalars.outcome).all()
+
+
+def test_a_number_far_out_acts_as_one_sixteen_deviations_out_in_learner_and_service():
+    learner = Learner(SMALL, 1)
+    for row, price in enumerate([8.0, 10.0, 12.0, 10.0]):
+        learner.set_attributes("item", row, {"price": price})
+    learner.step(draw_batch(200, items=4))
+    scale = float(np.sqrt(2.0))
+    far = []
+    for price in (10 + 16 * scale, 1e6, FLOAT32):
+        learner.links["item"].set(0, [(learner.features.row[slope_name("item", "price")], price)])
+        far.append(learner.rows("item", np.zeros(1, np.int32)))
+    for rows in far[1:]:
+        np.testing.assert_allclose(rows.bias, far[0].bias, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(rows.vector, far[0].vector, rtol=1e-4, atol=1e-5)
+    values = learner.feature_rows(np.arange(len(learner.features), dtype=np.int32))
+    features = Features(values.bias, values.vector, values.events, values.events >= 0)
+    at = learner.features.row[slope_name("item", "price")]
+    links = linked(np.zeros(1, np.intp), np.array([at]), np.array([1e30]), 1, features)
+    assert weights(links, features).tolist() == [16.0]

@@ -1,4 +1,4 @@
-"""A null value on users or items removes its key: every one acts, and what it removed stays away."""
+"""A null value on users or items removes its key: every one acts, what it removed stays away."""
 
 import pytest
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from stream.inference.model import Floats, Model, Outcome
 from stream.inference.rows import Features, User
+from stream.model.features import FAR
 
 PRIOR_EVENTS = 3.0  # what is known of a coefficient before its first event, in events
 
@@ -83,7 +84,7 @@ def weights(links: Links, features: Features) -> Floats:
     """
     center, scale = features.range[links.feature, 2], features.range[links.feature, 3]
     value = (links.value - center) / np.where(scale > 0.0, scale, 1.0)
-    return np.asarray(value / np.sqrt(links.count[links.owner]))
+    return np.asarray(np.clip(value, -FAR, FAR) / np.sqrt(links.count[links.owner]))
 
 
 def fold(links: Links, weight: Floats, coefficient: Floats) -> Floats:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 Kind = Literal["user", "item"]
+FAR = 16.0  # deviations from its center, beyond which a number acts as one that far
 DIGITS = (1, 2, 3)  # a number is learned at these significant digits: coarse ones generalise
 NAME_MAX = 256  # bytes, as an id has at most
 _ATTRIBUTE_MAX = 120  # of which an attribute's own name

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import stream.compiled
+from stream.model.features import FAR
 from stream.model.layout import Layout
 
 Array = NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
+_FAR = np.float32(FAR)
 
 
 def compiled(law: F, inline: stream.compiled.Inline = "never") -> F:
@@ -96,7 +98,8 @@ def linked(links: Array, row: int) -> int:
 def share(features: Array, f: int, af: Layout, value: np.float32, weight: np.float32) -> np.float32:
     """Return how strongly a link of that value enters its row; numbers are standardised."""
     x: np.float32 = weight * (value - features[f, af.center]) * features[f, af.inverse]
-    return x
+    far = weight * _FAR
+    return min(max(x, -far), far)
 
 
 @inlined

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 3  # of the saved state
 MEAN_OF = 1_024  # users whose mean stands for that of all
+WIDENS = 1_000.0  # times that a number's spread may grow with its slope kept
 SLOPE_MOVES = 0.02  # from one step to the next: all items are written again
 
 
@@ -281,10 +282,14 @@ class Learner:
         return np.asarray(vectors.mean(0), np.float32)
 
     def _rescale(self, feature: int, center: float, scale: float) -> None:
-        """Measure a number from another center and scale; what its slope says stays the same."""
+        """Measure a number from another center and scale; what its slope says stays the same.
+
+        But where the spread has become so much wider that it would shout: it begins flat again.
+        """
         at = self.feature.layout
         row = self.feature.packed[feature]
         ratio = scale * float(row[at.inverse])
+        ratio = ratio if ratio <= WIDENS else 0.0
         means = [(at.mean, at.D), (at.mean_bias, at.Y)] if at.mean >= 0 else []
         parts = ((at.vector, at.D), (at.expo, at.E), (at.session, at.S), (at.bias, at.C))
         for first, size in (*parts, *means):

@@ -11,6 +11,7 @@ from stream.model.features import number_of, renamed
 from stream.model.kernels import Array, compiled
 
 NUMBERS = 8  # numbers of items whose slopes are followed, the first that came
+NARROW, WIDE = 1e-30, 1e37  # scales whose inverse is a float32 too
 _MOMENTS = 6  # feature row, count, mean, sum of squared deviations, low, high
 
 
@@ -100,7 +101,8 @@ class Features:
         if count & (count - 1):
             return None
         deviation = (m[2] / m[0]) ** 0.5
-        return m[1], deviation if deviation > 1e-9 * abs(m[1]) and deviation > 0 else 1.0
+        spread = deviation > max(1e-9 * abs(m[1]), NARROW)
+        return m[1], min(deviation, WIDE) if spread else 1.0
 
     def range(self, feature: int) -> tuple[float, float]:
         """Return the lowest and highest number observed; zeros for what is no number."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stream.model import scalars as sc
 from stream.model.config import ModelConfig
+from stream.model.features import FAR
 from stream.model.layout import HEADS
 from stream.model.loop import SAMPLE, TERMS
 from stream.model.scalars import Scalars
@@ -72,6 +73,7 @@ def compose(
     linked = mine[owner, slot] - 1
     center = features.packed[linked, af.center]
     x = weight[owner] * (values[owner, slot] - center) * features.packed[linked, af.inverse]
+    x = torch.minimum(torch.maximum(x, -FAR * weight[owner]), FAR * weight[owner])
 
     def part(name: str, size: int, mean: str = "") -> Tensor:
         own, theirs = getattr(at, mean or name), getattr(af, mean or name)
