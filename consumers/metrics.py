@@ -49,6 +49,10 @@ class TrainerMetrics:
         self.duplicate_events = Counter(
             "counterflow_duplicate_events", "Events ignored as repetitions", registry=registry
         )
+        self.refused_ids = Counter(
+            "counterflow_refused_ids", "Events that name a user or item beyond the tables' room",
+            ["kind"], registry=registry,
+        )  # fmt: skip
         self.late_outcomes = Counter(
             "counterflow_late_outcomes", "Outcomes after their exposure's window", registry=registry
         )
@@ -119,6 +123,7 @@ class TrainerMetrics:
             self.store_errors.labels(store=store)
         for kind in KINDS:
             self.rows.labels(kind=kind)
+            self.refused_ids.labels(kind=kind)
 
 
 class ServiceMetrics:

@@ -126,7 +126,8 @@ class Trainer(Section, frozen=True, kw_only=True):
     metrics_host: Annotated[Name, described("Address of the trainer's /metrics.")] = "127.0.0.1"
     metrics_port: Annotated[Port, described("Port of its /metrics; 0 takes a free one.")] = 9108
     duplicates_window: Annotated[
-        Natural, described("How many (type, event_id) are remembered; a repetition is ignored.")
+        Natural,
+        described("How many (type, event_id) are remembered; a repetition is ignored. 0: none."),
     ] = 1_000_000
     rank: Annotated[
         Natural, described("Which of `world` trainers this is; partition p goes to rank p % world.")

@@ -9,6 +9,7 @@ tries again: nothing is learned meanwhile, nothing lost.
 
 import gc
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,6 +37,7 @@ FRESHNESS = 2_000  # newest observations kept as they are, for the summary's qua
 BACKLOG = 4_096  # records of a poll from which on its rows are written while the next is learned
 REPLAYED = 512  # interactions learned again in one turn: less than a millisecond
 OWED_MAX = 65_536
+WARN_S = 60.0  # between two log lines of the same cause
 
 
 class Trainer:
@@ -88,6 +90,7 @@ class Trainer:
         self._leaving = False
         self._replay = replay  # how often an event is learned again while the queue is empty
         self._owed = 0
+        self._warned_s: dict[str, float] = {}
         self._joined = (0, 0, 0, 0)  # late, corrected, censored, evicted, as they were counted
 
     @property
@@ -197,6 +200,10 @@ class Trainer:
             m.bad_events.labels(reason=bad.reason).inc()
         m.duplicate_events.inc(learned.duplicates)
         m.batch_events.observe(learned.learned)
+        for kind, n in learned.refused.items():
+            if n:
+                m.refused_ids.labels(kind=kind).inc(n)
+                self._warn_of_room(kind)
         for signal in learned.drifted:
             m.drift_detections.labels(signal=signal).inc()
         self.bad_events += len(learned.bad)
@@ -210,6 +217,17 @@ class Trainer:
         ):  # fmt: skip
             counter.inc(total - before)
         self._joined = now
+
+    def _warn_of_room(self, kind: str) -> None:
+        """Say in the log, once a minute at most, that new ids of this kind are refused."""
+        now = time.monotonic()
+        if now - self._warned_s.get(kind, -WARN_S) >= WARN_S:
+            self._warned_s[kind] = now
+            log.warning(
+                "there is no room for more %ss: events of new ones are not learned, see"
+                " counterflow_refused_ids_total; raise COUNTERFLOW_MODEL__MAX_%sS and start again",
+                kind, kind.upper(),
+            )  # fmt: skip
 
     def _joins(self) -> tuple[int, int, int, int]:
         """Return late outcomes, corrections, censored and evicted windows of the stream so far."""

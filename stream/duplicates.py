@@ -83,7 +83,7 @@ def _fresh(table, ring, count, data, kind, at, length, out):  # type: ignore[no-
 
 
 class Duplicates:
-    """The last `window` accepted (type, event_id) pairs."""
+    """The last `window` accepted (type, event_id) pairs; with 0 every event is fresh."""
 
     def __init__(self, window: int = 1_000_000) -> None:
         self.window = window
@@ -102,6 +102,8 @@ class Duplicates:
         length: NDArray[np.int32],
     ) -> NDArray[np.bool_]:
         """Every event with an id is in the window after the call; returns which were not (N,)."""
+        if self.window == 0:
+            return np.ones(len(at), np.bool_)
         out = np.empty(len(at), np.bool_)
         self._count = int(_fresh(self._table, self._ring, self._count, data, kind, at, length, out))
         return out
@@ -115,7 +117,7 @@ class Duplicates:
         """The window is the saved one after the call; a smaller one keeps the newest pairs."""
         ring, count = state["ring"], int(state["count"][0])
         oldest = count % len(ring) if len(ring) and count > len(ring) else 0
-        newest = np.roll(ring, -oldest, axis=0)[-self.window :]
+        newest = np.roll(ring, -oldest, axis=0)[max(0, len(ring) - self.window) :]
         self._ring[:] = 0
         self._ring[: len(newest)] = newest
         self._count = len(newest)

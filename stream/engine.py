@@ -60,12 +60,13 @@ class Learned:
     items: NDArray[np.int32]
     bad: list[BadRecord]
     attributes: list[AttributeEvent]
-    events: dict[str, int]  # accepted, by kind, duplicates left out
+    events: dict[str, int]  # accepted, by kind, duplicates and refused ones left out
     duplicates: int
     drifted: list[str]
     kafka_ts_ms: NDArray[np.int64]  # (n,) of the clicks and ratings learned
     user: NDArray[np.int32]  # (n,) their users' rows, in poll order
     item: NDArray[np.int32]  # (n,)
+    refused: dict[str, int]  # events that name a user or item for which there is no room, by kind
 
     @property
     def learned(self) -> int:
@@ -118,15 +119,22 @@ class Engine:
         fresh = self.duplicates.fresh(
             decoded.data, decoded.kind, decoded.event_at, decoded.event_len
         )
-        attributes = [a for a in decoded.attributes if fresh[a.index]]
+        duplicates = int((~fresh).sum())
+        removing = [a.index for a in decoded.attributes if a.attributes is None]
         named = fresh.copy()
-        named[[a.index for a in attributes if a.attributes is None]] = False  # none is made of it
+        named[removing] = False  # no row is made of a removal
         user, known_users = self.users.rows(
             decoded.data, decoded.user_at, np.where(named, decoded.user_len, 0).astype(np.int32)
         )
         item, known = self.items.rows(
             decoded.data, decoded.item_at, np.where(named, decoded.item_len, 0).astype(np.int32)
         )
+        refused = {
+            "user": named & (decoded.user_len > 0) & (user < 0),
+            "item": named & (decoded.item_len > 0) & (item < 0),
+        }
+        fresh &= ~(refused["user"] | refused["item"])
+        attributes = [a for a in decoded.attributes if fresh[a.index]]
         self._find(attributes, (user, known_users), (item, known))
         self._number(batches, pending)
         arrivals = self._arrivals(decoded, batches, user, item)
@@ -144,11 +152,12 @@ class Engine:
             bad=decoded.bad,
             attributes=attributes,
             events={kind: int(n) for kind, n in zip(KINDS, counts, strict=True)},
-            duplicates=int((~fresh).sum()),
+            duplicates=duplicates,
             drifted=drifted,
             kafka_ts_ms=decoded.kafka_ts_ms[mine],
             user=joined.user[joined.counts],
             item=joined.item[joined.counts],
+            refused={kind: int(which.sum()) for kind, which in refused.items()},
         )
 
     def close_windows(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

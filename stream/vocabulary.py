@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.compiled import compiled
-from stream.errors import Inconsistent
 from stream.hashing import hash_bytes
 from stream.memory import reserve
 from stream.schemas import ID_MAX_BYTES
 
 _SEED = np.uint64(0x6A09E667F3BCC908)
-_FULL, _TURN = -2, -3
+_TURN = -3
 _SMALLEST = 1_024  # places of the first table
 
 
@@ -78,7 +77,9 @@ def _rows(  # type: ignore[no-untyped-def]
         row = table[slot] - 1
         if row < 0:
             if size >= limit:
-                return n, size, _FULL
+                out[n] = -1
+                known[n] = size
+                continue
             if 2 * size >= len(table):
                 return n, size, _TURN
             row = size
@@ -133,11 +134,11 @@ class Vocabulary:
     def rows(
         self, data: NDArray[np.uint8], at: NDArray[np.int64], length: NDArray[np.int32]
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Every id has a row after the call.
+        """Every id that there is room for has a row after the call.
 
         Returns the rows (N,) and how many ids were known just after each one (N,); an empty id
-        gets row -1. Raises Inconsistent when the vocabulary is full, ValueError for an id of more
-        than 256 bytes, which the events rule out.
+        gets row -1, and so does a new one when the vocabulary is full. Raises ValueError for an id
+        of more than 256 bytes, which the events rule out.
         """
         if len(length) and length.max() > ID_MAX_BYTES:
             raise ValueError(f"an id has {length.max()} bytes, {ID_MAX_BYTES} at most")
@@ -151,17 +152,11 @@ class Vocabulary:
             )  # fmt: skip
             if need == 0:
                 return out, known
-            if need == _FULL:
-                raise Inconsistent(
-                    f"the vocabulary of {self.kind}s is full: {self.limit} ids",
-                    f"raise COUNTERFLOW_MODEL__MAX_{self.kind.upper()}S (model.max_{self.kind}s)"
-                    " and start again; nothing was lost",
-                )
             self._table = self._following
             self._following = self._next()
 
     def add(self, id_: bytes) -> int:
-        """The id has a row after the call, which is returned."""
+        """The id has a row after the call, which is returned; -1 where there is no room for it."""
         data = np.frombuffer(id_, np.uint8)
         out, _ = self.rows(data, np.zeros(1, np.int64), np.array([len(id_)], np.int32))
         return int(out[0])

@@ -1,11 +1,18 @@
 """What the decoder accepts is learned and served, whatever it holds; and the stream goes on."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_
+from hypothesis import strategies as st
 
+from consumers import build, settings
+from stream import testing
+from stream.engine import Engine
 from stream.events import decode
 from stream.framing import frame
 from stream.inference.attributes import linked, weights
@@ -14,6 +21,7 @@ from stream.model.config import ModelConfig
 from stream.model.features import attribute_of, label, links_of, number_of, renamed, slope_name
 from stream.model.learner import Learner
 from stream.records import RecordBatch
+from tests.test_engine import CONFIG, ROOMY, world
 from tests.test_model import draw_batch
 from tests.test_service import serving
 from tests.test_trainer import T0, Place, expected, rating, ratings
@@ -189,3 +197,75 @@ def test_a_number_far_out_acts_as_one_sixteen_deviations_out_in_learner_and_serv
     at = learner.features.row[slope_name("item", "price")]
     links = linked(np.zeros(1, np.intp), np.array([at]), np.array([1e30]), 1, features)
     assert weights(links, features).tolist() == [16.0]
+
+
+# -- full tables and no window
+
+
+class Roomy(Place):
+    """A place with settings of its own."""
+
+    def choose(self, **chosen):
+        self.settings = settings.load({}, self.environ | chosen)
+        return self
+
+
+def counted(trainer, name, **labels):
+    """Return the trainer's own count of this."""
+    return trainer.metrics.registry.get_sample_value(f"counterflow_{name}", labels) or 0.0
+
+
+def test_full_tables_refuse_new_ids_and_known_ones_learn_on_across_restarts(
+    broker, prefix, redis_url, tmp_path, caplog
+):
+    place = Roomy(broker, prefix, redis_url, tmp_path / "snapshots").choose(
+        COUNTERFLOW_MODEL__MAX_USERS="25", COUNTERFLOW_MODEL__MAX_ITEMS="30"
+    )
+    first = [rating(n, str(n % 20), str(n % 30)) for n in range(60)]  # 20 users, all 30 items
+    place.send(first)
+    place.learn_all()
+    total, good = Counter(), list(first)
+    for turn in range(3):
+        begin = 1_000 * (turn + 1)
+        new = [rating(begin + n, str(n % 20), f"new-{n}-{turn}") for n in range(50)]
+        new += [described(f"new-{n}-{turn}", {"a": "b"}, begin) for n in range(20)]
+        new += [rating(begin + 100 + n, f"guest-{turn}-{n}", "3") for n in range(10)]
+        known = [rating(begin + 500 + n, str(n % 20), str(n % 30)) for n in range(40)]
+        place.send([*new, *known])
+        good += known
+        trainer = place.learn_all()
+        total["item"] += counted(trainer, "refused_ids_total", kind="item")
+        total["user"] += counted(trainer, "refused_ids_total", kind="user")
+        assert trainer.bad_events == 0
+    assert total == {"item": 210, "user": 25}
+    assert len(trainer.engine.users) == 25 and len(trainer.engine.items) == 30
+    learned = {k: n for k, n in place.counts().items() if "guest" not in k[1]}
+    guests = sum(n for (kind, id_), n in place.counts().items() if "guest" in id_)
+    assert guests == 5
+    for (kind, id_), n in expected(good).items():
+        assert learned[kind, id_] == n + (guests if (kind, id_) == ("item", "3") else 0)
+    assert "COUNTERFLOW_MODEL__MAX_ITEMS" in caplog.text
+    assert not any(
+        b"new-" in key for key in build.redis_client(place.settings).scan_iter(f"{prefix}:*")
+    )
+
+
+def test_without_a_window_repetitions_count(broker, prefix, redis_url, tmp_path):
+    place = Roomy(broker, prefix, redis_url, tmp_path / "snapshots").choose(
+        COUNTERFLOW_TRAINER__DUPLICATES_WINDOW="0"
+    )
+    for times in (1, 2):
+        place.send(ratings(20))
+        assert place.learn_all().duplicates == 0
+        assert place.counts() == {k: times * n for k, n in expected(ratings(20)).items()}
+
+
+@settings_(deadline=None, max_examples=20)
+@given(st.integers(0, 1_000), st.lists(st.integers(0, 300), max_size=6), st.integers(1, 25))
+def test_what_full_tables_refuse_does_not_depend_on_cuts_or_restarts(seed, cuts, room):
+    def make():
+        return Engine(replace(CONFIG, max_users=room, max_items=room), 3, **ROOMY)
+
+    testing.cuts_do_not_matter(make, make, world(seed), cuts)
+    polls = world(seed)
+    testing.restarts_do_not_matter(make, [polls[n : n + 40] for n in range(0, len(polls), 40)])

@@ -107,7 +107,7 @@ class Joiner:
             self._expect(min(pending), max(pending))
         until = self._memory.until
         until[:] = 0
-        moves = np.flatnonzero(np.isin(a.kind, MOVING) & (a.user >= 0) & (a.item >= 0))
+        moves = np.flatnonzero(np.isin(a.kind, MOVING))
         until[a.partition[moves]] = moves  # of one that comes again, the last
         until[list(pending)] = size
         self._begin()

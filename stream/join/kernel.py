@@ -348,15 +348,15 @@ def join(m, a, j, c, begin, handled):  # type: ignore[no-untyped-def]
             if n[ROWS] + ROOM > len(j.source):
                 return i, False
             kind = a.kind[i]
-            if a.user[i] < 0 or a.item[i] < 0:
+            if kind != _RATING and kind != _CLICK and kind != _IMPRESSION:
                 continue
             _bound(m, a, i)
-            if kind == _RATING or kind == _CLICK:
-                _outcome(m, a, i, j)
+            if a.user[i] < 0 or a.item[i] < 0:
+                pass  # repeated, or there is no room for its ids: it tells the time alone
             elif kind == _IMPRESSION:
                 _impression(m, a, i, j)
             else:
-                continue
+                _outcome(m, a, i, j)
             _advance(m, i, a.partition[i], a.ts_ms[i], a.kafka_ts_ms[i])
         handled = False
         while n[HELD] > 0:
