@@ -1,6 +1,7 @@
 """From settings to running parts: the only place that constructs them."""
 
 import logging
+import secrets
 import time
 from dataclasses import fields
 from threading import Event
@@ -19,6 +20,7 @@ from model_store.seen import Seen
 from model_store.snapshots import Snapshots
 from model_store.vectors import RedisVectors, connect
 from stream.engine import Engine, JoinConfig
+from stream.hashing import KEY_BYTES
 from stream.model.config import ModelConfig, Outcome, Paths
 
 log = logging.getLogger("counterflow")
@@ -32,6 +34,7 @@ def engine(settings: Settings) -> Engine:
         batch_max=settings.trainer.batch_max,
         window=settings.trainer.duplicates_window,
         join=JoinConfig(**msgspec.structs.asdict(settings.join)),
+        hash_key=secrets.token_bytes(KEY_BYTES),
     )
 
 

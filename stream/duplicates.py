@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.compiled import compiled
-from stream.hashing import hash_bytes
+from stream.hashing import NO_KEY, hash_bytes
 
 _LANE_A = np.uint64(0xBB67AE8584CAA73B)
 _LANE_B = np.uint64(0x3C6EF372FE94F82B)
@@ -51,7 +51,7 @@ def _remove(table, ring, mask, n):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _fresh(table, ring, count, data, kind, at, length, out):  # type: ignore[no-untyped-def]
+def _fresh(table, ring, count, key, data, kind, at, length, out):  # type: ignore[no-untyped-def]
     mask = len(table) - 1
     window = len(ring)
     for n in range(len(at)):
@@ -59,8 +59,8 @@ def _fresh(table, ring, count, data, kind, at, length, out):  # type: ignore[no-
             out[n] = True
             continue
         salt = np.uint64(kind[n] + 1)
-        a = hash_bytes(data, at[n], length[n], _LANE_A ^ salt)
-        b = hash_bytes(data, at[n], length[n], _LANE_B ^ salt)
+        a = hash_bytes(data, at[n], length[n], _LANE_A ^ salt, key)
+        b = hash_bytes(data, at[n], length[n], _LANE_B ^ salt, key)
         slot = np.int64(a & np.uint64(mask))
         seen = False
         while table[slot] >= 0:
@@ -83,10 +83,14 @@ def _fresh(table, ring, count, data, kind, at, length, out):  # type: ignore[no-
 
 
 class Duplicates:
-    """The last `window` accepted (type, event_id) pairs; with 0 every event is fresh."""
+    """The last `window` accepted (type, event_id) pairs; with 0 every event is fresh.
 
-    def __init__(self, window: int = 1_000_000) -> None:
+    `key` (2,) is that of its hash.
+    """
+
+    def __init__(self, window: int = 1_000_000, key: NDArray[np.uint64] = NO_KEY) -> None:
         self.window = window
+        self.key = key
         self._count = 0
         self._ring = np.zeros((window, 2), np.uint64)
         self._table = self._empty()
@@ -105,7 +109,9 @@ class Duplicates:
         if self.window == 0:
             return np.ones(len(at), np.bool_)
         out = np.empty(len(at), np.bool_)
-        self._count = int(_fresh(self._table, self._ring, self._count, data, kind, at, length, out))
+        self._count = int(
+            _fresh(self._table, self._ring, self._count, self.key, data, kind, at, length, out)
+        )
         return out
 
     def state(self) -> dict[str, NDArray[Any]]:

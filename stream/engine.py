@@ -20,7 +20,7 @@ from stream.evaluation import Progressive
 from stream.event_time import event_time
 from stream.events import KINDS, AttributeEvent, BadRecord, Decoded, decode
 from stream.framing import frame
-from stream.hashing import hash_many
+from stream.hashing import KEY_BYTES, NO_KEY, hash_many
 from stream.join import Arrivals, Joined, Joiner
 from stream.model.config import ModelConfig
 from stream.model.features import Kind
@@ -75,7 +75,11 @@ class Learned:
 
 
 class Engine:
-    """All that is learned, and the only door through which it changes."""
+    """All that is learned, and the only door through which it changes.
+
+    `hash_key`, 16 random bytes, keeps producers from choosing ids that collide; it goes into the
+    state and changes nothing that is learned. Without it ids have the hash of earlier states.
+    """
 
     def __init__(
         self,
@@ -84,14 +88,17 @@ class Engine:
         batch_max: int = 65_536,
         window: int = 1_000_000,
         join: JoinConfig = JoinConfig(),
+        hash_key: bytes = bytes(KEY_BYTES),
     ) -> None:
+        self.hash_key = hash_key
+        key = np.frombuffer(hash_key, "<u8").astype(np.uint64)
         self.config = config
         self.seed = seed
         self.batch_max = batch_max
         self.join = join
-        self.users = Vocabulary("user", config.max_users)
-        self.items = Vocabulary("item", config.max_items)
-        self.duplicates = Duplicates(window)
+        self.users = Vocabulary("user", config.max_users, key)
+        self.items = Vocabulary("item", config.max_items, key)
+        self.duplicates = Duplicates(window, key)
         self.joiner = Joiner(
             int(join.window_s * 1000), int(join.idle_s * 1000), join.open_max, join.pending_max,
             join.closed_max, int(join.ahead_s * 1000),
@@ -225,7 +232,7 @@ class Engine:
         """Everything compiled is compiled after the call; nothing is learned."""
         small = replace(self.config, max_users=8, max_items=8, max_features=64)
         room = replace(self.join, open_max=16, pending_max=16, closed_max=16)
-        other = Engine(small, self.seed, self.batch_max, window=16, join=room)
+        other = Engine(small, self.seed, self.batch_max, 16, room, self.hash_key)
         value = (
             b'{"event_id":"w","ts_ms":1,"user_id":"u","item_id":"i","value":%g}' % self._scale[0]
         )
@@ -285,7 +292,9 @@ class Engine:
             partition=partition,
             user=user,
             item=item,
-            slate=hash_many(decoded.data, decoded.impression_at, decoded.impression_len, _SLATE),
+            slate=hash_many(
+                decoded.data, decoded.impression_at, decoded.impression_len, _SLATE, self.users.key
+            ),
             ts_ms=np.minimum(decoded.ts_ms, _LATEST_MS),
             kafka_ts_ms=np.minimum(decoded.kafka_ts_ms, _LATEST_MS),
             value=decoded.value.astype(np.float32),
@@ -392,10 +401,15 @@ class Engine:
             f"{part}.{name}": array
             for part, holder in self._parts().items()
             for name, array in holder.state().items()
-        } | {"partitions": np.frombuffer(names.encode(), np.uint8).copy()}
+        } | {
+            "partitions": np.frombuffer(names.encode(), np.uint8).copy(),
+            "hash.key": self.users.key.copy(),
+        }
 
     def load(self, state: dict[str, NDArray[Any]]) -> None:
-        """The engine is the saved one after the call."""
+        """The engine is the saved one after the call, its hashes under the saved key."""
+        for table in (self.users, self.items, self.duplicates):
+            table.key = state.get("hash.key", NO_KEY)
         for part, holder in self._parts().items():
             prefix = f"{part}."
             holder.load(

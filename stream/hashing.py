@@ -1,10 +1,18 @@
-"""Compiled hashing of byte ranges: 64 bits for tables, two lanes of it where no bytes are kept."""
+"""Compiled hashing of byte ranges: 64 bits for tables, two lanes of it where no bytes are kept.
+
+Producers choose the bytes, so a table's hash has a key that they do not know: SipHash-1-3 (Aumasson
+and Bernstein, 2012), whose collisions nobody finds without the key. Under the key 0 it is the hash
+of earlier states, whose remembered hashes cannot be made anew. What is learned does not depend on
+the key.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream.compiled import compiled, inlined
 
+NO_KEY = np.zeros(2, np.uint64)
+KEY_BYTES = 16
 PRIME = np.uint64(0x9E3779B97F4A7C15)
 _C1 = np.uint64(0xFF51AFD7ED558CCD)
 _C2 = np.uint64(0xC4CEB9FE1A85EC53)
@@ -25,9 +33,58 @@ def mix(x: np.uint64) -> np.uint64:
     return x
 
 
+@inlined
+def _turned(x, left):  # type: ignore[no-untyped-def]
+    return (x << np.uint64(left)) | (x >> np.uint64(64 - left))
+
+
+@inlined
+def _round(a, b, c, d):  # type: ignore[no-untyped-def]
+    a += b
+    c += d
+    b = _turned(b, 13) ^ a
+    d = _turned(d, 16) ^ c
+    a = _turned(a, 32) + d
+    c += b
+    d = _turned(d, 21) ^ a
+    b = _turned(b, 17) ^ c
+    return a, b, _turned(c, 32), d
+
+
 @compiled
-def hash_bytes(data, at, length, seed):  # type: ignore[no-untyped-def]
-    """Return 64 bits of data[at:at+length] under a seed; eight bytes a round."""
+def _keyed(data, at, length, k0, k1):  # type: ignore[no-untyped-def]
+    """Return SipHash-1-3 of data[at:at+length]."""
+    a, b = k0 ^ np.uint64(0x736F6D6570736575), k1 ^ np.uint64(0x646F72616E646F6D)
+    c, d = k0 ^ np.uint64(0x6C7967656E657261), k1 ^ np.uint64(0x7465646279746573)
+    i = 0
+    while i + 8 <= length:
+        word = np.uint64(0)
+        for n in range(8):
+            word |= np.uint64(data[at + i + n]) << (np.uint64(n) * _EIGHT)
+        a, b, c, d = _round(a, b, c, d ^ word)
+        a ^= word
+        i += 8
+    word = np.uint64(length) << np.uint64(56)
+    n = 0
+    while i + n < length:
+        word |= np.uint64(data[at + i + n]) << (np.uint64(n) * _EIGHT)
+        n += 1
+    a, b, c, d = _round(a, b, c, d ^ word)
+    a ^= word
+    c ^= np.uint64(0xFF)
+    for _ in range(3):
+        a, b, c, d = _round(a, b, c, d)
+    return a ^ b ^ c ^ d
+
+
+@compiled
+def hash_bytes(data, at, length, seed, key):  # type: ignore[no-untyped-def]
+    """Return 64 bits of data[at:at+length] under a seed, which tells tables apart, and a key (2,).
+
+    Eight bytes a round.
+    """
+    if key[0] | key[1] != np.uint64(0):
+        return _keyed(data, at, length, key[0] ^ seed, key[1])
     h = mix(seed ^ (np.uint64(length) * PRIME))
     i = 0
     while i + 8 <= length:
@@ -48,15 +105,19 @@ def hash_bytes(data, at, length, seed):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _hash_many(data, at, length, seed, out):  # type: ignore[no-untyped-def]
+def _hash_many(data, at, length, seed, key, out):  # type: ignore[no-untyped-def]
     for n in range(len(at)):
-        out[n] = hash_bytes(data, at[n], length[n], seed) if length[n] else np.uint64(0)
+        out[n] = hash_bytes(data, at[n], length[n], seed, key) if length[n] else np.uint64(0)
 
 
 def hash_many(
-    data: NDArray[np.uint8], at: NDArray[np.int64], length: NDArray[np.int32], seed: np.uint64
+    data: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    length: NDArray[np.int32],
+    seed: np.uint64,
+    key: NDArray[np.uint64] = NO_KEY,
 ) -> NDArray[np.uint64]:
     """Return 64 bits of each byte range (N,); 0 for an empty one."""
     out = np.empty(len(at), np.uint64)
-    _hash_many(data, at, length, seed, out)
+    _hash_many(data, at, length, seed, key, out)
     return out

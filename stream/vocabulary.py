@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.compiled import compiled
-from stream.hashing import hash_bytes
+from stream.hashing import NO_KEY, hash_bytes
 from stream.memory import reserve
 from stream.schemas import ID_MAX_BYTES
 
@@ -64,7 +64,7 @@ def _placed(table, size):  # type: ignore[no-untyped-def]
 
 @compiled
 def _rows(  # type: ignore[no-untyped-def]
-    table, following, hashes, arena, starts, size, limit, data, at, length, begin, out, known
+    table, following, hashes, arena, starts, size, limit, key, data, at, length, begin, out, known
 ):
     """Fill out and known from `begin` on; return (next event, size, 0 or what stopped it)."""
     for n in range(begin, len(at)):
@@ -72,7 +72,7 @@ def _rows(  # type: ignore[no-untyped-def]
             out[n] = -1
             known[n] = size
             continue
-        h = hash_bytes(data, at[n], length[n], _SEED)
+        h = hash_bytes(data, at[n], length[n], _SEED, key)
         slot = _slot(table, hashes, arena, starts, data, at[n], length[n], h)
         row = table[slot] - 1
         if row < 0:
@@ -98,8 +98,8 @@ def _rows(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _find(table, hashes, arena, starts, data, at, length):  # type: ignore[no-untyped-def]
-    h = hash_bytes(data, at, length, _SEED)
+def _find(table, hashes, arena, starts, key, data, at, length):  # type: ignore[no-untyped-def]
+    h = hash_bytes(data, at, length, _SEED, key)
     return table[_slot(table, hashes, arena, starts, data, at, length, h)] - 1
 
 
@@ -108,11 +108,12 @@ def _flat(size: int, dtype: type[np.generic]) -> NDArray[Any]:
 
 
 class Vocabulary:
-    """The rows of one kind of id, at most `limit` of them."""
+    """The rows of one kind of id, at most `limit` of them; `key` (2,) is that of its hash."""
 
-    def __init__(self, kind: str, limit: int) -> None:
+    def __init__(self, kind: str, limit: int, key: NDArray[np.uint64] = NO_KEY) -> None:
         self.kind = kind
         self.limit = limit
+        self.key = key
         self._reserve(limit)
 
     def _reserve(self, rows: int) -> None:
@@ -148,7 +149,7 @@ class Vocabulary:
         while True:
             begin, self._size, need = _rows(
                 self._table, self._following, self._hashes, self._arena, self._starts,
-                self._size, self.limit, data, at, length, begin, out, known,
+                self._size, self.limit, self.key, data, at, length, begin, out, known,
             )  # fmt: skip
             if need == 0:
                 return out, known
@@ -165,7 +166,7 @@ class Vocabulary:
         """Return the id's row, or None; nothing is created."""
         data = np.frombuffer(id_, np.uint8)
         row = int(
-            _find(self._table, self._hashes, self._arena, self._starts, data, 0, len(id_))
+            _find(self._table, self._hashes, self._arena, self._starts, self.key, data, 0, len(id_))
             if id_
             else -1
         )
@@ -187,7 +188,7 @@ class Vocabulary:
         }
 
     def load(self, state: dict[str, NDArray[Any]]) -> None:
-        """The vocabulary is the saved one after the call."""
+        """The vocabulary is the saved one after the call; `key` is the one it was saved under."""
         n = len(state["hashes"])
         self._reserve(max(n, self.limit))
         self._size = n
