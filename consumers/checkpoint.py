@@ -8,7 +8,7 @@ A crash between any two repeats work and loses none.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,6 @@ def pack_positions(positions: Positions) -> list[list[Any]]:
     return [[topic, partition, offset] for (topic, partition), offset in sorted(positions.items())]
 
 
-def unpack_positions(packed: list[list[Any]]) -> Positions:
+def unpack_positions(packed: Iterable[Sequence[Any]]) -> Positions:
     """Return the offsets that a manifest holds."""
     return {(str(topic), int(partition)): int(offset) for topic, partition, offset in packed}

@@ -78,6 +78,15 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--close-windows", action="store_true", help="close the open exposures at the end"
     )
+    where = train.add_mutually_exclusive_group()
+    where.add_argument(
+        "--from-earliest", action="store_true",
+        help="begin afresh from the earliest offsets; the snapshots that are there are kept aside",
+    )  # fmt: skip
+    where.add_argument(
+        "--skip-gap", action="store_true",
+        help="keep the model and go on where the log begins, if the snapshot's offsets are gone",
+    )  # fmt: skip
     command("serve", commands.serve, "answer over HTTP from the vectors in Redis")
     replay = command("replay", commands.replay, "send a data set to Kafka in time order")
     replay.add_argument("dataset", choices=["ml-100k"])
@@ -95,9 +104,9 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument(
         "--seed", type=int, default=0, metavar="S", help="another seed, another world"
     )
-    where = simulate.add_mutually_exclusive_group()
-    where.add_argument("--to-kafka", action="store_true", help="send the events, as replay does")
-    where.add_argument(
+    to = simulate.add_mutually_exclusive_group()
+    to.add_argument("--to-kafka", action="store_true", help="send the events, as replay does")
+    to.add_argument(
         "--out",
         metavar="FILE",
         help="write the events, one JSON object a line; without either they go to stdout, and the "

@@ -82,7 +82,7 @@ def train(args: argparse.Namespace, settings: Settings) -> int:
     )
     trainer = build.trainer(settings, registry, stop)
     try:
-        trainer.start()
+        trainer.start(from_earliest=args.from_earliest, skip_gap=args.skip_gap)
         if args.until_end:
             trainer.run_until(trainer.source.ends(), args.close_windows)
         else:

@@ -74,6 +74,10 @@ class TrainerMetrics:
             "counterflow_lag_records", "Records not yet learned", ["topic", "partition"],
             registry=registry,
         )  # fmt: skip
+        self.skipped_offsets = Counter(
+            "counterflow_skipped_offsets", "Offsets of a snapshot that the log had no longer",
+            ["topic", "partition"], registry=registry,
+        )  # fmt: skip
         self.batch_events = Histogram(
             "counterflow_batch_events", "Events of one step", buckets=EVENTS, registry=registry
         )

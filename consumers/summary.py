@@ -17,6 +17,7 @@ def of(trainer: Trainer) -> dict[str, Any]:
         "events": trainer.learned,
         "bad_events": trainer.bad_events,
         "duplicates": trainer.duplicates,
+        "skipped_offsets": trainer.skipped,
         "open_exposures": trainer.engine.joiner.open_exposures,
         "seconds": round(seconds, 4),
         "events_per_s": round(trainer.learned / seconds) if seconds else None,

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from consumers import resume
 from consumers.behind import Behind, Moment
-from consumers.checkpoint import Checkpoint, Positions, pack_positions, unpack_positions
+from consumers.checkpoint import Checkpoint, Positions, pack_positions
 from consumers.kafka import DeadLetters, KafkaSource, Sink
 from consumers.metrics import TrainerMetrics
 from consumers.publisher import Publisher
@@ -73,6 +74,7 @@ class Trainer:
         self.bad_events = 0
         self.duplicates = 0
         self.learned = 0
+        self.skipped = 0  # offsets that the log had no longer
         self.learned_before = 0  # in the snapshot that it resumed from
         self.snapshot = ""
         self.first_poll_s: float | None = None
@@ -100,12 +102,16 @@ class Trainer:
 
     # start ---------------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, *, from_earliest: bool = False, skip_gap: bool = False) -> None:
         """The engine is the newest valid snapshot, the source stands at its offsets.
 
-        Raises Inconsistent where the snapshot is of another cluster or topic.
+        `from_earliest` keeps what snapshots there are aside and begins anew; `skip_gap` goes on
+        where Kafka's log begins, should it begin behind those offsets. Raises Inconsistent where
+        the snapshot is of another stream, share, format or model.
         """
         self.snapshots.lock()
+        if from_earliest and (aside := self.snapshots.set_aside()):
+            log.warning("beginning afresh; the snapshots that were here are kept in %s", aside)
         self.engine.warm_up()
         gc.collect()
         gc.freeze()  # what was imported lives on: to look through it again would take 150 ms
@@ -113,15 +119,17 @@ class Trainer:
         positions: Positions = {}
         epoch = 0
         if found is not None:
-            state, meta = found
-            self.source.verify(meta["identity"])
-            self.engine.load(state)
-            positions = unpack_positions(meta["positions"])
-            epoch = int(meta["epoch"])
-            self.learned_before = int(meta["learned"])
+            meta = resume.meta(found)
+            self.source.verify(meta.identity)
+            resume.load(self.engine, found)
+            positions = meta.offsets()
+            epoch = meta.epoch
+            self.learned_before = meta.learned
             self._joined = self._joins()
             log.info("resumed where %d clicks and ratings were learned", self.learned_before)
-        self.source.start(positions)
+        for place, count in self.source.start(positions, skip_gap).items():
+            self.metrics.skipped_offsets.labels(*map(str, place)).inc(count)
+            self.skipped += count
         self._publish(epoch)
 
     def _publish(self, above: int) -> None:

@@ -4,6 +4,7 @@
     DIR/epoch                    the last epoch that was claimed
     DIR/snapshot-000000000042/   state.safetensors and manifest.json, with their checksums
     DIR/draft-…                  one being written or removed; the next save removes what is left
+    DIR/aside-000001/            what stood here before a beginning afresh; never removed by us
 
 A snapshot is written as a draft, forced to disk, renamed, and the folder is forced to disk; so what
 carries its final name is whole, whenever the power fails. No pickle: reading runs nobody's code.
@@ -20,8 +21,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import orjson
@@ -35,7 +37,13 @@ State = dict[str, npt.NDArray[Any]]
 FORMAT: Final = 1
 STATE: Final = "state.safetensors"
 MANIFEST: Final = "manifest.json"
-_NAME: Final = re.compile(r"snapshot-(\d{12})\Z")
+_NAME: Final = re.compile(r"snapshot-([0-9]{12})\Z")
+_ASIDE: Final = re.compile(r"aside-([0-9]{6})\Z")
+_DRAFT: Final = re.compile(r"draft-([0-9]{12}|old-[0-9]{12}|epoch)\Z")  # those that we leave behind
+ELSE_AFRESH: Final = (
+    "counterflow train --from-earliest learns all of Kafka's log again and keeps the old snapshots"
+    " aside"
+)
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -54,8 +62,34 @@ class Snapshot:
 Found = list[Snapshot]
 
 
+class Whole(NamedTuple):
+    """A snapshot that was read and holds what its manifest says."""
+
+    state: State
+    meta: dict[str, Any]
+    path: Path
+
+
 class Damaged(Exception):
     """A snapshot does not hold what its manifest says."""
+
+
+class Foreign(Exception):
+    """A snapshot may well be whole, and is not as this version writes them."""
+
+
+class _File(msgspec.Struct, frozen=True):
+    bytes: int
+    sha256: str
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    """What a manifest of this format must hold."""
+
+    number: int
+    created_ms: int
+    files: dict[str, _File]
+    meta: dict[str, Any]
 
 
 class Snapshots:
@@ -134,16 +168,54 @@ class Snapshots:
             self._prune()
         return final
 
-    def newest_valid(self, log: logging.Logger = _LOG) -> tuple[State, dict[str, Any]] | None:
-        """The newest whole snapshot as (state, meta), None without any; damaged ones are logged."""
+    def newest_valid(self, log: logging.Logger = _LOG) -> Whole | None:
+        """The newest whole snapshot, None where there are none at all; damaged ones are logged.
+
+        Raises Inconsistent where a newer one is of another format, or where all are damaged: to
+        begin afresh, or with an older one, is not for us to choose.
+        """
+        damaged = ""
         for number in sorted(self._numbers(), reverse=True):
             path = self._path(number)
             try:
                 manifest = _manifest(path)
-                return _state(path, manifest), manifest["meta"]
+                return Whole(_state(path, manifest), manifest["meta"], path)
             except Damaged as exc:
+                damaged = damaged or f"{path.name}: {exc}"
                 log.error("snapshot %s is damaged: %s; the one before it is tried", path, exc)
+            except Foreign as exc:
+                raise Inconsistent(
+                    f"the snapshot {path} cannot be read: {exc}",
+                    "start the version that wrote it, or move it away to go on from the one before;"
+                    f" {ELSE_AFRESH}",
+                ) from exc
+        if damaged:
+            raise Inconsistent(
+                f"no snapshot in {self.directory} is whole ({damaged})",
+                f"put back a whole one; {ELSE_AFRESH}",
+            )
         return None
+
+    def set_aside(self) -> Path | None:
+        """No snapshot is left here after the call; all lie in the returned folder, None if none.
+
+        The oldest goes first: after a crash in between, the newest are still here.
+        """
+        self.lock()
+        with _mapped(self.directory):
+            numbers = sorted(self._numbers())
+            if not numbers:
+                return None
+            taken = [
+                int(m.group(1)) for p in self.directory.iterdir() if (m := _ASIDE.match(p.name))
+            ]
+            aside = self.directory / f"aside-{max(taken, default=0) + 1:06d}"
+            aside.mkdir()
+            for number in numbers:
+                self._path(number).rename(aside / self._path(number).name)
+            _force(aside)
+            _force(self.directory)
+        return aside
 
     def list(self) -> Found:
         """The snapshots from old to new, their manifests checked, their state only by its size."""
@@ -156,14 +228,18 @@ class Snapshots:
     def epoch(self) -> int:
         """The last epoch that was claimed in this folder, 0 before the first."""
         try:
-            text = (self.directory / "epoch").read_text()
-        except FileNotFoundError:
-            return 0
+            with _mapped(self.directory):
+                text = (self.directory / "epoch").read_bytes()
+        except Unavailable as exc:
+            if isinstance(exc.__cause__, FileNotFoundError):
+                return 0
+            raise
         try:
             return int(text)
         except ValueError as exc:
             raise Inconsistent(
-                f"{self.directory / 'epoch'} holds {text[:20]!r}, not a number",
+                f"{self.directory / 'epoch'} holds {text[:20].decode(errors='replace')!r}, not a"
+                " number",
                 "remove it if Redis still holds its own epoch key, else write a higher number",
             ) from exc
 
@@ -189,13 +265,17 @@ class Snapshots:
                     yield int(match.group(1))
 
     def _prune(self) -> None:
-        """What is older than the newest `keep` is gone, and so is every draft left by a crash.
+        """Whole ones older than the newest `keep` are gone, and every draft left by a crash.
 
-        First the name goes, then the files, so that no reader takes half of one for damage.
+        What is damaged or of another format stays: it is not ours to judge. First the name goes,
+        then the files, so that no reader takes half of one for damage.
         """
-        for number in sorted(self._numbers())[: -self._keep]:
+        whole = [n for n in sorted(self._numbers()) if not self._inspect(n, whole=False).damage]
+        for number in whole[: -self._keep]:
             self._path(number).rename(self.directory / f"draft-old-{number:012d}")
-        for draft in self.directory.glob("draft-*"):
+        for draft in self.directory.iterdir():
+            if not _DRAFT.match(draft.name):
+                continue
             if draft.is_dir():
                 shutil.rmtree(draft, ignore_errors=True)
             else:
@@ -216,7 +296,7 @@ class Snapshots:
                 _state(path, manifest)
             elif (path / STATE).stat().st_size != manifest["files"][STATE]["bytes"]:
                 raise Damaged(f"{STATE} has another size than the manifest says")
-        except (Damaged, OSError) as exc:
+        except (Damaged, Foreign, OSError) as exc:
             damage = str(exc)
         created, meta = manifest.get("created_ms", 0), manifest.get("meta", {})
         return Snapshot(path, number, created, size, meta, damage)
@@ -240,23 +320,41 @@ def _sealed(manifest: dict[str, Any]) -> bytes:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a snapshot of ours.
+
+    The format is looked at before the checksum: another version may seal in another way.
+    """
+    body, _, seal = _read(path / MANIFEST).partition(b"\n")
+    sealed = seal == hashlib.sha256(body).hexdigest().encode() + b"\n"
     try:
-        body, _, seal = (path / MANIFEST).read_bytes().partition(b"\n")
-    except OSError as exc:
-        raise Damaged(f"{MANIFEST} cannot be read: {exc.strerror}") from exc
-    if seal != hashlib.sha256(body).hexdigest().encode() + b"\n":
+        manifest: Any = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise Damaged(f"{MANIFEST} does not begin with a line of JSON") from exc
+    named = manifest.get("format", FORMAT) if isinstance(manifest, dict) else FORMAT
+    if type(named) is not int or named != FORMAT:
+        raise Foreign(f"{MANIFEST} is of format {named!r}, and this version reads {FORMAT}")
+    if not sealed:
         raise Damaged(f"{MANIFEST} does not match its checksum")
-    manifest: dict[str, Any] = orjson.loads(body)
-    if manifest["format"] != FORMAT:
-        raise Damaged(f"format {manifest['format']} is not ours ({FORMAT})")
-    return manifest
+    try:
+        msgspec.convert(manifest, _Manifest)
+    except msgspec.ValidationError as exc:
+        raise Foreign(f"{MANIFEST}: {exc}") from exc
+    if "format" not in manifest or STATE not in manifest["files"]:
+        raise Foreign(f"{MANIFEST} names no format, or no {STATE}")
+    return manifest  # type: ignore[no-any-return]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except PermissionError as exc:
+        raise Foreign(f"{path.name} cannot be read: {exc.strerror}") from exc
+    except OSError as exc:
+        raise Damaged(f"{path.name} cannot be read: {exc.strerror}") from exc
 
 
 def _state(path: Path, manifest: dict[str, Any]) -> State:
-    try:
-        data = (path / STATE).read_bytes()
-    except OSError as exc:
-        raise Damaged(f"{STATE} cannot be read: {exc.strerror}") from exc
+    data = _read(path / STATE)
     expected = manifest["files"][STATE]
     if len(data) != expected["bytes"]:
         raise Damaged(f"{STATE} has {len(data)} bytes, not {expected['bytes']}")
@@ -264,8 +362,8 @@ def _state(path: Path, manifest: dict[str, Any]) -> State:
         raise Damaged(f"{STATE} does not match its checksum")
     try:
         loaded = safetensors.numpy.load(data)
-    except SafetensorError as exc:
-        raise Damaged(f"{STATE}: {exc}") from exc
+    except (SafetensorError, KeyError) as exc:  # KeyError: a kind of number that numpy has not
+        raise Foreign(f"{STATE}: {exc}") from exc
     return {name: np.array(array) for name, array in loaded.items()}  # writable, of its own
 
 

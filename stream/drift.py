@@ -119,7 +119,7 @@ class Drift:
 
     def load(self, state: dict[str, NDArray[Any]]) -> None:
         """The detectors are the saved ones after the call."""
-        self._open = state["open"].copy()
+        self._open[:] = state["open"]
         self.detections = dict(zip(self.detectors, state["detections"].tolist(), strict=True))
         for name, detector in self.detectors.items():
             detector.load(state[name])

@@ -16,6 +16,7 @@ from stream.catalog import Catalog
 from stream.causal import Causal
 from stream.drift import Drift
 from stream.duplicates import Duplicates
+from stream.errors import Inconsistent
 from stream.evaluation import Progressive
 from stream.event_time import event_time
 from stream.events import KINDS, AttributeEvent, BadRecord, Decoded, decode
@@ -406,8 +407,13 @@ class Engine:
             "hash.key": self.users.key.copy(),
         }
 
-    def load(self, state: dict[str, NDArray[Any]]) -> None:
-        """The engine is the saved one after the call, its hashes under the saved key."""
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """The engine is the saved one after the call, its hashes under the saved key.
+
+        Raises Inconsistent for an array of another kind or width than this engine's own, KeyError
+        for one that is missing and has no default.
+        """
+        self._compare(state)
         for table in (self.users, self.items, self.duplicates):
             table.key = state.get("hash.key", NO_KEY)
         for part, holder in self._parts().items():
@@ -420,6 +426,20 @@ class Engine:
         for line in names.splitlines():
             topic, _, partition = line.partition("\t")
             self._partitions[topic, int(partition)] = len(self._partitions)
+
+    def _compare(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Arrays of either name alone pass; a learner of another shape says so itself."""
+        own = self.state()
+        if not np.array_equal(state["learner.shape"], own["learner.shape"]):
+            return
+        for name in own.keys() & state.keys():
+            a, b = state[name], own[name]
+            if (a.dtype, a.ndim, a.shape[1:]) != (b.dtype, b.ndim, b.shape[1:]):
+                raise Inconsistent(
+                    f"the saved {name} is of {a.dtype} {a.shape}, here it is of {b.dtype} "
+                    f"(n{''.join(f', {n}' for n in b.shape[1:])})",
+                    "start the version and the [model] settings that it was saved with",
+                )
 
     def _parts(self) -> dict[str, Any]:
         return {

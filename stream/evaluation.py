@@ -60,4 +60,4 @@ class Progressive:
 
     def load(self, state: dict[str, NDArray[Any]]) -> None:
         """The sums are the saved ones after the call."""
-        self._sums = state["sums"].copy()
+        self._sums[:] = state["sums"]

@@ -16,9 +16,11 @@ from stream.errors import CounterflowError, Inconsistent, Unavailable
 
 REQUEST_S = 10.0  # a request without an answer by then is a broker that is away
 
-DISAGREES = (
-    "the topic was made anew or its records are past retention: start from a snapshot of this "
-    "topic, or move the snapshot folder away to learn again from the earliest offsets"
+AFRESH = "counterflow train --from-earliest begins afresh and keeps the old snapshots aside"
+DISAGREES = f"the topic was made anew: start from a snapshot of this topic; {AFRESH}"
+GONE = (
+    "records are past retention: counterflow train --skip-gap keeps the model and goes on where "
+    f"the log begins; {AFRESH}"
 )
 NO_TOPIC = "counterflow topics create; where ACLs rule, grant this user describe and read"
 
@@ -45,7 +47,7 @@ def broker_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except LOST as error:
-        raise Inconsistent(f"{doing}: {describe(error)}", DISAGREES) from error
+        raise Inconsistent(f"{doing}: {describe(error)}", GONE) from error
     except errors.CorruptRecordError as error:
         raise Inconsistent(
             f"{doing}: {describe(error)}", "the log is damaged: check the broker's disk"

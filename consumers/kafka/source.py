@@ -10,7 +10,7 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
-from consumers.kafka.connection import DISAGREES, NO_TOPIC, REQUEST_S, broker_errors, connect
+from consumers.kafka.connection import DISAGREES, GONE, NO_TOPIC, REQUEST_S, broker_errors, connect
 from consumers.kafka.record_batches import install, reframe, supported
 from stream.errors import CounterflowError, Inconsistent, Unavailable
 from stream.records import RecordBatch
@@ -91,10 +91,14 @@ class KafkaSource:
 
     # -- partitions and offsets
 
-    def start(self, offsets: Mapping[Partition, int] | None = None) -> None:
+    def start(
+        self, offsets: Mapping[Partition, int] | None = None, skip_gap: bool = False
+    ) -> Offsets:
         """Stand at `offsets` in this rank's partitions, at the earliest record in all others.
 
-        Raises Inconsistent for an offset whose record is gone, or in a partition that is none.
+        Raises Inconsistent for an offset whose record is gone, or in a partition that is none. With
+        `skip_gap` it stands at the earliest record instead of one that is gone; returns how many
+        offsets of which partitions were skipped so.
         """
         self._held = []
         self._assigned = {}
@@ -104,7 +108,7 @@ class KafkaSource:
         for partition in wanted:
             if partition[0] in self._topics and not self._exists(partition):
                 raise Inconsistent(f"partition {_name(partition)} does not exist", DISAGREES)
-        self._add(mine, wanted)
+        return self._add(mine, wanted, skip_gap)
 
     def discover(self) -> list[Partition]:
         """Take up the partitions that were added since the start, from their first record."""
@@ -345,23 +349,31 @@ class KafkaSource:
                     mine.append((topic, number))
         return mine
 
-    def _add(self, partitions: Sequence[Partition], wanted: Mapping[Partition, int]) -> None:
+    def _add(
+        self, partitions: Sequence[Partition], wanted: dict[Partition, int], skip_gap: bool = False
+    ) -> Offsets:
         added = {partition: TopicPartition(*partition) for partition in partitions}
         with broker_errors("asking for the earliest offsets"):
             first = self._consumer.beginning_offsets(
                 list(added.values()), timeout_ms=int(REQUEST_S * 1000)
             )
+        skipped: Offsets = {}
         for partition, tp in added.items():
-            if partition in wanted and wanted[partition] < first[tp]:
-                raise Inconsistent(
-                    f"offset {wanted[partition]} of {_name(partition)} is gone: "
-                    f"the earliest is {first[tp]}",
-                    DISAGREES,
-                )
+            gap = first[tp] - wanted.get(partition, first[tp])
+            if gap <= 0:
+                continue
+            message = f"offset {wanted[partition]} of {_name(partition)} is gone: " + (
+                f"the earliest is {first[tp]}"
+            )
+            if not skip_gap:
+                raise Inconsistent(message, GONE)
+            log.warning("%s; %d offsets are skipped", message, gap)
+            skipped[partition], wanted[partition] = gap, first[tp]
         self._assigned |= added
         self._consumer.assign(list(self._assigned.values()))
         for partition, tp in added.items():
             self._stand(partition, wanted.get(partition, first[tp]))
+        return skipped
 
     def _stand(self, partition: Partition, offset: int) -> None:
         tp = self._assigned[partition]
