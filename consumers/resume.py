@@ -9,9 +9,12 @@ from typing import Any
 import msgspec
 
 from consumers.checkpoint import Positions, unpack_positions
+from consumers.kafka import KafkaSource
 from model_store.snapshots import ELSE_AFRESH, Whole
 from stream.engine import Engine
 from stream.errors import Inconsistent
+
+A_FOLDER = "a snapshots.dir and a redis.prefix of its own"
 
 
 class Meta(msgspec.Struct, frozen=True):
@@ -21,6 +24,8 @@ class Meta(msgspec.Struct, frozen=True):
     positions: list[tuple[str, int, int]]
     epoch: int
     learned: int
+    rank: int | None = None  # those saved before they were told have neither
+    world: int | None = None
 
     def offsets(self) -> Positions:
         """Return the next offset of each partition."""
@@ -36,6 +41,35 @@ def meta(found: Whole) -> Meta:
             f"the snapshot {found.path} does not say where in the stream it stands: {error}",
             f"move it away to go on from the one before; {ELSE_AFRESH}",
         ) from error
+
+
+def verify(said: Meta, source: KafkaSource) -> None:
+    """Raise Inconsistent unless the snapshot is of this source's share of its stream."""
+    source.verify(said.identity)
+    if strange := {topic for topic, _, _ in said.positions} - source.topics.keys():
+        raise Inconsistent(
+            f"the snapshot is of other topics ({', '.join(sorted(strange))})",
+            f"go back to its kafka.topic_prefix, or give this stream {A_FOLDER}; {ELSE_AFRESH}",
+        )
+    if said.rank is None or said.world is None:
+        same, of = _may_be(said, source), "another share of the partitions"
+    else:
+        same = (said.rank, said.world) == (source.rank, source.world)
+        of = f"trainer.rank {said.rank} of trainer.world {said.world}"
+    if not same:
+        raise Inconsistent(
+            f"the snapshot is of {of}, and this is rank {source.rank} of {source.world}: some"
+            " events would be learned twice, others never",
+            f"go back to its trainer.rank and trainer.world, or give this share {A_FOLDER};"
+            f" {ELSE_AFRESH}",
+        )
+
+
+def _may_be(said: Meta, source: KafkaSource) -> bool:
+    """Tell whether the partitions alone, as far as they go, are those of this share."""
+    own = {number for topic, number, _ in said.positions if source.topics[topic] != "item"}
+    share = range(source.rank, max(own, default=-1) + 1, source.world)
+    return own == set(share)
 
 
 def load(engine: Engine, found: Whole) -> None:

@@ -120,7 +120,7 @@ class Trainer:
         epoch = 0
         if found is not None:
             meta = resume.meta(found)
-            self.source.verify(meta.identity)
+            resume.verify(meta, self.source)
             resume.load(self.engine, found)
             positions = meta.offsets()
             epoch = meta.epoch
@@ -279,6 +279,8 @@ class Trainer:
             "positions": pack_positions(positions),
             "epoch": self.epoch,
             "learned": self.learned_before + self.learned,
+            "rank": self.source.rank,
+            "world": self.source.world,
         }
         self._checkpoint.begin(self.engine.state(), meta, positions)
         self._saved_s = self._monotonic()

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -138,25 +139,48 @@ NOT_OURS = {
 }  # fmt: skip
 
 
+MORE = ratings(50, seed=2, start=200)  # sent to some after their snapshot
+
+
 @pytest.fixture(scope="module")
-def learned(broker, tmp_path_factory):
-    """Return a place where two snapshots were taken, and the records sent there."""
+def module_redis():
     with playground.redis_server() as url:
-        at = Place(broker, "t-resume", url, tmp_path_factory.mktemp("snapshots"))
-        for part in (ratings(100), ratings(100, seed=1, start=100)):
-            at.send(part)
-            train(at)
-        yield at
+        yield url
+
+
+def learned_twice(broker: str, redis_url: str, at: Path) -> Place:
+    """Return a place where two snapshots were taken, after 100 and 200 ratings."""
+    made = Place(broker, f"t{uuid.uuid4().hex[:12]}", redis_url, at)
+    for part in (ratings(100), ratings(100, seed=1, start=100)):
+        made.send(part)
+        made.learn_all()
+    return made
+
+
+@pytest.fixture(scope="module")
+def learned(broker, module_redis, tmp_path_factory):
+    return learned_twice(broker, module_redis, tmp_path_factory.mktemp("snapshots"))
+
+
+@pytest.fixture(scope="module")
+def behind(broker, module_redis, tmp_path_factory):
+    made = learned_twice(broker, module_redis, tmp_path_factory.mktemp("behind"))
+    made.send(MORE)
+    return made
+
+
+def copy(place: Place, to: Path) -> Place:
+    """Return the same place with a copy of its snapshots."""
+    shutil.copytree(folder(place), to)
+    environ = place.environ | {"COUNTERFLOW_SNAPSHOTS__DIR": str(to)}
+    made = object.__new__(Place)
+    made.__dict__ |= place.__dict__ | {"environ": environ, "settings": settings.load({}, environ)}
+    return made
 
 
 @pytest.fixture
 def copied(learned, tmp_path):
-    """Return the same place with a copy of its snapshots, the newest path last."""
-    shutil.copytree(folder(learned), tmp_path / "copy")
-    environ = learned.environ | {"COUNTERFLOW_SNAPSHOTS__DIR": str(tmp_path / "copy")}
-    at = object.__new__(Place)
-    at.__dict__ |= learned.__dict__ | {"environ": environ, "settings": settings.load({}, environ)}
-    return at
+    return copy(learned, tmp_path / "copy")
 
 
 @pytest.mark.parametrize("case", NOT_OURS)
@@ -285,3 +309,100 @@ def test_offsets_that_retention_took_can_be_skipped_and_the_model_kept(place, ap
     assert counted == 100 + left
     assert train(place, "--skip-gap")["skipped_offsets"] == 0
     assert train(place, "--from-earliest")["events"] == left
+
+
+def shares(place: Place, numbers) -> dict[str, int]:
+    """How many ratings lie in each of these partitions."""
+    rating = topics.name(place.prefix, "rating")
+    with KafkaSource(bootstrap_servers=place.broker, topics={rating: "rating"}) as source:
+        source.start()
+        ends = source.ends()
+    return sum(ends[rating, number] for number in numbers)
+
+
+def test_another_rank_or_world_is_refused_and_no_event_is_learned_twice(place):
+    place.send(ratings(210))
+    half = {"trainer__rank": "0", "trainer__world": "2"}
+    assert train(place, **half)["events"] == shares(place, [0])
+    before = files(folder(place))
+    for chosen in ({}, half | {"trainer__rank": "1"}, half | {"trainer__world": "3"}):
+        reason, remedy = refused(place, **chosen)
+        assert "rank 0 of trainer.world 2" in reason
+        assert "trainer.rank" in remedy and "--from-earliest" in remedy
+    assert files(folder(place)) == before
+    assert train(place, **half)["events"] == 0
+    assert train(place, "--from-earliest")["events"] == 210
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_snapshot_that_tells_no_share_is_taken_by_its_partitions(broker, prefix, redis_url,
+                                                                   tmp_path, world):  # fmt: skip
+    """Those of the version before tell neither rank nor world."""
+    place = Place(broker, prefix, redis_url, tmp_path / "snapshots", partitions=6)
+    place.send(ratings(60))
+
+    def started(rank: int, world: int) -> bool:
+        place.settings = settings.load(
+            {"trainer.rank": str(rank), "trainer.world": str(world)}, place.environ
+        )
+        trainer = place.trainer()
+        try:
+            trainer.start()
+            trainer.run_until(trainer.source.ends())
+        except Inconsistent as error:
+            assert "another share" in error.message
+            return False
+        finally:
+            trainer.close()
+        return True
+
+    assert started(world - 1, world)
+    newest = max(folder(place).glob("snapshot-*"))
+    for name in ("rank", "world"):
+        rewritten(newest, without("meta", name))
+    every = [(rank, of) for of in (1, 2, 3) for rank in range(of)]
+    assert not any(started(*other) for other in every if other != (world - 1, world))
+    assert started(world - 1, world)
+    assert orjson.loads(
+        (max(folder(place).glob("snapshot-*")) / "manifest.json").read_bytes().splitlines()[0]
+    )["meta"]["world"] == world  # fmt: skip
+
+
+def test_a_snapshot_of_other_topics_is_refused(place):
+    place.send(ratings(20))
+    train(place)
+    topics.create(place.broker, f"{place.prefix}x", partitions=2)
+    reason, remedy = refused(place, kafka__topic_prefix=f"{place.prefix}x")
+    assert f"{place.prefix}.rating.v1" in reason and "topic_prefix" in remedy
+
+
+MAY_CHANGE = [
+    {"kafka.group_id": "other"},
+    {"kafka.isolation_level": "read_uncommitted"},
+    {"redis.prefix": "other"},
+    {"redis.ttl_s": "100"},
+    {"trainer.batch_max": "7"},
+    {"trainer.duplicates_window": "300"},
+    {"join.window_s": "5"},
+    {"join.closed_max": "3", "join.pending_max": "3"},
+    {"model.step": "torch"},
+    {"model.synthetic": "0.3"},
+    {"model.replay": "2"},
+    {"model.pairs": "0"},
+    {"model.without": "popularity,control,exposure"},
+    {"model.rating_max": "10"},
+    {"model.half_life_s": "10"},
+    {"model.max_users": "100"},
+    {"service.seen_max": "3", "service.outcome": "click"},
+    {"snapshots.keep": "1"},
+]
+
+
+@pytest.mark.parametrize("chosen", MAY_CHANGE, ids=lambda chosen: next(iter(chosen)))
+def test_what_may_change_between_two_starts_counts_each_event_once(behind, tmp_path, chosen):
+    place = copy(behind, tmp_path / "copy")
+    place.settings = settings.load(chosen, place.environ)
+    last = place.learn_all()
+    assert (last.learned, last.duplicates) == (50, 0)
+    every = [*ratings(100), *ratings(100, seed=1, start=100), *MORE]
+    assert place.counts() == expected(every)

@@ -45,7 +45,7 @@ class Crash(Exception):
 class Place:
     """One broker prefix, one Redis, one snapshot folder: what outlives a trainer."""
 
-    def __init__(self, broker, prefix, redis_url, folder):
+    def __init__(self, broker, prefix, redis_url, folder, partitions=2):
         self.broker, self.prefix = broker, prefix
         self.environ = {
             "COUNTERFLOW_KAFKA__BOOTSTRAP_SERVERS": broker,
@@ -58,7 +58,7 @@ class Place:
             "COUNTERFLOW_TRAINER__DUPLICATES_WINDOW": "100000",
         }
         self.settings = settings.load({}, self.environ)
-        topics.create(broker, prefix, partitions=2)
+        topics.create(broker, prefix, partitions=partitions)
 
     def send(self, records):
         with Sink(bootstrap_servers=self.broker) as sink:

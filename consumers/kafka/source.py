@@ -54,10 +54,10 @@ class KafkaSource:
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} is not one of {world}")
-        self._topics = dict(topics)
+        self.topics = dict(topics)
         self._group_id = group_id
         self._committed_only = isolation_level == "read_committed"
-        self._rank, self._world = rank, world
+        self.rank, self.world = rank, world
         self._consumer = connect(
             KafkaConsumer,
             bootstrap_servers,
@@ -80,7 +80,7 @@ class KafkaSource:
         )
         self.whole = supported(self._consumer) if whole is None else whole
         if self.whole:
-            install(self._consumer, self._topics)
+            install(self._consumer, self.topics)
         elif whole is None:
             log.warning("this kafka-python parses record by record: expect 200 k records/s at most")
         self._assigned: dict[Partition, Any] = {}
@@ -106,7 +106,7 @@ class KafkaSource:
         wanted = dict(offsets or {})
         mine = self._mine()
         for partition in wanted:
-            if partition[0] in self._topics and not self._exists(partition):
+            if partition[0] in self.topics and not self._exists(partition):
                 raise Inconsistent(f"partition {_name(partition)} does not exist", DISAGREES)
         return self._add(mine, wanted, skip_gap)
 
@@ -216,7 +216,7 @@ class KafkaSource:
         return {
             p
             for p in self._assigned
-            if self._topics[p[0]] not in ATTRIBUTE_KINDS and (p in held or self._more(p))
+            if self.topics[p[0]] not in ATTRIBUTE_KINDS and (p in held or self._more(p))
         }
 
     def _open(self, batch: RecordBatch) -> bool:
@@ -268,7 +268,7 @@ class KafkaSource:
             made = [batch for batches in got.values() for batch in batches]
             widest = max(len(batch.data) for batch in made)
         else:
-            made = [reframe(tp, self._topics[tp.topic], records) for tp, records in got.items()]
+            made = [reframe(tp, self.topics[tp.topic], records) for tp, records in got.items()]
             widest = max(len(batch.data) // batch.count for batch in made)
         self._largest = max(widest, self._largest * 9 // 10, 1)
         return made
@@ -308,7 +308,7 @@ class KafkaSource:
         A snapshot of other ids belongs to another stream, even where its offsets would fit.
         """
         cluster = self._consumer._cluster  # noqa: SLF001 - no public way to the ids
-        ids = {topic: cluster.topic_id(topic) for topic in self._topics}
+        ids = {topic: cluster.topic_id(topic) for topic in self.topics}
         known = {topic: str(id_) for topic, id_ in ids.items() if id_ is not None and id_.int}
         return {"cluster": str(cluster.cluster_id or ""), **known}
 
@@ -336,7 +336,7 @@ class KafkaSource:
 
     def _mine(self) -> list[Partition]:
         mine = []
-        for topic, kind in self._topics.items():
+        for topic, kind in self.topics.items():
             with broker_errors(f"asking for the partitions of {topic}"):
                 numbers = self._consumer.partitions_for_topic(topic)
             if not numbers:
@@ -345,7 +345,7 @@ class KafkaSource:
                     NO_TOPIC,
                 )
             for number in sorted(numbers):
-                if kind == "item" or number % self._world == self._rank:
+                if kind == "item" or number % self.world == self.rank:
                     mine.append((topic, number))
         return mine
 
