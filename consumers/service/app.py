@@ -21,7 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
@@ -46,14 +46,21 @@ from consumers.service.impressions import ImpressionLog, Shown
 from consumers.service.openapi import describe
 from consumers.service.posted import Posted, Produce, read
 from consumers.service.problems import Problem, unavailable
-from consumers.service.requests import Choice, Rank, Recommend, decode, read_body
+from consumers.service.requests import (
+    ID_MAX_BYTES,
+    Choice,
+    Rank,
+    Recommend,
+    decode,
+    read_body,
+)
 from consumers.service.shelf import Rows, Shelf
 from consumers.service.timing import Timing
 from consumers.service.users import Found, Users
 from consumers.settings import Settings
 from model_store.keys import GENERATION
 from model_store.reader import AsyncReader
-from stream.errors import CounterflowError, Unavailable
+from stream.errors import CounterflowError
 from stream.inference.model import Floats, Outcome
 
 log = logging.getLogger("counterflow.service")
@@ -117,7 +124,8 @@ def create_app(
         lifespan=lifespan,
         exception_handlers={
             Problem: problems.on_problem,
-            Unavailable: problems.on_unavailable,
+            CounterflowError: problems.on_store,
+            ClientDisconnect: problems.on_gone,
             HTTPException: problems.on_http,
             Exception: problems.on_error,
         },
@@ -323,7 +331,9 @@ class Service:
         except CounterflowError as error:
             log.warning("events were not taken: %s", error)
             retry_after_s = getattr(error, "retry_after_s", 1.0)
-            raise unavailable(error.message, retry_after_s, acknowledged=[]) from error
+            raise unavailable(
+                "Kafka is away: no event was acknowledged", retry_after_s, acknowledged=[]
+            ) from error
         if self.settings.service.exclude_seen:
             await self._mark([event for event, ok in zip(events, done, strict=True) if ok])
         if not all(done):
@@ -442,6 +452,9 @@ def withheld(items: Sequence[Scored], slate: Slate) -> list[Withheld]:
 def encoded(entity: str) -> bytes:
     """Return an id of a path as bytes; one that no event can have is unknown."""
     try:
-        return entity.encode()
+        id_ = entity.encode()
     except UnicodeEncodeError:
         raise Problem(404, "not_found", "an id is UTF-8") from None
+    if len(id_) > ID_MAX_BYTES:
+        raise Problem(404, "not_found", f"an id has at most {ID_MAX_BYTES} bytes")
+    return id_

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 
 from consumers.metrics import ServiceMetrics
+from consumers.service.problems import outside
 from consumers.service.shelf import Shelf
 from model_store.codec import shapes
 from model_store.reader import AsyncReader
@@ -30,7 +31,8 @@ class Follower:
         loaded: Callable[[], object] = lambda: None,
     ) -> None:
         self.shelf: Shelf | None = None
-        self.problem = "nothing was loaded yet"
+        self.problem = "nothing was loaded yet"  # as answers say it
+        self._said = ""  # as the log said it last
         self._reader = reader
         self._metrics = metrics
         self._clock = clock
@@ -50,9 +52,9 @@ class Follower:
                 self._contact_s = self._clock()
             except CounterflowError as error:
                 self._metrics.store_errors.labels(store="redis").inc()
-                if self.problem != error.message:
+                if self._said != error.message:
                     log.warning("holding: %s %s", error.message, error.remedy)
-                self.problem = error.message
+                self._said, self.problem = error.message, outside(error)
                 waiting_s = error.retry_after_s if isinstance(error, Unavailable) else HOLD_S
             if waiting_s:
                 await asyncio.sleep(waiting_s)
@@ -66,7 +68,7 @@ class Follower:
             return WAIT_S
         changes = await self._reader.refresh(self.shelf.catalogue, BLOCK_MS)
         self.shelf.forget(changes)
-        self.problem = ""
+        self._said = self.problem = ""
         self._metrics.rows.labels(kind="item").set(len(self.shelf.catalogue.items))
         return 0.0
 

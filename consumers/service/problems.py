@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problems: a stable code, a sentence, and the field where there is one."""
 
+import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -8,9 +9,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stream.errors import Unavailable
+from stream.errors import CounterflowError
+
+log = logging.getLogger("counterflow.service")
 
 MEDIA_TYPE = "application/problem+json"
+LOG = "the service's log says more"
+GONE = 499  # the client left before its answer: nobody reads it, but it is counted
 
 
 class Problem(Exception):
@@ -63,10 +68,25 @@ async def on_problem(_: Request, error: Exception) -> Response:
     return error.response()
 
 
-async def on_unavailable(_: Request, error: Exception) -> Response:
-    """Return the answer when Redis or Kafka is away."""
-    assert isinstance(error, Unavailable)
-    return unavailable(error.message, error.retry_after_s).response()
+def outside(error: CounterflowError) -> str:
+    """Return what of an error may leave the process.
+
+    Behind the colon stands what another program said: addresses, names of users, paths.
+    """
+    return error.message.partition(":")[0]
+
+
+async def on_store(_: Request, error: Exception) -> Response:
+    """Return the answer when Redis is away, or refuses what the service asks."""
+    assert isinstance(error, CounterflowError)
+    retry_after_s = getattr(error, "retry_after_s", 1.0)
+    return unavailable(outside(error), retry_after_s, remedy=LOG).response()
+
+
+async def on_gone(request: Request, _: Exception) -> Response:
+    """Return what is counted for a client that left before its body was here."""
+    log.debug("%s %s: the client has gone", request.method, request.url.path)
+    return Response(status_code=GONE)
 
 
 async def on_http(_: Request, error: Exception) -> Response:

@@ -4,34 +4,45 @@ import re
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 
 from consumers.service.problems import Problem, invalid
+from stream.schemas import ATTRIBUTES_MAX, MEMBERS_MAX
 
 K_MAX = 1_000
 ITEMS_MAX = 10_000
 EVENTS_MAX = 10_000
 ID_MAX_BYTES = 256
+FILTERS_MAX = 64
+VALUES_MAX = 10_000  # of one filter
+TEXT_MAX = 4_096
+WHOLE_MAX = 2**53  # beyond it a double does not tell whole numbers apart
+REAL_MAX = float(np.finfo(np.float32).max)  # rows are float32
 
 Id = Annotated[str, Meta(min_length=1, max_length=ID_MAX_BYTES, description="at most 256 bytes")]
 Objective = Literal["outcome", "effect", "consumption"]
-Scalar = bool | int | float | str
+Name = Annotated[str, Meta(max_length=ID_MAX_BYTES)]
+Text = Annotated[str, Meta(max_length=TEXT_MAX)]
+Whole = Annotated[int, Meta(ge=-WHOLE_MAX, le=WHOLE_MAX)]
+Real = Annotated[float, Meta(ge=-REAL_MAX, le=REAL_MAX)]
+Scalar = bool | Whole | Real | Text
 
 
 class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of a number; all that are given hold."""
 
-    gte: float | UnsetType = UNSET
-    gt: float | UnsetType = UNSET
-    lte: float | UnsetType = UNSET
-    lt: float | UnsetType = UNSET
+    gte: Real | UnsetType = UNSET
+    gt: Real | UnsetType = UNSET
+    lte: Real | UnsetType = UNSET
+    lt: Real | UnsetType = UNSET
 
 
-Filter = Scalar | list[Scalar] | Condition
+Filter = Scalar | Annotated[list[Scalar], Meta(max_length=VALUES_MAX)] | Condition
 
 
-Attribute = bool | int | float | str | list[str]
+Attribute = Scalar | Annotated[list[Text], Meta(max_length=MEMBERS_MAX)]
 
 
 class Intervention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,14 +53,15 @@ class Intervention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(description="true: against withheld; false: withheld, against shown"),
     ] = UNSET
     position: Annotated[
-        Annotated[int, Meta(ge=1)] | UnsetType, Meta(description="place in the list, from 1")
+        Annotated[int, Meta(ge=1, le=2**31 - 1)] | UnsetType,
+        Meta(description="place in the list, from 1"),
     ] = UNSET
     popularity: Annotated[
-        Annotated[float, Meta(ge=0)] | UnsetType,
+        Annotated[float, Meta(ge=0, le=REAL_MAX)] | UnsetType,
         Meta(description="clicks and ratings of the item, decayed as the model counts them"),
     ] = UNSET
     attributes: Annotated[
-        dict[str, Attribute] | UnsetType,
+        Annotated[dict[Name, Attribute], Meta(max_length=ATTRIBUTES_MAX)] | UnsetType,
         Meta(description="attribute of the item to another value; the others stay"),
     ] = UNSET
 
@@ -77,8 +89,11 @@ class Recommend(Choice, frozen=True, kw_only=True, forbid_unknown_fields=True):
     k: Annotated[int, Meta(ge=1, le=K_MAX)] = 10
     exclude: Annotated[list[Id], Meta(max_length=ITEMS_MAX)] = []
     filters: Annotated[
-        dict[str, Filter],
-        Meta(description="attribute to a value, a list of values (any of them), or bounds"),
+        dict[Name, Filter],
+        Meta(
+            max_length=FILTERS_MAX,
+            description="attribute to a value, a list of values (any of them), or bounds",
+        ),
     ] = {}
 
 
@@ -96,7 +111,7 @@ class AskEffect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     outcome: Literal["rating", "click"] | UnsetType = UNSET
     do: Intervention
     observed: Annotated[
-        float | UnsetType,
+        Real | UnsetType,
         Meta(description="the outcome that happened: asks what would have happened to it"),
     ] = UNSET
 
@@ -145,7 +160,7 @@ def where(message: str) -> tuple[str, str]:
     ('user_id', 'Object missing required field `user_id`')
     """
     detail, _, place = message.partition(" - at `")
-    field = re.sub(r"^(key in )?\$\.?", "", place.rstrip("`"))
+    field = re.sub(r"^(key` in `)?\$\.?", "", place.rstrip("`"))
     named = re.search(r"field `([^`]*)`", detail)
     if named:
         field = f"{field}.{named[1]}" if field else named[1]
