@@ -140,8 +140,23 @@ class Trainer(Section, frozen=True, kw_only=True):
 class Service(Section, frozen=True, kw_only=True):
     """The HTTP process."""
 
-    host: Annotated[Name, described("Address to listen on.")] = "127.0.0.1"
+    host: Annotated[
+        Name, described("Address to listen on; one that is not loopback wants allowed_hosts too.")
+    ] = "127.0.0.1"
     port: Annotated[Port, described("Port to listen on; 0 takes a free one.")] = 8080
+    allowed_hosts: Annotated[
+        str,
+        described(
+            "Names, by commas, with a port or for any, by which it may be asked beside its own"
+            " address; *: by any."
+        ),
+    ] = ""
+    allowed_origins: Annotated[
+        str,
+        described(
+            "Origins of web pages, by commas, that may ask it (https://shop.example); *: any."
+        ),
+    ] = ""
     outcome: Annotated[
         Literal["rating", "click"], described("Outcome of a request that names none.")
     ] = "rating"
@@ -367,6 +382,8 @@ def place(
     try:
         if hints[key].__origin__ == dict[str, Any] and isinstance(value, str):
             value = json.loads(value)
+        if hints[key].__origin__ is str and isinstance(value, list):
+            value = ",".join(map(str, value))  # a list of TOML for names by commas
         chosen[section][key] = msgspec.convert(value, hints[key], strict=strict)
     except (msgspec.ValidationError, json.JSONDecodeError) as error:
         said = "" if is_secret(hints[key]) else f"={value!r}"

@@ -16,7 +16,6 @@ import orjson
 import pytest
 import redis
 import redis.asyncio
-import uvicorn
 from prometheus_client import CollectorRegistry
 
 from consumers import datasets, playground, replay, topics
@@ -24,7 +23,7 @@ from consumers.kafka import KafkaSource, Outgoing, Sink
 from consumers.service import answers, ranking, requests, shelf
 from consumers.service.app import create_app
 from consumers.service.posted import Posted
-from consumers.service.run import KafkaProduce, Server, listen
+from consumers.service.run import KafkaProduce, Server, configured, listen
 from consumers.settings import load
 from model_store.codec import pack, pack_ids, stamp
 from model_store.seen import Seen, group
@@ -121,12 +120,13 @@ def serving(redis_url, prefix, produce=None, ready=True, **cli):
     client = redis.asyncio.Redis.from_url(redis_url, socket_timeout=5)
     app = create_app(settings, client, produce, CollectorRegistry())
     held = listen("127.0.0.1", 0)
-    server = Server(uvicorn.Config(app, lifespan="on", log_level="error"))
+    server = Server(configured(app, settings.service))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [held]})
     thread.start()
     url = f"http://127.0.0.1:{held.getsockname()[1]}"
     try:
-        with httpx.Client(base_url=url, trust_env=False) as http:
+        headers = {"content-type": "application/json"}
+        with httpx.Client(base_url=url, headers=headers, trust_env=False) as http:
             if ready:
                 until(lambda: http.get("/readyz").status_code == 200, "ready")
             yield http

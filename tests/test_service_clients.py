@@ -1,4 +1,4 @@
-"""Laws of the service towards clients: what they may send, and what if they go away."""
+"""Laws of the service towards clients: who may ask, what they may send, and how long they take."""
 
 import socket
 import subprocess
@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from consumers import playground
-from tests.test_service import World, serving, until
+from tests.test_service import RATING, World, serving, until
 
 
 @pytest.fixture
@@ -66,6 +66,93 @@ def connected(http):
     return socket.create_connection((http.base_url.host, http.base_url.port), timeout=20)
 
 
+# who may ask
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"content-type": "text/plain"}, "not_json"),
+        ({"content-type": ""}, "not_json"),
+        ({"host": "evil.example"}, "foreign_host"),
+        ({"host": "evil.example:8080"}, "foreign_host"),
+        ({"host": "127.0.0.1:1"}, "foreign_host"),
+        ({"origin": "http://evil.example"}, "foreign_origin"),
+        ({"origin": "null"}, "foreign_origin"),
+        ({"origin": "http://localhost.evil.example"}, "foreign_origin"),
+        ({"origin": "http://evil.example", "content-type": "text/plain"}, "foreign_origin"),
+    ],
+)
+def test_what_a_foreign_page_posts_is_refused_and_reaches_nothing(
+    world, redis_url, prefix, headers, code
+):
+    taken = []
+    with serving(redis_url, prefix, lambda events: taken.append(events) or [True]) as http:
+        response = http.post("/v1/events", json=RATING, headers=headers)
+        assert response.status_code == (415 if code == "not_json" else 403)
+        assert (response.json()["code"], bool(response.json()["remedy"])) == (code, True)
+        assert response.headers["content-type"] == "application/problem+json"
+        assert "access-control-allow-origin" not in response.headers
+        assert taken == []
+
+
+def test_under_its_own_names_it_answers(world, redis_url, prefix):
+    with serving(redis_url, prefix) as http:
+        port = http.base_url.port
+        for host in ("127.0.0.1", "localhost", "LOCALHOST", "[::1]"):
+            headers = {"host": f"{host}:{port}", "origin": f"http://{host}:{port}"}
+            asked = http.post("/v1/recommend", json={"user_id": "7"}, headers=headers)
+            assert asked.status_code == 200, asked.text
+        kind = {"content-type": "application/json; charset=utf-8"}
+        assert http.post("/v1/rank", json={"user_id": "7", "item_ids": []}, headers=kind).is_success
+        for path in ("livez", "readyz", "metrics"):  # probes come by an address, or any name
+            assert http.get(f"/{path}", headers={"host": "10.9.8.7"}).status_code == 200
+        # a page that was rebound to this address could read what it gets
+        assert http.get("/v1/users/7", headers={"host": "evil.example"}).status_code == 403
+
+
+def test_hosts_and_origins_of_the_settings_may_ask_and_browsers_are_told(world, redis_url, prefix):
+    chosen = {
+        "service__allowed_hosts": "api.example, [fd00::1]",
+        "service__allowed_origins": "https://shop.example",
+    }
+    with serving(redis_url, prefix, **chosen) as http:
+        asked = {"user_id": "7"}
+        for host in ("api.example", "api.example:9", "[fd00::1]:8080"):
+            assert http.post("/v1/recommend", json=asked, headers={"host": host}).is_success
+        page = {"origin": "https://shop.example"}
+        answer = http.post("/v1/recommend", json=asked, headers=page)
+        assert answer.headers["access-control-allow-origin"] == page["origin"]
+        assert "origin" in answer.headers["vary"]
+        wanted = {"access-control-request-method": "POST"}
+        preflight = http.options("/v1/recommend", headers={**page, **wanted})
+        assert preflight.status_code == 204
+        assert "content-type" in preflight.headers["access-control-allow-headers"]
+        foreign = http.options("/v1/events", headers={"origin": "https://evil.example", **wanted})
+        assert foreign.status_code == 403
+        assert "access-control-allow-origin" not in foreign.headers
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_it_listens_to_others_only_when_told(host):
+    command = [
+        sys.executable, "-m", "consumers", "serve", f"--set=service.host={host}",
+        "--set=service.port=0",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 2, done.stderr
+    assert "service.host" in done.stderr and "service.allowed_hosts" in done.stderr
+
+
+def test_told_so_it_listens_to_all(started):
+    http, _ = started(service__host="0.0.0.0", service__allowed_hosts="api.example")
+    asked = {"user_id": "7"}
+    assert http.post("/v1/recommend", json=asked).is_success  # the address it came in by
+    assert http.post("/v1/recommend", json=asked, headers={"host": "api.example"}).is_success
+    assert http.post("/v1/recommend", json=asked, headers={"host": "x.example"}).status_code == 403
+
+
 # what they may send
 
 
@@ -88,7 +175,7 @@ BIG = "1" + 400 * "0"
         ("explain", '"item_id":"a","do":{"position":%s}'),
     ],
 )
-def test_a_number_beyond_what_rows_hold_is_a_422_that_names_it(world, redis_url, prefix, path, body):
+def test_a_number_beyond_what_rows_hold_is_a_422(world, redis_url, prefix, path, body):
     with serving(redis_url, prefix) as http:
         for number in (BIG, "-" + BIG, "1e39", "1e999"):
             content = '{"user_id":"7",%s}' % (body % number)

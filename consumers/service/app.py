@@ -39,6 +39,7 @@ from consumers.service.answers import (
     Withheld,
     answer,
 )
+from consumers.service.doors import Doors
 from consumers.service.effects import Effects, known, served
 from consumers.service.exploration import Explorer, Slate, greedy
 from consumers.service.follower import Follower
@@ -132,6 +133,7 @@ def create_app(
     )
     templates = {route.endpoint: route.path.replace(":path", "") for route in routes}
     histogram = service.metrics.http_request_duration_seconds
+    app.add_middleware(Doors, settings=settings.service)
     app.add_middleware(Timing, histogram=histogram, templates=templates)
     return app
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import logging
 import signal
 import socket
@@ -13,13 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 import redis.asyncio
 import uvicorn
 from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
 
 from consumers import clients, topics
 from consumers.kafka import Outgoing, Sink, Unacknowledged
 from consumers.service.app import create_app
 from consumers.service.impressions import ImpressionLog
 from consumers.service.posted import Posted
-from consumers.settings import Settings
+from consumers.settings import Service, Settings
 from stream.errors import CounterflowError
 
 log = logging.getLogger("counterflow.service")
@@ -146,8 +148,41 @@ def listen(host: str, port: int) -> socket.socket:
     return held
 
 
+def check_host(settings: Service) -> None:
+    """Return if only this machine can connect, or if somebody said that others may.
+
+    The service has no authentication: who reaches it may read every user and post events.
+    """
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return  # `listen` says what is wrong with it
+    addresses = {str(address[0]).partition("%")[0] for *_, address in found}
+    if settings.allowed_hosts or all(ipaddress.ip_address(a).is_loopback for a in addresses):
+        return
+    raise CounterflowError(
+        f"service.host {settings.host} is not loopback, and the service has no authentication",
+        "set service.allowed_hosts to the names by which it may be asked (*: any), behind what"
+        " keeps others out, or leave service.host at 127.0.0.1",
+    )
+
+
+def configured(app: Starlette, settings: Service) -> uvicorn.Config:
+    """Return how the application is served."""
+    return uvicorn.Config(
+        app,
+        lifespan="on",
+        ws="none",
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        server_header=False,
+    )
+
+
 def run(settings: Settings, started: Callable[[str], None] | None = None) -> None:
     """Requests were answered until a signal; `started` is told the URL once it listens."""
+    check_host(settings.service)
     held = listen(settings.service.host, settings.service.port)
     host = settings.service.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{held.getsockname()[1]}"
@@ -158,19 +193,11 @@ def run(settings: Settings, started: Callable[[str], None] | None = None) -> Non
         ImpressionLog(settings, registry) if settings.exploration.log_impressions else None
     )
     app = create_app(settings, client, produce, registry, impressions=impressions, loaded=keep_all)
-    config = uvicorn.Config(
-        app,
-        lifespan="on",
-        access_log=False,
-        log_level="warning",
-        timeout_graceful_shutdown=SHUTDOWN_S,
-        server_header=False,
-    )
     log.info("listening on %s", url)
     if started is not None:
         started(url)
     try:
-        Server(config).run(sockets=[held])
+        Server(configured(app, settings.service)).run(sockets=[held])
     finally:
         held.close()
         if impressions is not None:
