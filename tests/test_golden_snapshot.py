@@ -35,7 +35,7 @@ def engine(told, tmp_path):
     made = Engine(config, seed=3, window=10_000, join=JoinConfig(window_s=600.0))
     found = Snapshots(tmp_path).newest_valid()
     assert found is not None
-    state, meta = found
+    state, meta = found.state, found.meta
     assert meta["learned"] == 123
     made.load(state)
     return made
@@ -81,6 +81,6 @@ def test_what_it_became_is_saved_and_read_again(engine, told, tmp_path):
         found = snapshots.newest_valid()
     assert found is not None
     other = Engine(engine.config, seed=3, window=10_000, join=JoinConfig(window_s=600.0))
-    other.load(found[0])
+    other.load(found.state)
     for name, array in engine.state().items():
         np.testing.assert_array_equal(other.state()[name], array, err_msg=name)
