@@ -22,7 +22,7 @@ from stream.event_time import event_time
 from stream.events import KINDS, AttributeEvent, BadRecord, Decoded, decode
 from stream.framing import frame
 from stream.hashing import KEY_BYTES, NO_KEY, hash_many
-from stream.join import Arrivals, Joined, Joiner
+from stream.join import REMOVES_ITEM, REMOVES_USER, Arrivals, Joined, Joiner
 from stream.model.config import ModelConfig
 from stream.model.features import Kind
 from stream.model.learner import Learner
@@ -145,7 +145,7 @@ class Engine:
         attributes = [a for a in decoded.attributes if fresh[a.index]]
         self._find(attributes, (user, known_users), (item, known))
         self._number(batches, pending)
-        arrivals = self._arrivals(decoded, batches, user, item)
+        arrivals = self._arrivals(decoded, batches, user, item, attributes)
         joined = self.joiner.join(arrivals, [self._partitions[place] for place in sorted(pending)])
         place = self._places(decoded, batches)
         batch = self._collate(joined, place, known)
@@ -284,12 +284,17 @@ class Engine:
         batches: Sequence[RecordBatch],
         user: NDArray[np.int32],
         item: NDArray[np.int32],
+        attributes: list[AttributeEvent],
     ) -> Arrivals:
         # records of users and items move no watermark, so theirs may be any number
         dense = [self._partitions.get((b.topic, b.partition), 0) for b in batches]
         partition = np.array(dense or [0], np.int32)[decoded.batch]
+        kind = decoded.kind.copy()
+        for event in attributes:
+            if event.attributes is None:
+                kind[event.index] = REMOVES_USER if event.kind == "user" else REMOVES_ITEM
         return Arrivals(
-            kind=decoded.kind,
+            kind=kind,
             partition=partition,
             user=user,
             item=item,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.errors import Inconsistent
-from stream.join import Arrivals, Joiner
+from stream.join import REMOVES_ITEM, REMOVES_USER, Arrivals, Joiner
 from stream.join.columns import ARRIVALS
 from stream.roles import Role
 from stream.schemas import KINDS
@@ -38,6 +38,11 @@ def click(ts, slate=0, **more):
 
 def rating(ts, value, slate=0, **more):
     return record("rating", ts, slate=slate, value=value, **more)
+
+
+def removal(user=-1, item=-1):
+    kind = REMOVES_ITEM if user < 0 else REMOVES_USER
+    return record("user", 0, user, item) | {"kind": kind}
 
 
 def arrivals(records):
@@ -141,6 +146,9 @@ class Slow:
 
     def join(self, records):
         for source, r in enumerate(records):
+            if r["kind"] >= len(KINDS):
+                self.remove("user" if r["kind"] == REMOVES_USER else "item", r)
+                continue
             kind = KINDS[r["kind"]]
             if kind not in ("impression", "click", "rating"):
                 continue
@@ -161,6 +169,15 @@ class Slow:
                         break
                     self.evicted += 1
                 self.close(oldest, source)
+
+    def remove(self, side, r):
+        def gone(e):
+            return e[side] == r[side]
+
+        self.open = [e for e in self.open if not gone(e)]
+        blank = {"user": -1, "item": -1, "slate": 0}
+        self.remembered = [blank if gone(e) else e for e in self.remembered]
+        self.waiting = [w | {"taken": w["taken"] or gone(w)} for w in self.waiting]
 
     def advance(self, r, pending):
         p = r["partition"]
@@ -310,6 +327,12 @@ events = st.lists(
     ),
     max_size=40,
 )
+removals = st.one_of(
+    st.builds(removal, user=st.integers(-1, 2)), st.builds(removal, item=st.integers(-1, 2))
+)
+with_removals = st.lists(
+    st.one_of(events.map(lambda some: some[:12]), removals.map(lambda r: [r])), max_size=12
+).map(lambda parts: [r for part in parts for r in part])
 bounds = st.fixed_dictionaries(
     {
         "open_max": st.integers(1, 8),
@@ -324,7 +347,8 @@ ample = {"open_max": 1000, "pending_max": 250, "closed_max": 1000}
 def moving(records):
     """Return the partitions of which these records would move the watermark."""
     kinds = ("impression", "click", "rating")
-    return {r["partition"] for r in records if KINDS[r["kind"]] in kinds}
+    named = [r for r in records if r["kind"] < len(KINDS)]
+    return {r["partition"] for r in named if KINDS[r["kind"]] in kinds}
 
 
 def agrees(records, limits):
@@ -359,6 +383,37 @@ def test_the_compiled_rules_are_the_plain_ones_on_long_streams(seed, limits):
     _, late, corrections, censored, evicted, _ = run.figures()
     assert min(late, corrections, censored) > 0
     assert (evicted > 0) == (limits is not ample)
+
+
+@settings(deadline=None, max_examples=300)
+@given(with_removals, bounds)
+def test_a_removal_forgets_what_its_rules_say(records, limits):
+    agrees(records, limits)
+
+
+@settings(deadline=None, max_examples=300)
+@given(with_removals, bounds, st.sets(st.integers(0, 60)), st.sets(st.integers(0, 60)))
+def test_removals_depend_on_neither_cuts_nor_restarts(records, limits, cuts, restarts):
+    test_neither_cutting_polls_nor_a_restart_changes_anything.hypothesis.inner_test(
+        records, limits, cuts, restarts
+    )
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_removals_in_long_streams_depend_on_neither_cuts_nor_restarts(size):
+    limits = {"open_max": 40, "pending_max": 20, "closed_max": 50}
+    records = world(99, 1500, users=3, items=3)
+    for n in range(5, len(records), 11):
+        records[n] = removal(user=n % 4) if n % 2 else removal(item=n % 4)
+    agrees(records, limits)
+    whole, cut = Run(**limits), Run(**limits)
+    whole.poll(*records)
+    for n, start in enumerate(range(0, len(records), size)):
+        if n % 5 == 0:
+            cut.reload()
+        stop = start + size
+        cut.poll(*records[start:stop], pending=moving(records[stop:]))
+    same(whole, cut)
 
 
 @settings(deadline=None, max_examples=200)

@@ -1,12 +1,21 @@
-"""A null value on users or items removes its key: every one acts, what it removed stays away."""
+"""A null value removes its key: every one acts, and only events of its own bring the key back."""
 
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from consumers import build
+from stream import testing
 from stream.engine import Engine
-from stream.framing import frame
+from stream.framing import frame, unframe
 from stream.records import RecordBatch
-from tests.test_engine import CONFIG, ROOMY, T0, batches, event
+from tests.test_engine import CONFIG, ROOMY, T0, batches, event, world
 from tests.test_trainer import Place, expected, rating, ratings
 
 
@@ -64,3 +73,122 @@ def test_a_removal_of_what_is_not_known_makes_nothing():
         [*gone("item", "9"), *batches([event("click", 2, user_id="9", item_id="9")])]
     )
     assert engine.learner.rows("item", learned.items).events.tolist() == [1]
+
+
+def said(batch):
+    """The event of a batch of one, or nothing."""
+    try:
+        return orjson.loads(unframe(memoryview(batch.data), 0)[1] or b"")
+    except orjson.JSONDecodeError:
+        return None
+
+
+def with_removals(seed, count=300):
+    """The world of the engine's laws, in which users and items are removed and come back."""
+    r = np.random.default_rng(seed)
+    made = []
+    for batch in world(seed, count):
+        made.append(batch)
+        while r.random() < 0.15:
+            kind = str(r.choice(["user", "item"]))
+            made += gone(kind, str(r.integers(20 if kind == "user" else 30)))
+    return made
+
+
+def counts_since(polled):
+    """The clicks and ratings of each id since its latest removal; and which are away."""
+    counts, away, met = Counter(), set(), set()
+    for batch in polled:
+        body = said(batch)
+        if body is None:
+            key = unframe(memoryview(batch.data), 0)[0].decode()
+            if batch.kind in ("user", "item"):
+                counts.pop((batch.kind, key), None)
+                away.add((batch.kind, key))
+            continue
+        name = batch.kind, body["event_id"]
+        if name in met:
+            continue
+        met.add(name)
+        for kind in ("user", "item"):
+            if f"{kind}_id" in body:
+                named = kind, body[f"{kind}_id"]
+                away.discard(named)
+                counts[named] += batch.kind in ("click", "rating")
+    return counts, away
+
+
+def rows_agree(engine, polled):
+    counts, away = counts_since(polled)
+    for kind, ids in (("user", engine.users), ("item", engine.items)):
+        rows = np.arange(len(ids), dtype=np.int32)
+        names = [id_.decode() for id_ in ids.ids(rows)]
+        events = engine.learner.rows(kind, rows).events.tolist()
+        assert dict(zip(names, events, strict=True)) == {n: counts[kind, n] for n in names}
+        there = engine.learner.exist(kind, rows).tolist()
+        assert not {n for n, is_ in zip(names, there, strict=True) if is_ and (kind, n) in away}
+
+
+SYNTHETIC = replace(CONFIG, synthetic=0.3)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 1_000), st.lists(st.integers(1, 400), max_size=6), st.booleans())
+def test_nothing_but_an_event_of_its_own_makes_a_removed_row_again(seed, cuts, synthetic):
+    polled = with_removals(seed)
+    engine = Engine(SYNTHETIC if synthetic else CONFIG, **ROOMY)
+    for a, b in pairwise([0, *sorted(cuts), len(polled)]):
+        engine.learn(polled[a:b])
+        rows_agree(engine, polled[:b])
+        engine.learner.replay(200)
+        rows_agree(engine, polled[:b])
+        restored = Engine(engine.config, **ROOMY)
+        restored.load(engine.state())
+        engine = restored
+    engine.close_windows()
+    rows_agree(engine, polled)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 1_000), st.lists(st.integers(0, 400), max_size=8), st.integers(1, 64))
+def test_removals_do_not_depend_on_how_polls_are_cut(seed, cuts, batch_max):
+    testing.cuts_do_not_matter(
+        lambda: Engine(CONFIG, 3, **ROOMY),
+        lambda: Engine(CONFIG, 3, batch_max, **ROOMY),
+        with_removals(seed),
+        cuts,
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 1_000), st.lists(st.integers(1, 299), min_size=1, max_size=3))
+def test_removals_survive_restarts(seed, cuts):
+    polled = with_removals(seed)
+    borders = [0, *sorted(cuts), len(polled)]
+    testing.restarts_do_not_matter(
+        lambda: Engine(CONFIG, **ROOMY), [polled[a:b] for a, b in pairwise(borders)]
+    )
+
+
+@pytest.mark.parametrize("step", ["compiled", "torch"])
+def test_a_row_made_again_is_a_new_one(step):
+    config = replace(CONFIG, step=step, device="cpu")
+    engine = Engine(config, 3, **ROOMY)
+    engine.learn(world(1, 200))
+    rows = np.arange(len(engine.items), dtype=np.int32)
+    ids = [id_.decode() for id_ in engine.items.ids(rows)]
+    engine.learn([batch for id_ in ids[:-1] for batch in gone("item", id_)])
+    alone = [False] * (len(ids) - 1) + [True]
+    assert engine.learner.exist("item", rows).tolist() == alone
+    late = [event("rating", 300 + n, user_id="1", item_id=ids[-1], value=4.0) for n in range(100)]
+    engine.learn(batches(late))  # many pairs, and all windows close
+    assert engine.learner.exist("item", rows).tolist() == alone
+    shown = event("impression", 500, impression_id="new", user_id="1", item_id=ids[4])
+    other = Engine(config, 3, **ROOMY)
+    other.learn(
+        batches([event("item", n, item_id=id_, attributes={}) for n, id_ in enumerate(ids)])
+    )
+    one, two = (
+        each.learner.item.read(each.learn(batches([shown])).items) for each in (engine, other)
+    )
+    assert one.tobytes() == two.tobytes()

@@ -12,6 +12,7 @@ from stream.framing import frame
 from stream.model.config import ModelConfig
 from stream.model.learner import Learner, Update
 from stream.model.links import Links
+from stream.model.living import Living
 from stream.model.synthetic import Imagined, between
 from stream.records import RecordBatch
 from stream.roles import SYNTHETIC, Role
@@ -67,7 +68,7 @@ def learner(config: ModelConfig) -> Learner:
 
 def made_of(batch: Batch, prediction: np.ndarray, links: Links) -> Batch:
     """Return what is made of a batch when nothing is remembered."""
-    return Imagined(64, 2, 604_800.0).make(batch, prediction, LOGIT, links)
+    return Imagined(64, 2, 604_800.0).make(batch, prediction, LOGIT, links, Living(64))
 
 
 def polls(n: int = 12, size: int = 20) -> list[list[RecordBatch]]:
@@ -159,7 +160,7 @@ def test_it_is_reproducible_however_the_outcomes_are_cut() -> None:
     whole, again = (made_of(batch, prediction, links) for _ in range(2))
     imagined = Imagined(64, 2, 604_800.0)
     parts = [
-        imagined.make(batch.cut(a, a + 7), prediction[a : a + 7], LOGIT, links)
+        imagined.make(batch.cut(a, a + 7), prediction[a : a + 7], LOGIT, links, Living(64))
         for a in range(0, 300, 7)
     ]
     for name in ("user", "item", "outcome", "label", "ts_ms", "key"):

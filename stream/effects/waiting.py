@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.compiled import compiled
+from stream.forgotten import Forgotten
 from stream.memory import reserve
 
 WAITS = 8_192  # outcomes that come before one is told
@@ -59,6 +60,8 @@ class Waiting:
         self._count = 0
         self._chunks: deque[Columns] = deque()  # as they came, none of them empty
         self._size = 0
+        self._added = 0
+        self._forgotten = Forgotten()
 
     def supersede(self, item: int, until_ms: int, numbers: NDArray[np.float32]) -> None:
         """These numbers (N,) were the item's until then."""
@@ -70,8 +73,9 @@ class Waiting:
         self._used = max(self._used, item + 1)
 
     def forget(self, item: int) -> None:
-        """Nothing is remembered of the item's numbers after the call."""
+        """Nothing is remembered of the item's numbers, and none of its outcomes is told."""
         self._head[item] = 0
+        self._forgotten.add(item, self._added)
 
     def add(self, columns: Columns) -> Columns:
         """The outcomes wait after the call; returns those that are due, in their order.
@@ -81,6 +85,7 @@ class Waiting:
         if len(columns["item"]):
             self._chunks.append(columns)
             self._size += len(columns["item"])
+            self._added += len(columns["item"])
         return self._take(max(0, self._size - WAITS))
 
     def all(self) -> Columns:
@@ -88,6 +93,7 @@ class Waiting:
         return self._take(self._size)
 
     def _take(self, count: int) -> Columns:
+        first = self._added - self._size
         self._size -= count
         taken = []
         while count:
@@ -97,7 +103,19 @@ class Waiting:
             if size < len(chunk["item"]):
                 self._chunks.appendleft({k: v[size:] for k, v in chunk.items()})
             count -= size
-        return _joined(taken)
+        due = self._blanked(_joined(taken), first)
+        self._forgotten.drop(self._added - self._size)
+        stays = due["item"] >= 0
+        return due if stays.all() else {k: v[stays] for k, v in due.items()}
+
+    def _blanked(self, columns: dict[str, NDArray[Any]], first: int) -> dict[str, NDArray[Any]]:
+        """Return the outcomes, of which the first was so-manieth, with item -1 where forgotten."""
+        if len(self._forgotten):
+            numbers = first + np.arange(len(columns["item"]))
+            gone = self._forgotten.of(columns["item"], numbers)
+            for k, v in columns.items():
+                v[gone] = -1 if k == "item" else 0
+        return columns
 
     def as_of(self, due: Columns, now: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the numbers (n, N) that the items of these outcomes had; `now` are theirs."""
@@ -110,13 +128,14 @@ class Waiting:
     def state(self) -> dict[str, NDArray[Any]]:
         """Return copies of what is needed to load it again."""
         size = min(self._count, len(self._until))
+        waiting = self._blanked(_joined(self._chunks), self._added - self._size)
         return {
             "head": np.array(self._head[: self._used]),
             "until": self._until[:size].copy(),
             "before": self._before[:size].copy(),
             "held": self._held[:size].copy(),
             "count": np.array([self._count], np.int64),
-            **{f"waiting.{k}": v for k, v in _joined(self._chunks).items()},
+            **{f"waiting.{k}": v for k, v in waiting.items()},
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -129,7 +148,8 @@ class Waiting:
         self._held[:size] = state["held"]
         self._count = int(state["count"][0])
         self._chunks.clear()
-        self._size = 0
+        self._size = self._added = 0
+        self._forgotten.clear()
         self.add({k: state[f"waiting.{k}"].copy() for k in KINDS})
 
 

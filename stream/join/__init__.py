@@ -34,9 +34,12 @@ The watermark is the lowest, over partitions, of the highest event time in each;
 partition whose last Kafka time lies more than `idle_ms` behind the latest one of all is left out.
 Partitions count from their first record on. Records of other kinds, or without a user or an item,
 are skipped.
+
+A removal (REMOVES_USER, REMOVES_ITEM) forgets what is open, remembered or waiting of its user or
+item: none of it is joined, told or counted any more. It moves no watermark.
 """
 
-from stream.join.columns import Arrivals, Closed, Joined
+from stream.join.columns import REMOVES_ITEM, REMOVES_USER, Arrivals, Closed, Joined
 from stream.join.joiner import Joiner
 
-__all__ = ["Arrivals", "Closed", "Joined", "Joiner"]
+__all__ = ["REMOVES_ITEM", "REMOVES_USER", "Arrivals", "Closed", "Joined", "Joiner"]

@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.schemas import KINDS
+
 Dtypes = dict[str, type[np.generic]]
+
+REMOVES_USER, REMOVES_ITEM = len(KINDS), len(KINDS) + 1  # kinds of arrivals beside those of events
 
 ARRIVALS: Dtypes = {
     "kind": np.int8,
@@ -62,7 +66,7 @@ ClosedRows = _tuple_of("ClosedRows", tuple(CLOSED))
 class Arrivals:
     """Records in poll order, as columns of length N."""
 
-    kind: NDArray[np.int8]  # (N,) index into KINDS
+    kind: NDArray[np.int8]  # (N,) index into KINDS, or REMOVES_USER, REMOVES_ITEM
     partition: NDArray[np.int32]  # (N,) dense number of (topic, partition)
     user: NDArray[np.int32]  # (N,) row, -1: none
     item: NDArray[np.int32]  # (N,) row, -1: none

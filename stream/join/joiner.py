@@ -12,6 +12,8 @@ from stream.join.columns import (
     ARRIVALS,
     CLOSED,
     JOINED,
+    REMOVES_ITEM,
+    REMOVES_USER,
     ArrivalRows,
     Arrivals,
     Closed,
@@ -110,6 +112,7 @@ class Joiner:
         moves = np.flatnonzero(np.isin(a.kind, MOVING))
         until[a.partition[moves]] = moves  # of one that comes again, the last
         until[list(pending)] = size
+        removes = self._removals(a)
         self._begin()
         joined = columns(size + size // 2 + 64, JOINED)
         closed = columns(size + 64, CLOSED)
@@ -119,6 +122,8 @@ class Joiner:
                 self._memory, a, JoinedRows(*joined), ClosedRows(*closed), next_, handled
             )
             if next_ == size:
+                if removes:
+                    kernel.forget_gone(self._memory)
                 return self._end(joined, closed)
             joined, closed = doubled(joined), doubled(closed)
 
@@ -217,6 +222,19 @@ class Joiner:
         _fill(m.slots[remembered:][:opened], state, "open", _OPEN)
         waiting = _fill(m.waiting, state, "waiting", _OUTCOME)
         kernel.restore(m, remembered, opened, waiting)
+
+    def _removals(self, a: Any) -> bool:
+        """Make room for the eras of what the call removes; return whether there is any."""
+        held = self._memory
+        users, items = (
+            rows[(a.kind == kind) & (rows >= 0)]
+            for kind, rows in ((REMOVES_USER, a.user), (REMOVES_ITEM, a.item))
+        )
+        self._memory = held._replace(
+            gone_user=np.zeros(1 + users.max(initial=-1), np.int32),
+            gone_item=np.zeros(1 + items.max(initial=-1), np.int32),
+        )
+        return bool(len(users) or len(items))
 
     def _count(self, which: int) -> int:
         return int(self._memory.counts[which])

@@ -7,14 +7,18 @@ import numpy as np
 
 from stream.compiled import compiled, inlined
 from stream.event_time import event_time
+from stream.join.columns import REMOVES_ITEM, REMOVES_USER
 from stream.join.memory import (
     AHEAD,
+    BLANK,
     CENSORED,
     CENSORINGS,
     CLICK,
     CLICKED,
     CLOSED_ROWS,
     CORRECTED,
+    ERA,
+    ERA_AT,
     EVICTED,
     HELD,
     HOLDER,
@@ -29,12 +33,14 @@ from stream.join.memory import (
     ROWS,
     SHOWN,
     TAKEN,
+    UNSWEPT,
     USED,
     WAITED,
     WATERMARK,
     WINDOW,
     ZERO,
     bare,
+    forget,
     name_place,
     pair,
     pair_place,
@@ -44,6 +50,7 @@ from stream.join.memory import (
     take_slot,
     wait,
 )
+from stream.join.removal import forget_pair, gone, purge, remove, stale, sweep
 from stream.roles import Role
 from stream.schemas import KINDS
 
@@ -125,8 +132,11 @@ def _advance(m, i, partition, ts, kafka_ts):  # type: ignore[no-untyped-def]
 
 @inlined
 def close_oldest(m, j, c, source):  # type: ignore[no-untyped-def]
-    """The oldest open exposure is closed, told and remembered."""
+    """The oldest open exposure is closed, told and remembered; nothing of one that is gone."""
     slot = pop(m)
+    if m.counts[ERA] > 0 and gone(m, slot):
+        forget(m, slot)
+        return
     e = m.slots[slot]
     shown = e.marks & SHOWN != 0
     clicked = e.marks & CLICKED != 0
@@ -194,7 +204,8 @@ def _outcome(m, a, i, j):  # type: ignore[no-untyped-def]
     slot = _exposure_of(m, user, item, slate, ts)
     if slot < 0:
         if m.counts[WATERMARK] <= ts + m.counts[WINDOW]:
-            wait(m, user, item, slate, ts, label, CLICK if is_click else 0)
+            marks = (CLICK if is_click else 0) | m.counts[ERA] << ERA_AT
+            wait(m, user, item, slate, ts, label, marks)
         elif slate != 0:
             m.counts[LATE] += 1
     else:
@@ -284,6 +295,8 @@ def _gather(m, slot):  # type: ignore[no-untyped-def]
         at = w.before
         if w.user != e.user or w.item != e.item or w.marks & TAKEN:
             continue
+        if m.counts[ERA] > 0 and stale(m, w.marks, w.user, w.item):
+            continue
         if m.counts[WATERMARK] > w.ts_ms + m.counts[WINDOW]:
             continue
         if w.slate != 0:
@@ -321,7 +334,7 @@ def _impression(m, a, i, j):  # type: ignore[no-untyped-def]
     e.show_probability = a.show_probability[i]
     e.rating = e.treated = e.control = _NAN
     e.predicted_by = row
-    e.marks = OPEN | SHOWN if a.shown[i] else OPEN
+    e.marks = (OPEN | SHOWN if a.shown[i] else OPEN) | m.counts[ERA] << ERA_AT
     link(m, slot)
     push(m, slot)
     if m.counts[WAITED] == 0:
@@ -348,27 +361,42 @@ def join(m, a, j, c, begin, handled):  # type: ignore[no-untyped-def]
             if n[ROWS] + ROOM > len(j.source):
                 return i, False
             kind = a.kind[i]
+            if kind == REMOVES_USER or kind == REMOVES_ITEM:
+                remove(m, kind, a.user[i] if kind == REMOVES_USER else a.item[i])
+                continue
             if kind != _RATING and kind != _CLICK and kind != _IMPRESSION:
                 continue
             _bound(m, a, i)
             if a.user[i] < 0 or a.item[i] < 0:
                 pass  # repeated, or there is no room for its ids: it tells the time alone
-            elif kind == _IMPRESSION:
-                _impression(m, a, i, j)
             else:
-                _outcome(m, a, i, j)
+                if n[ERA] > 0:
+                    forget_pair(m, a.user[i], a.item[i])
+                if kind == _IMPRESSION:
+                    _impression(m, a, i, j)
+                else:
+                    _outcome(m, a, i, j)
             _advance(m, i, a.partition[i], a.ts_ms[i], a.kafka_ts_ms[i])
         handled = False
         while n[HELD] > 0:
             over = n[WATERMARK] > m.heap[0].ts_ms + n[WINDOW]
             if not over and n[HELD] <= n[OPEN_MAX]:
                 break
+            if not over and n[UNSWEPT] > 0:
+                sweep(m)
+                continue
             if n[ROWS] == len(j.source) or n[CLOSED_ROWS] == len(c.user):
                 return i, True
             if not over:
                 n[EVICTED] += 1
             close_oldest(m, j, c, i)
     return len(a.kind), False
+
+
+@compiled
+def forget_gone(m):  # type: ignore[no-untyped-def]
+    """Nothing is left of what the call removed."""
+    purge(bare(m))
 
 
 @compiled
@@ -408,7 +436,8 @@ def restore(m, remembered, opened, waiting):  # type: ignore[no-untyped-def]
     for slot in range(remembered + opened):
         e = m.slots[slot]
         e.predicted_by = -1
-        link(m, slot)
+        if e.marks & BLANK == 0:
+            link(m, slot)
         if slot < remembered:
             remember(m, slot)
         else:

@@ -7,6 +7,7 @@
     ring       remembered exposures in closing order
     waiting    ring of outcomes without an exposure; `before` chains those of one bucket
     buckets    hash of (user, item) -> sequence number + 1 of the newest waiting outcome
+    gone_user  row -> the era of its latest removal in this call (removal.py), gone_item likewise
 
 The indexes are open-addressing tables of slot + 1 (0: free) with linear probing and no tombstones.
 The chains of `waiting` need no removal: they run from new to old, so that the first sequence
@@ -45,6 +46,8 @@ EXPOSURE = np.dtype(
     ]
 )  # 64 bytes
 OPEN, SHOWN, LEARNED, CLICKED, CENSORED, ZERO = 1, 2, 4, 8, 16, 32  # ZERO: its 0 was learned
+BLANK, ERA_AT = 1 << 11, 12  # BLANK: a removal took it; above stands its era, 0 after each call
+ERA_MAX = (1 << (31 - ERA_AT)) - 1
 
 WAITING = np.dtype(
     [
@@ -64,14 +67,14 @@ CLOSING = np.dtype([("ts_ms", np.int64), ("arrival", np.int64), ("slot", np.int6
 # `counts`: what there is once
 (
     WINDOW, IDLE, OPEN_MAX, WATERMARK, LATEST, HOLDER, OPENED, HELD, USED, FREE, FIRST, REMEMBERED,
-    WAITED, LATE, CORRECTED, CENSORINGS, EVICTED, ROWS, CLOSED_ROWS, AHEAD,
-) = range(20)  # fmt: skip
+    WAITED, LATE, CORRECTED, CENSORINGS, EVICTED, ROWS, CLOSED_ROWS, AHEAD, ERA, UNSWEPT,
+) = range(22)  # fmt: skip
 NEVER = np.iinfo(np.int64).min
 
 _tuple_of: Any = namedtuple
 Memory = _tuple_of(
     "Memory",
-    "slots by_pair by_name heap ring waiting buckets high last until counts",
+    "slots by_pair by_name heap ring waiting buckets high last until gone_user gone_item counts",
 )
 _32, _ONE = np.uint64(32), np.uint64(1)
 
@@ -80,7 +83,7 @@ def allot(open_max: int, pending_max: int, closed_max: int) -> Any:
     """Return an empty Memory of these bounds, committed as it is touched."""
     slots = open_max + 1 + closed_max  # 1: the exposure too many, until the oldest has closed
     table = 1 << max(10, (2 * slots - 1).bit_length())
-    counts = np.zeros(20, np.int64)
+    counts = np.zeros(22, np.int64)
     counts[OPEN_MAX], counts[HOLDER] = open_max, -1
     counts[WATERMARK] = counts[LATEST] = NEVER
 
@@ -98,6 +101,8 @@ def allot(open_max: int, pending_max: int, closed_max: int) -> Any:
         np.zeros(0, np.int64),
         np.zeros(0, np.int64),
         np.zeros(0, np.int64),
+        np.zeros(0, np.int32),
+        np.zeros(0, np.int32),
         counts,
     )
 
@@ -193,8 +198,8 @@ def take_slot(m):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def forget(m, slot):  # type: ignore[no-untyped-def]
-    """The exposure is in no index and no list, and its slot is free."""
+def unlink(m, slot):  # type: ignore[no-untyped-def]
+    """The exposure is in no index and not in its pair's list."""
     e = m.slots[slot]
     if e.older >= 0:
         m.slots[e.older].newer = e.newer
@@ -208,8 +213,21 @@ def forget(m, slot):  # type: ignore[no-untyped-def]
             _empty(m, m.by_pair, at, False)
     if e.slate != 0:
         _empty(m, m.by_name, name_place(m, e.user, e.item, e.slate), True)
-    e.older = m.counts[FREE] - 1
+
+
+@inlined
+def free(m, slot):  # type: ignore[no-untyped-def]
+    """The slot is free."""
+    m.slots[slot].older = m.counts[FREE] - 1
     m.counts[FREE] = slot + 1
+
+
+@inlined
+def forget(m, slot):  # type: ignore[no-untyped-def]
+    """The exposure is in no index and no list, and its slot is free."""
+    if m.slots[slot].marks & BLANK == 0:
+        unlink(m, slot)
+    free(m, slot)
 
 
 @inlined
@@ -244,15 +262,8 @@ def push(m, slot):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def pop(m):  # type: ignore[no-untyped-def]
-    """Return the slot of the oldest open exposure, which is out of the heap."""
-    slot = m.heap[0].slot
-    m.counts[HELD] -= 1
-    n = m.counts[HELD]
-    if n == 0:
-        return slot
-    ts, arrival, moved = m.heap[n].ts_ms, m.heap[n].arrival, m.heap[n].slot
-    at = 0
+def sink(m, at, n, ts, arrival, moved):  # type: ignore[no-untyped-def]
+    """The entry stands in the heap of n entries, at this place or below it."""
     while True:
         down = 2 * at + 1
         if down >= n:
@@ -271,6 +282,17 @@ def pop(m):  # type: ignore[no-untyped-def]
     last.ts_ms = ts
     last.arrival = arrival
     last.slot = moved
+
+
+@inlined
+def pop(m):  # type: ignore[no-untyped-def]
+    """Return the slot of the oldest open exposure, which is out of the heap."""
+    slot = m.heap[0].slot
+    m.counts[HELD] -= 1
+    n = m.counts[HELD]
+    if n == 0:
+        return slot
+    sink(m, 0, n, m.heap[n].ts_ms, m.heap[n].arrival, m.heap[n].slot)
     return slot
 
 

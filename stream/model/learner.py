@@ -18,12 +18,14 @@ from stream.model.features import Kind, is_slope, links_of
 from stream.model.kernels import ensure
 from stream.model.layout import HEADS, Layout, layout
 from stream.model.links import NUMBERS, Features, Links, gather_numbers
+from stream.model.living import Living
 from stream.model.replay import Replay
 from stream.model.scalars import (
     BASE,
     CONTROLS,
     EXPOSED,
     GATE,
+    ITEMS,
     Q_MEAN,
     SCALE,
     SHARE,
@@ -31,6 +33,7 @@ from stream.model.scalars import (
     SLOPE,
     T_INFO,
     THETA,
+    USERS,
     Scalars,
 )
 from stream.model.synthetic import Imagined
@@ -136,6 +139,7 @@ class Learner:
         )  # fmt: skip
         self._on = np.array(astuple(c.paths))
         self._dirty = reserve(c.max_items, 1, np.uint8)[:, 0]  # moved by a pair, not yet written
+        self._living = Living(c.max_items)  # whom uniform pairs are drawn from
         self._now_s = 0  # the latest event time learned
         start = np.array([c.start_bias, c.start_factor, c.start_exposure], np.float32)
         spread = (c.spread_factor, c.spread_factor, c.spread_feature)
@@ -185,7 +189,9 @@ class Learner:
         if self._imagined is None:
             made = batch.cut(0, 0)
         else:
-            made = self._imagined.make(batch, update.prediction, self._logit, self.links["item"])
+            made = self._imagined.make(
+                batch, update.prediction, self._logit, self.links["item"], self._living
+            )
         pair, users, items = self._draw(made)
         return Update(users, items, *self._learn(made, pair, False))
 
@@ -233,6 +239,8 @@ class Learner:
         `features.refused`.
         """
         self._admit(kind, np.array([row], np.int32))
+        if kind == "item":
+            self._living.revive(row)
         links: list[tuple[int, float]] = []
         for name, value in links_of(kind, attributes or {}, self.config.linear):
             at = self.features.admit(name)
@@ -403,7 +411,11 @@ class Learner:
         at = torch.from_numpy(rows[found]).long().to(table.packed.device)
         learned = (table.packed[at] != 0).any(1).cpu().numpy()
         found[found] = learned | (self.links[kind].rows[rows[found]] != 0).any(1)
-        return found
+        return found & ~self.removed(rows) if kind == "item" else found
+
+    def removed(self, items: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Return which items were removed, and had no event of their own since (n,)."""
+        return self._living.gone(items)
 
     def base(self) -> NDArray[np.float32]:
         """Return the global terms (3, Y): if shown, if withheld, as observed."""
@@ -414,16 +426,26 @@ class Learner:
         return self.base()[:2].ravel()
 
     def forget(self, kind: Kind, row: int) -> None:
-        """Make the row as if it had never been: parameters, counts, attributes, history."""
+        """Make the row as if it had never been: parameters, counts, attributes, history.
+
+        Only an event of its own makes it again: an item is in no uniform pair until then, and what
+        is remembered of it, or made from it, is learned no more.
+        """
+        if kind == "item":
+            self._living.remove(row)
+            self._dirty[row] = 0
+        self._past.forget(kind, row)
+        if self._imagined:
+            self._imagined.forget(kind, row)
         table = self.table(kind)
         if row >= table.used:
             return
+        if int(table.bits[row, table.layout.events]):
+            self.scalars.count[USERS if kind == "user" else ITEMS] -= 1
         table.packed[row] = 0
         self.links[kind].set(row, [])
         if kind == "user":
             self.history[row] = 0
-            if self._imagined:
-                self._imagined.forget(row)
 
     def describe(self) -> dict[str, Any]:
         """Return the global terms as they are published with the model."""
@@ -472,6 +494,7 @@ class Learner:
             state |= {f"{kind}.{k}": v for k, v in links.state(used).items()}
         for name, table in self._tables():
             state[f"{name}.rows"] = table.state()
+        state |= self._living.state()
         return state | (self._imagined.state(self.user.used) if self._imagined else {})
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -500,6 +523,7 @@ class Learner:
         self.features.load({k: state[f"feature.{k}"] for k in ("names", "lengths", "moments")})
         self.scalars.load(dict(state))
         self._past.load(state)
+        self._living.load(state)
 
     def warm_up(self) -> None:
         """Compile every kernel now, on a model of its own, so that the first event need not."""
@@ -574,7 +598,8 @@ class Learner:
         users, items = np.empty(n, np.int32), np.empty(n, np.int32)
         nu, ni = loop.draw(
             batch.user, batch.item, batch.known_items, batch.key, batch.role, batch.counts,
-            self.history, pair, self._mark_user, self._mark_item, users, items,
+            self.history, self._living.rows, self._living.place, self._living.size, pair,
+            self._mark_user, self._mark_item, users, items,
         )  # fmt: skip
         users, items = np.sort(users[:nu]), np.sort(items[:ni])
         self._ensure(self.user, users, loop.USER)

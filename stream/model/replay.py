@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.batch import Batch
+from stream.forgotten import Forgotten
 from stream.model.kernels import Array, compiled, mix
 from stream.roles import Role
 
@@ -45,7 +46,9 @@ class Replay:
         self.size = size
         self.seen = 0
         self.rounds = 0
-        self._columns = {
+        self._forgotten = {"user": Forgotten(), "item": Forgotten()}
+        self._came = np.zeros(0, np.int64)  # how many were seen before each one remembered
+        self._columns: dict[str, NDArray[Any]] = {
             f.name: np.zeros(0, dtype)
             for f, dtype in zip(
                 fields(Batch),
@@ -59,6 +62,7 @@ class Replay:
         keep = np.flatnonzero(np.isin(batch.role, LEARNS))
         out = np.empty(len(keep), np.int64)
         places(batch.key[keep], self.seen, self.size, out)
+        came = self.seen
         self.seen += len(keep)
         held = min(self.seen, self.size)
         kept, at = keep[out >= 0], out[out >= 0]
@@ -68,14 +72,39 @@ class Replay:
                 grown[: len(column)] = column
                 column = self._columns[name] = grown
             column[at] = getattr(batch, name)[kept]
+        if len(self._came) < len(self._columns["user"]):
+            grown = np.zeros(len(self._columns["user"]), np.int64)
+            grown[: len(self._came)] = self._came
+            self._came = grown
+        self._came[at] = came
+
+    def forget(self, kind: str, row: int) -> None:
+        """Nothing that was learned of the row until now is learned again."""
+        self._forgotten[kind].add(row, self.seen)
+
+    def _settle(self) -> None:
+        """What is forgotten leaves blanks, of user -1: the sample of the others stays as it is."""
+        held = min(self.seen, self.size)
+        gone = np.zeros(held, np.bool_)
+        for kind, forgotten in self._forgotten.items():
+            gone |= forgotten.of(self._columns[kind][:held], self._came[:held])
+            forgotten.clear()
+        if gone.any():
+            for name, column in self._columns.items():
+                column[:held][gone] = -1 if name == "user" else 0
 
     def draw(self, count: int, seed: int) -> Batch:
-        """Return so many of the remembered ones (none where none is), not to be counted again."""
+        """Return so many of the remembered ones, not to be counted again.
+
+        There are none where none is remembered, and fewer where some of those drawn were removed.
+        """
+        self._settle()
         held = min(self.seen, self.size)
         at = np.zeros(count if held else 0, np.int64)
         if held:
             chosen(np.uint64(seed), np.uint64(self.rounds), held, at)
         self.rounds += 1
+        at = at[self._columns["user"][at] >= 0]
         columns = {name: column[at] for name, column in self._columns.items()}
         columns["counts"] = np.zeros(len(at), np.bool_)
         columns["key"] = columns["key"] + np.uint64(self.rounds)
@@ -83,6 +112,7 @@ class Replay:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return copies of what `load` needs."""
+        self._settle()
         held = min(self.seen, self.size)
         state: dict[str, NDArray[Any]] = {
             f"replay.{name}": column[:held].copy() for name, column in self._columns.items()
@@ -94,3 +124,6 @@ class Replay:
         self.seen, self.rounds = (int(n) for n in state["replay.count"])
         for name in self._columns:
             self._columns[name] = state[f"replay.{name}"].copy()
+        self._came = np.zeros(len(self._columns["user"]), np.int64)
+        for forgotten in self._forgotten.values():
+            forgotten.clear()

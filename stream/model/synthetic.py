@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 
 from stream.batch import Batch
 from stream.memory import reserve
+from stream.model.features import Kind
 from stream.model.kernels import Array, compiled, linked, mix
 from stream.model.links import Links
+from stream.model.living import GONE, Living
 from stream.roles import SYNTHETIC, Role
 
 CANDIDATES = 8  # uniform items, of which the nearest to both is taken
@@ -65,7 +67,8 @@ def between(links: Array, values: Array, i: int, j: int, k: int) -> int:
 def imagine(
     user: Array, item: Array, outcome: Array, residual: Array, known: Array, key: Array,
     ts_ms: Array, half_life_ms: float, last_item: Array, last_residual: Array, links: Array,
-    values: Array, source: Array, made_item: Array, made_residual: Array, made_ts: Array,
+    values: Array, place: Array, source: Array, made_item: Array, made_residual: Array,
+    made_ts: Array,
 ) -> int:  # fmt: skip
     """Write what is made of each outcome that has a residual; return how many were made.
 
@@ -84,7 +87,7 @@ def imagine(
             for _ in range(CANDIDATES):
                 counter = mix(counter)
                 k = int(counter % np.uint64(known[s]))
-                if k != i and k != j:
+                if k != i and k != j and place[k] != GONE:
                     near = between(links, values, i, j, k)
                     if near > best:
                         best, found = near, k
@@ -108,10 +111,13 @@ class Imagined:
         self._item = reserve(users, outcomes, np.int32)  # (U, Y) plus 1, 0 for none
         self._residual = reserve(users, outcomes, np.float32)  # (U, Y)
         self._half_life_ms = half_life_s * 1000.0
+        self._used = 0
+        self._gone: list[int] = []  # items that were removed since
 
     def make(
-        self, batch: Batch, prediction: NDArray[np.float32], logit: NDArray[np.bool_], items: Links
-    ) -> Batch:
+        self, batch: Batch, prediction: NDArray[np.float32], logit: NDArray[np.bool_],
+        items: Links, living: Living,
+    ) -> Batch:  # fmt: skip
         """Return synthetic interactions (at most 2 B) of the batch's outcomes if shown.
 
         `prediction` (B,) is of before each was learned. Of clicks only those at the first place
@@ -120,13 +126,15 @@ class Imagined:
         outcome = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
         outcome &= ~logit[batch.outcome] | (batch.position <= 1)
         residual = np.where(outcome, batch.label - prediction, np.float32(np.nan))
+        self._settle()
+        self._used = max(self._used, int(batch.user.max(initial=-1)) + 1)
         n = MADE * len(batch)
         source, item, ts_ms = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(n, np.int64)
         made = np.empty(n, np.float32)
         n = imagine(
             batch.user, batch.item, batch.outcome, residual, batch.known_items, batch.key,
             batch.ts_ms, self._half_life_ms, self._item, self._residual, items.rows, items.values,
-            source, item, made, ts_ms,
+            living.place, source, item, made, ts_ms,
         )  # fmt: skip
         at = source[:n]
         return Batch(
@@ -143,13 +151,26 @@ class Imagined:
             counts=np.zeros(n, np.bool_),
         )
 
-    def forget(self, user: int) -> None:
-        """Nothing is remembered of the user after the call."""
-        self._item[user] = 0
-        self._residual[user] = 0
+    def forget(self, kind: Kind, row: int) -> None:
+        """Nothing is remembered of the user or item after the call."""
+        if kind == "item":
+            self._gone.append(row + 1)
+        else:
+            self._item[row] = 0
+            self._residual[row] = 0
+
+    def _settle(self) -> None:
+        """No user's latest item is one that was removed since."""
+        if self._gone:
+            held = self._item[: self._used]
+            gone = np.isin(held, self._gone)
+            held[gone] = 0
+            self._residual[: self._used][gone] = 0
+            self._gone.clear()
 
     def state(self, used: int) -> dict[str, NDArray[Any]]:
         """Return copies of the used rows."""
+        self._settle()
         return {
             "synthetic.item": np.array(self._item[:used]),
             "synthetic.residual": np.array(self._residual[:used]),
@@ -157,6 +178,8 @@ class Imagined:
 
     def load(self, state: Mapping[str, NDArray[Any]], used: int) -> None:
         """Take saved rows, if any, in place of the first `used`."""
+        self._gone.clear()
+        self._used = len(state.get("synthetic.item", ()))
         for held, name in ((self._item, "item"), (self._residual, "residual")):
             held[:used] = 0
             saved = state.get(f"synthetic.{name}", held[:0])

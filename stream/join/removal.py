@@ -1,0 +1,135 @@
+"""Removals: what was open, remembered or waiting of a user or an item is forgotten.
+
+Removals of one call are numbered: an era begins with each. Exposures and waiting outcomes bear the
+era in which they came, above their marks. What came before the latest removal of its user or item
+is gone: it joins nothing, censors nothing, and is not told when its window closes. At the end of
+the call all of it is taken out in one pass, however many removals there were, and eras begin anew.
+
+What was remembered leaves a blank in the ring, and what waited one in its ring: so what makes room
+for what else does not depend on the pass.
+"""
+
+import numpy as np
+
+from stream.compiled import compiled, inlined
+from stream.join.columns import REMOVES_USER
+from stream.join.memory import (
+    BLANK,
+    ERA,
+    ERA_AT,
+    ERA_MAX,
+    FIRST,
+    HELD,
+    REMEMBERED,
+    TAKEN,
+    UNSWEPT,
+    WAITED,
+    free,
+    pair_place,
+    sink,
+    unlink,
+)
+
+_MARKS = (1 << ERA_AT) - 1
+
+
+@inlined
+def stale(m, marks, user, item):  # type: ignore[no-untyped-def]
+    """Tell whether what bears these marks came before the removal of its user or item."""
+    era = marks >> ERA_AT
+    if user < len(m.gone_user) and m.gone_user[user] > era:
+        return True
+    return item < len(m.gone_item) and m.gone_item[item] > era
+
+
+@inlined
+def gone(m, slot):  # type: ignore[no-untyped-def]
+    """Tell whether the exposure is gone."""
+    e = m.slots[slot]
+    return e.marks & BLANK != 0 or stale(m, e.marks, e.user, e.item)
+
+
+@compiled
+def remove(m, kind, row):  # type: ignore[no-untyped-def]
+    """What came of the user or item before is gone."""
+    if row < 0:
+        return
+    if m.counts[ERA] == ERA_MAX:
+        purge(m)
+    m.counts[ERA] += 1
+    m.counts[UNSWEPT] = 1
+    if kind == REMOVES_USER:
+        m.gone_user[row] = m.counts[ERA]
+    else:
+        m.gone_item[row] = m.counts[ERA]
+
+
+@compiled
+def bury(m, slot):  # type: ignore[no-untyped-def]
+    """The exposure is in no index, and a blank where it stands."""
+    e = m.slots[slot]
+    if e.marks & BLANK:
+        return
+    unlink(m, slot)
+    e.slate = 0
+    e.ts_ms = 0
+    e.user = e.item = e.newer = e.older = e.predicted_by = -1
+    e.position = 0
+    e.propensity = e.show_probability = e.rating = np.float32(0)
+    e.marks = BLANK
+
+
+@compiled
+def forget_pair(m, user, item):  # type: ignore[no-untyped-def]
+    """No exposure of the pair that is gone is in an index."""
+    slot = m.by_pair[pair_place(m, user, item)] - 1
+    while slot >= 0:
+        older = m.slots[slot].older
+        if gone(m, slot):
+            bury(m, slot)
+        slot = older
+
+
+@compiled
+def sweep(m):  # type: ignore[no-untyped-def]
+    """No open exposure is gone."""
+    kept = 0
+    for at in range(m.counts[HELD]):
+        slot = m.heap[at].slot
+        if gone(m, slot):
+            bury(m, slot)
+            free(m, slot)
+        else:
+            m.heap[kept] = m.heap[at]
+            kept += 1
+    m.counts[HELD] = kept
+    for at in range(kept // 2 - 1, -1, -1):
+        sink(m, at, kept, m.heap[at].ts_ms, m.heap[at].arrival, m.heap[at].slot)
+    m.counts[UNSWEPT] = 0
+
+
+@compiled
+def purge(m):  # type: ignore[no-untyped-def]
+    """Nothing that is gone is left, and nothing bears an era."""
+    n = m.counts
+    sweep(m)
+    for at in range(n[HELD]):
+        m.slots[m.heap[at].slot].marks &= _MARKS
+    for at in range(n[REMEMBERED]):
+        slot = m.ring[(n[FIRST] + at) % len(m.ring)]
+        if gone(m, slot):
+            bury(m, slot)
+        else:
+            m.slots[slot].marks &= _MARKS
+    size = len(m.waiting)
+    for at in range(max(0, n[WAITED] - size), n[WAITED]):
+        w = m.waiting[at % size]
+        if stale(m, w.marks, w.user, w.item):
+            w.slate = 0
+            w.value = np.float32(0)
+            w.marks = TAKEN
+        else:
+            w.marks &= _MARKS
+    m.gone_user[:] = 0
+    m.gone_item[:] = 0
+    n[ERA] = 0
