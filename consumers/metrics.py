@@ -119,7 +119,7 @@ class TrainerMetrics:
             registry=registry,
         )  # fmt: skip
         self.dead_letters_failed = Counter(
-            "counterflow_dead_letters_failed", "Dead letters not acknowledged, retried",
+            "counterflow_dead_letters_failed", "Refusals of dead letters, each retried",
             registry=registry,
         )  # fmt: skip
         self.rows = Gauge("counterflow_rows", "Rows of the model", ["kind"], registry=registry)

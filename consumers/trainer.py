@@ -73,6 +73,7 @@ class Trainer:
         self.stop = stop or Event()
         self.bad_events = 0
         self.duplicates = 0
+        self._unacknowledged = 0  # refusals of dead letters that are counted
         self.learned = 0
         self.skipped = 0  # offsets that the log had no longer
         self.learned_before = 0  # in the snapshot that it resumed from
@@ -195,10 +196,17 @@ class Trainer:
 
     def _bury(self, batches: Sequence[RecordBatch], learned: Learned) -> None:
         """Every bad record of the poll is acknowledged in the dead-letter topic after the call."""
+
+        def flush() -> None:
+            try:
+                self.dead_letters.flush()
+            finally:
+                failed = self.dead_letters.failed
+                self.metrics.dead_letters_failed.inc(failed - self._unacknowledged)
+                self._unacknowledged = failed
+
         self.dead_letters.add(learned.bad, batches)
-        given_up = self.dead_letters.failed
-        self._until_done("kafka", self.dead_letters.flush)
-        self.metrics.dead_letters_failed.inc(self.dead_letters.failed - given_up)
+        self._until_done("kafka", flush)
 
     def _count(self, learned: Learned) -> None:
         m = self.metrics

@@ -694,7 +694,7 @@ class TestSink:
         )
         assert (second.key, second.value) == (None, None)
 
-    def test_letters_that_fail_wait_and_those_too_large_are_counted(self, prefix: str) -> None:
+    def test_letters_that_fail_wait_and_those_too_large_go_cut(self, prefix: str) -> None:
         batch = frame(TP, "rating", [(0, 1, b"k", b"v", ())])
         with playground.broker() as server:
             name = make_topic(server, f"{prefix}.dlq.v1", partitions=1)

@@ -75,25 +75,32 @@ class Sink:
         }
         # the client wants a delivery to last at least one request and what it waits before it
         least_ms = chosen["request_timeout_ms"] + chosen["linger_ms"]
-        self._producer = connect(
-            KafkaProducer,
-            bootstrap_servers,
-            {
-                "acks": "all",
-                "value_serializer": _AsItCame(),
-                "enable_idempotence": True,
-                "compression_type": "lz4" if has_lz4() else None,
-                "batch_size": batch_bytes,
-                "max_request_size": LARGEST_REQUEST,
-                "allow_auto_create_topics": False,
-                "max_block_ms": int(REQUEST_S * 1000),
-                "delivery_timeout_ms": max(int(3 * REQUEST_S * 1000), least_ms),
-                "bootstrap_timeout_ms": int(REQUEST_S * 1000),
-                "reconnect_backoff_max_ms": 2_000,
-                "metrics_enabled": False,
-                **chosen,
-            },
-        )
+        self._bootstrap_servers = bootstrap_servers
+        self._options = {
+            "acks": "all",
+            "value_serializer": _AsItCame(),
+            "enable_idempotence": True,
+            "compression_type": "lz4" if has_lz4() else None,
+            "batch_size": batch_bytes,
+            "max_request_size": LARGEST_REQUEST,
+            "allow_auto_create_topics": False,
+            "max_block_ms": int(REQUEST_S * 1000),
+            "delivery_timeout_ms": max(int(3 * REQUEST_S * 1000), least_ms),
+            "bootstrap_timeout_ms": int(REQUEST_S * 1000),
+            "reconnect_backoff_max_ms": 2_000,
+            "metrics_enabled": False,
+            **chosen,
+        }
+        self._producer = self._connected()
+
+    def _connected(self) -> Any:
+        return connect(KafkaProducer, self._bootstrap_servers, self._options)
+
+    def renew(self) -> None:
+        """A client without a past takes the place of one that failed; what waits in it is lost."""
+        old, self._producer = self._producer, self._connected()
+        old._sender.force_close()  # noqa: SLF001 - the client's close would wait for its records
+        old.close(timeout=1)
 
     def send(self, record: Outgoing) -> Any:
         """Hand the record to the client and return its future; it is not acknowledged yet."""
