@@ -62,7 +62,8 @@ def redis_client(settings: Settings) -> redis.Redis:
 
 def vectors(settings: Settings) -> RedisVectors:
     """Return the trainer's side of the vector cache."""
-    return RedisVectors(redis_client(settings), settings.redis.prefix, settings.redis.ttl_s)
+    r, t = settings.redis, settings.trainer
+    return RedisVectors(redis_client(settings), r.prefix, r.ttl_s, rank=t.rank, world=t.world)
 
 
 def seen(settings: Settings) -> Seen:

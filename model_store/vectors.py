@@ -2,10 +2,12 @@
 
 Every value begins with its writer's stamp, (epoch, sequence); scripts compare stamps before they
 write, so a trainer that was thought dead cannot put an old value over a newer one, nor bring back
-what was erased: erasing leaves a tombstone, a stamp alone. Every key has a TTL: what no trainer
-rewrites lapses. docs/redis.md lists the keys.
+what was erased: erasing leaves a tombstone, a stamp alone. Whose claim another has overtaken writes
+nothing more, and hears of it. Every key has a TTL: what no trainer rewrites lapses. docs/redis.md
+lists the keys.
 """
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
@@ -29,8 +31,14 @@ ID_MAX: Final = 256  # bytes, as the wire format has it
 
 Named = tuple[Sequence[bytes], Sequence[bytes]]  # ids, each once, and their values
 
-_SCRIPTS: Final = (scripts.WRITE, scripts.SEEN)
+_SCRIPTS: Final = (scripts.WRITE, scripts.SEEN, scripts.LOG, scripts.HOLD)
 _WRITE_SHA: Final = scripts.sha(scripts.WRITE)
+_LOG_SHA: Final = scripts.sha(scripts.LOG)
+_HOLD_SHA: Final = scripts.sha(scripts.HOLD)
+ONE_A_PREFIX: Final = (
+    "one trainer a redis.prefix: end the other one and start again, or give this one a prefix and a"
+    " snapshots.dir of its own"
+)
 _STAMPED: Final[tuple[Space, ...]] = (*KINDS, "meta")
 _EXPORTED: Final[tuple[Kind, ...]] = ("user", "item")
 _NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
@@ -46,6 +54,9 @@ class RedisVectors:
         ttl_s: int = 86_400,
         log_entries: int = LOG_ENTRIES,
         chunk: int = CHUNK,
+        *,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if client.get_encoder().decode_responses:
             raise Inconsistent("rows are bytes", "make the client with decode_responses=False")
@@ -58,10 +69,13 @@ class RedisVectors:
         self._log_entries = log_entries
         self._chunk = chunk
         self.epoch = 0
-        self.lost = False  # the live pointer was gone at a write: Redis forgot all of it
+        self.lost = False  # pointer or claim were gone at a write: Redis forgot all of it
+        self._who = f"{secrets.token_hex(8)} {rank}/{world}"
+        self._claim = b""  # what stands in Redis while we are the writer; empty before the first
         self._log, self._globals = named(prefix, "log"), named(prefix, "globals")
         self._model = named(prefix, "model")
         self._live, self._epoch_key = f"{prefix}:live".encode(), f"{prefix}:epoch".encode()
+        self._writer = f"{prefix}:writer".encode()
         self._seen = Seen(client, prefix, ttl_s)
         self._heads: dict[Space, list[bytes]] = {
             space: [
@@ -75,21 +89,34 @@ class RedisVectors:
     def claim_epoch(self, at_least: int) -> int:
         """The epoch is above `at_least` and above every one claimed here while its rows can live.
 
-        The key lapses after two TTLs without a write, when no row written under it can be left.
+        From here on this is the writer, and the one before hears of it at its next write. The keys
+        lapse after two TTLs without a write, when no row written under them can be left. Raises
+        Inconsistent where another rank of the same world writes under this prefix.
         """
         with mapped():
-            epoch = int(
-                self._client.eval(scripts.CLAIM, 1, self._epoch_key, at_least, 2 * self._ttl_s)
+            told = self._client.eval(
+                scripts.CLAIM, 2, self._epoch_key, self._writer,
+                at_least, 2 * self._ttl_s, self._who,
+            )  # fmt: skip
+        if isinstance(told, bytes):
+            raise Inconsistent(
+                f"the trainer of rank {_rank(told)} writes under the Redis prefix {self._prefix}",
+                "give each rank a redis.prefix and a snapshots.dir of its own; if that one is gone"
+                f" for good: redis-cli DEL {self._writer.decode()}",
             )
-        self.epoch = epoch
-        return epoch
+        self.epoch = int(told)
+        self._claim = f"{self.epoch} {self._who}".encode()
+        return self.epoch
 
     def publish_model(self, model: Mapping[str, Any]) -> None:
         """The servers can read what the model is, unless one of a higher `epoch` stands there."""
         with mapped():
-            self._client.eval(
-                scripts.DESCRIBE, 1, self._model, self._ttl_s, orjson.dumps(dict(model))
-            )
+            told = self._client.eval(
+                scripts.DESCRIBE, 2, self._model, self._writer,
+                self._ttl_s, orjson.dumps(dict(model)), self._claim,
+            )  # fmt: skip
+        if told < 0:
+            raise self._overtaken(told)
 
     def set_live(self) -> None:
         """The live pointer names this generation."""
@@ -112,17 +139,20 @@ class RedisVectors:
         `rows` are packed rows of this stamp, or the stamp alone where one is erased; `meta` is JSON
         by item, empty where it is erased; `globals_` float32, (O,); the seen lists of the users
         `unseen` go; `then` are commands of `Seen`. One round trip: all of these, then the log entry
-        that tells followers. On Unavailable some may stand: write the same again.
+        that tells followers. On Unavailable some may stand: write the same again. Raises
+        Inconsistent, for one that has claimed an epoch, where another has overtaken it.
         """
-        commands: list[bytes] = []
+        longer = b"%d" % (2 * self._ttl_s)
+        commands = [command(b"EVALSHA", _HOLD_SHA, b"1", self._writer, self._claim, longer)]
         for kind, (some, payloads) in rows.items():
             commands += self._guarded(kind, some, payloads)
         counted = len(commands)
         commands += self._guarded("meta", list(meta), [stamp + value for value in meta.values()])
         if globals_:
             globals_ = stamp + globals_
-            told = (b"1", self._globals, self._ttl, globals_)
+            told = (b"2", self._globals, self._writer, self._ttl, self._claim, globals_)
             commands.append(command(b"EVALSHA", _WRITE_SHA, *told))
+        guarded = len(commands)
         commands += self._seen.commands("drop", dict.fromkeys(unseen, b""), stamp)
         commands += then
         items = rows["item"][0] if "item" in rows else ()
@@ -130,9 +160,29 @@ class RedisVectors:
             ids = (b"i", pack_ids(items), b"m", pack_ids(list(meta)))
             commands.append(self._entry(*ids, b"g", globals_))
         commands += self._touch()
-        *replies, live, _epoch = send(self._client, commands, _SCRIPTS)
-        self.lost = self.lost or not live
-        return sum(int(reply) for reply in replies[:counted])
+        held, *replies, live, _epoch = send(self._client, commands, _SCRIPTS)
+        if (refused := min([held, *replies[: guarded - 1]])) < 0:
+            raise self._overtaken(refused)
+        self.lost = self.lost or not live or not held
+        return sum(int(reply) for reply in replies[: counted - 1])
+
+    def _overtaken(self, answer: int) -> Inconsistent:
+        """Return why this writer must stop; the next claim is above what stood in its way."""
+        said = f"another trainer has taken over the Redis prefix {self._prefix}"
+        with mapped():
+            if answer < -1:
+                newer = -2 - answer
+                self._client.eval(scripts.ABOVE, 1, self._epoch_key, newer, 2 * self._ttl_s)
+                return Inconsistent(
+                    f"{said}: what stands there is newer (epoch {newer}) than what was to be"
+                    f" written (epoch {self.epoch})",
+                    ONE_A_PREFIX,
+                )
+            claim = self._client.get(self._writer) or b"0 - 0/1"
+        epoch = int(claim.split()[0])
+        return Inconsistent(
+            f"{said}: rank {_rank(claim)}, epoch {epoch}; ours was {self.epoch}", ONE_A_PREFIX
+        )
 
     def export(self) -> Iterator[dict[str, Any]]:
         """Each cached row of a user or an item once, as `vectors export` prints it."""
@@ -167,14 +217,16 @@ class RedisVectors:
                 arguments = mark + mark.join(rows)
             else:
                 arguments = b"".join([bulk(row) for row in rows])
-            head = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%s" % (2 * count + 4, _WRITE_SHA)
+            head = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%s" % (2 * count + 6, _WRITE_SHA)
             names = b"".join([heads[len(i)] + i for i in some])
-            yield b"".join([head, bulk(b"%d" % count), names, ttl, arguments, b"\r\n"])
+            told = bulk(b"%d" % (count + 1)), names, bulk(self._writer), ttl, bulk(self._claim)
+            yield b"".join([head, *told, arguments, b"\r\n"])
 
     def _entry(self, *fields: bytes) -> bytes:
         """The command that appends to the trimmed change log."""
         limit = b"%d" % self._log_entries
-        return command(b"XADD", self._log, b"MAXLEN", b"~", limit, b"*", *fields)
+        told = (b"2", self._log, self._writer, self._claim, limit)
+        return command(b"EVALSHA", _LOG_SHA, *told, *fields)
 
     def _touch(self) -> list[bytes]:
         """Commands that put off the lapse of everything that is not stamped."""
@@ -183,6 +235,11 @@ class RedisVectors:
             *(command(b"EXPIRE", key, self._ttl) for key in (self._log, self._model, self._live)),
             command(b"EXPIRE", self._epoch_key, longer),
         ]
+
+
+def _rank(claim: bytes) -> str:
+    """Return "0 of 1" of a claim that ends in "0/1"."""
+    return claim.rpartition(b" ")[2].decode(errors="replace").replace("/", " of ")
 
 
 def _exported(key: bytes, payload: bytes) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from model_store.reader import Reader
 from model_store.seen import unpack
 from model_store.vectors import RedisVectors
 from stream.careful import parse
-from stream.errors import BadEvent, Unavailable
+from stream.errors import BadEvent, Inconsistent, Unavailable
 
 KILLS = int(os.environ.get("COUNTERFLOW_TEST_KILLS", "4"))
 T0 = 1_700_000_000_000
@@ -440,7 +440,8 @@ def test_an_old_trainer_that_wakes_brings_nothing_back(place, tmp_path):
         newer = Place(place.broker, place.prefix, place.environ["COUNTERFLOW_REDIS__URL"], tmp_path)
         epoch = newer.learn_all().epoch
         assert epoch > old.epoch
-        old.publisher.everything(old.epoch)
+        with pytest.raises(Inconsistent, match="taken over"):
+            old.publisher.everything(old.epoch)
         assert reader.user(b"7") is None and reader.item(b"3") is None
         assert reader.meta([b"3"]) == [None] and seen(place, "7") == []
         assert reader.model()["epoch"] == epoch
