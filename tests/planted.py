@@ -35,6 +35,8 @@ MODEL = {
     "kappa": [0.1, 0.2],
     "popularity_mean": [2.0, 2.0],
     "alpha": [0.3, 0.25],
+    "alpha0": [0.2, 0.15],
+    "level0": [0.05, -0.1],
     "theta": [1.0, 0.6, 0.4],
     "exposure": {"scale": [1.0, 0.8], "shift": [-2.0, -1.5], "clip": 0.02},
     "effects": {

@@ -62,9 +62,14 @@ def score(engine, users, items, outcome, shown=True):
     """Return the link-scale scores (users, items) as the served rows give them.
 
     Biases hold the outcomes if shown, then if withheld; an item's vector is [h | h0 | exposure].
+    What lasts of the exposure stays in, as far as the arm carries it.
     """
     user, item = rows(engine, "user", users), rows(engine, "item", items)
     d, y = engine.config.factors, len(engine.config.outcomes)
+    said, e = engine.learner.describe(), engine.config.exposure_factors
+    trait = user.vector[:, d : d + e] @ item.vector[:, 2 * d : 2 * d + e].T
+    lasting = said["alpha" if shown else "alpha0"][outcome] * trait
+    lasting += 0.0 if shown else said["level0"][outcome]
     at, part = (outcome, slice(0, d)) if shown else (y + outcome, slice(d, 2 * d))
     base = engine.learner.globals()[at]
     return (
@@ -72,6 +77,7 @@ def score(engine, users, items, outcome, shown=True):
         + user.bias[:, at, None]
         + item.bias[:, at]
         + user.vector[:, :d] @ item.vector[:, part].T
+        + lasting
     )
 
 

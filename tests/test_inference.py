@@ -32,7 +32,7 @@ from tests.planted import ITEMS, MODEL, D, E, H, Planted, Y
 SIGMOID = {"identity": lambda x: min(max(x, 1.0), 5.0), "logit": lambda x: 1 / (1 + math.exp(-x))}
 
 
-def one_by_one(planted, pairs, at, *, popularity=True, confounder=True, q=None, position=1):
+def one_by_one(planted, pairs, at, *, popularity=True, q=None, position=1):
     """Return what is expected of one item if shown, in scalars."""
     o, model = pairs.outcome.index, planted.model
     bias, vector = pairs.items.bias[at], pairs.items.vector[at]
@@ -41,11 +41,15 @@ def one_by_one(planted, pairs, at, *, popularity=True, confounder=True, q=None, 
     if popularity or q is not None:
         q = bias[2 * Y + H] if q is None else q
         eta += model["kappa"][o] * (q - model["popularity_mean"][o])
-    if confounder:
-        pair = zip(planted.user_vector[D:], vector[2 * D :], strict=True)
-        eta += model["alpha"][o] * sum(float(s) * t for s, t in pair)
+    eta += model["alpha"][o] * lasting(planted, vector)
     theta = model["theta"][position - 1] if pairs.outcome.link == "logit" else 1.0
     return theta * SIGMOID[pairs.outcome.link](eta)
+
+
+def lasting(planted, vector):
+    """Return s . t of the user and one item, in scalars."""
+    pair = zip(planted.user_vector[D:], vector[2 * D :], strict=True)
+    return sum(float(s) * t for s, t in pair)
 
 
 def control_one_by_one(planted, pairs, at):
@@ -54,6 +58,8 @@ def control_one_by_one(planted, pairs, at):
     bias, vector = pairs.items.bias[at], pairs.items.vector[at]
     match = zip(planted.user_vector[:D], vector[D : 2 * D], strict=True)
     eta = planted.model["globals"][o] + float(planted.user_bias[o]) + bias[o]
+    eta += planted.model["alpha0"][o - Y] * lasting(planted, vector)
+    eta += planted.model["level0"][o - Y]
     return SIGMOID[pairs.outcome.link](eta + sum(float(g) * h for g, h in match))
 
 
@@ -91,13 +97,10 @@ def test_all_items_at_once_are_what_one_by_one_gives(outcome):
     pairs = planted.pairs(outcome)
     for world, options in (
         (AS_IT_IS, {}),
-        (IF_SHOWN, {"popularity": False, "confounder": False}),
+        (IF_SHOWN, {"popularity": False}),
         (World(position=3), {"position": 3}),
         (World(popularity=7.0), {"q": math.log(8)}),
-        (
-            World(position=2, popularity=7.0, cut=True),
-            {"q": math.log(8), "confounder": False, "position": 2},
-        ),
+        (World(position=2, popularity=7.0, cut=True), {"q": math.log(8), "position": 2}),
     ):
         wanted = [one_by_one(planted, pairs, at, **options) for at in every]
         assert shown(pairs, world).mean == pytest.approx(wanted, abs=1e-6)
@@ -471,6 +474,9 @@ def test_terms_are_the_planted_parts_and_cut_paths_say_what_they_would_add():
     assert terms["popularity"].value == 0.0
     q = float(pairs.q[0])
     assert terms["popularity"].cut == pytest.approx(0.1 * (q - 2.0), abs=1e-6)
+    trait = 0.3 * lasting(planted, pairs.items.vector[0])
+    assert terms["confounder"].value == pytest.approx(trait, abs=1e-6) and trait != 0.0
+    assert [name for name, term in terms.items() if term.cut] == ["popularity"]
     rare = {**MODEL, "globals": [3.0, -12.0, 2.6, -12.0]}
     planted.model = rare
     far = explain(planted.pairs("click").take(np.array([0])), World(position=3), {})
@@ -515,7 +521,7 @@ def test_the_spread_of_paths_is_the_regressions():
     root = rng.normal(0, 0.1, (3, 3))
     fit = {"rating": {"names": names, "beta": [0, 1, 1], "covariance": (root @ root.T).tolist()}}
     planted = Planted()
-    planted.model = {**MODEL, "paths": fit, "residual_sd": {"rating": 1e-9}}
+    planted.model = {**MODEL, "paths": fit, "residual_sd": {"rating": 1e-9}, "alpha": None}
     pairs = planted.pairs("rating")
     low, high = intervals.expected(pairs, shown(pairs), AS_IT_IS)
     for at in every:

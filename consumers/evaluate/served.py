@@ -29,7 +29,7 @@ def scores(
 
 
 def if_shown(pairs: Pairs) -> Floats:
-    """Return the outcome if shown, with exposure, position and popularity taken out (n,).
+    """Return the outcome if shown, with position and popularity taken out (n,).
 
     A chance, or a value that may leave its scale: a clipped one would not rank.
     """

@@ -25,13 +25,14 @@ Recommendations from rows that are learned while events come in.
 **Unknown users** get the fallback: the global mean and what each item is worth to everyone (its
 bias), with popularity nowhere in it. Reading never creates anything.
 
-**Objectives.** `outcome`: the expected outcome if shown at the first place, with exposure,
-position, popularity and confounder taken out. `effect`: shown minus withheld, the world being as it
-is; without any control outcome it is a 422 `no_control`, and an item without one of its own gets
-the average effect, which `support` tells. `consumption`: the chance of exposure times the outcome,
-as an ordinary recommender learns it; a rating counts as its share of the scale. The chance is that
-of self-selection for ratings and of the present policy for clicks, or of the other one where a head
-has learned nothing; where none has, it is a 422 `not_available`.
+**Objectives.** `outcome`: the expected outcome if shown at the first place, with position and
+popularity taken out; what lasts in the user, the confounder term, stays in. `effect`: shown minus
+withheld, the world being as it is; without any control outcome it is a 422 `no_control`, and an
+item without one of its own gets the average effect, which `support` tells. `consumption`: the
+chance of exposure times the outcome, as an ordinary recommender learns it; a rating counts as its
+share of the scale. The chance is that of self-selection for ratings and of the present policy for
+clicks, or of the other one where a head has learned nothing; where none has, it is a 422
+`not_available`.
 
 **`do`** sets parts of the world, several at once: `shown` (true: against withheld), `position`
 (from 1; multiplies a click's chance), `popularity` (a count), `attributes` of the item (the others

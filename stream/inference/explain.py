@@ -42,7 +42,7 @@ def explain(pairs: Pairs, world: World, parts: Mapping[str, Part]) -> Explanatio
     `item` and `match` are what remains of the served row without its attributes, so the terms add
     up whatever has been learned of the attributes since the row was written. A place multiplies
     the probability of a click: its term is link(theta mu) - link(mu), log theta where clicks are
-    rare. What a cut path would have added stands beside its 0.
+    rare. What popularity would have added stands beside its 0 where it is cut.
     """
     terms = outcome.paths(pairs, world)
     full = outcome.paths(pairs, replace(world, cut=False))
@@ -50,7 +50,7 @@ def explain(pairs: Pairs, world: World, parts: Mapping[str, Part]) -> Explanatio
     eta = terms.eta
     score = theta * pairs.outcome.inverse(eta)
     place = 0.0 if theta == 1.0 else float((pairs.outcome.forward(score) - eta)[0])
-    popularity, confounder = float(terms.popularity[0]), float(terms.confounder[0])
+    popularity = float(terms.popularity[0])
     named = [
         Term("base", terms.base),
         Term("user", terms.user),
@@ -58,7 +58,7 @@ def explain(pairs: Pairs, world: World, parts: Mapping[str, Part]) -> Explanatio
         Term("match", float(terms.match[0]) - sum(part.match for part in parts.values())),
         *(Term(f"attribute:{name}", part.bias + part.match) for name, part in parts.items()),
         Term("popularity", popularity, float(full.popularity[0]) - popularity),
-        Term("confounder", confounder, float(full.confounder[0]) - confounder),
+        Term("confounder", float(terms.confounder[0])),
         Term("position", place),
     ]
     return Explanation(named, float(np.sum([term.value for term in named])), float(score[0]))

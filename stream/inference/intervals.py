@@ -1,9 +1,10 @@
 """How far an answer may be off: 95 % intervals, model-based, in closed form.
 
-Three sources of error, taken as independent, by the delta method (Casella and Berger, Statistical
+Four sources of error, taken as independent, by the delta method (Casella and Berger, Statistical
 Inference, 2002, section 5.5.4) on the link scale:
 
   level   what is not yet known of user and item, and what the learner's steps leave (noise.py)
+  trait   the same of what lasts in who is shown what, where the outcome depends on it
   paths   z' C z, C the sandwich covariance of the linear regression of the outcome on its paths
           (White, Econometrica 1980, "A heteroskedasticity-consistent covariance matrix estimator",
           theorem 1), z the pair's path terms, on the outcome's scale. Where it is published and
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.inference.model import Floats
-from stream.inference.noise import level, match
+from stream.inference.noise import level, match, trait
 from stream.inference.outcome import Arm, World
 from stream.inference.rows import Pairs
 
@@ -45,7 +46,8 @@ def expected(pairs: Pairs, arm: Arm, world: World) -> Bounds | None:
         return None
     variance = variance + _shifted(pairs, arm, world)
     slope = np.maximum(arm.slope / arm.theta, 1e-6)
-    variance = variance + match(pairs, (arm, np.ones(len(pairs))))
+    alone = (arm, np.ones(len(pairs)))
+    variance = variance + match(pairs, alone) + trait(pairs, alone)
     low, high = around(arm.eta, variance + _paths(pairs, design(pairs, arm)) / slope**2)
     return arm.theta * pairs.outcome.inverse(low), arm.theta * pairs.outcome.inverse(high)
 
@@ -58,7 +60,8 @@ def showing(pairs: Pairs, treated: Arm, control: Arm, world: World) -> Floats | 
         if variance is None:
             return None
         total = total + arm.slope**2 * (variance + _shifted(pairs, arm, world))
-    return total + match(pairs, (treated, treated.slope), (control, -control.slope))
+    arms = (treated, treated.slope), (control, -control.slope)
+    return total + match(pairs, *arms) + trait(pairs, *arms)
 
 
 def change(pairs: Pairs, before: Arm, after: Arm, world: World) -> Floats | None:
@@ -72,6 +75,7 @@ def change(pairs: Pairs, before: Arm, after: Arm, world: World) -> Floats | None
     kappa = pairs.model.kappa[pairs.treated]
     if shared is None or (z is None and world.popularity is not None and kappa != 0.0):
         return None
+    shared = shared + trait(pairs, (before, np.ones(len(pairs))))
     variance = (after.slope - before.slope) ** 2 * shared
     variance = variance + after.slope**2 * _shifted(pairs, after, world)
     if z is not None and moved is not None:

@@ -92,7 +92,9 @@ class Model:
     causal: bool
     kappa: Floats  # (Y,)
     popularity_mean: Floats  # (Y,)
-    alpha: Floats  # (Y,)
+    alpha: Floats  # (Y,) what the shown arm carries of s_u . t_i, 0 while that path is shut
+    alpha0: Floats  # (Y,) what the withheld arm does
+    level0: Floats  # (Y,) what is added to the withheld arm beside it
     theta: Floats  # (K,) chance that place k is looked at, relative to the first
     scale: Floats  # (H,) of the exposure heads' probability
     shift: Floats  # (H,)
@@ -152,6 +154,8 @@ def parse(model: Mapping[str, Any]) -> Model:
         kappa=np.asarray(model.get("kappa") or none, float),
         popularity_mean=np.asarray(model.get("popularity_mean") or none, float),
         alpha=np.asarray(model.get("alpha") or none, float),
+        alpha0=np.asarray(model.get("alpha0") or none, float),
+        level0=np.asarray(model.get("level0") or none, float),
         theta=np.asarray(model.get("theta") or [1.0], float),
         scale=np.asarray(exposure.get("scale") or unlearned, float),
         shift=np.asarray(exposure.get("shift") or unlearned, float),

@@ -11,6 +11,10 @@ steps   Stochastic gradient steps of rate r leave, around the optimum, the varia
         falls with sqrt(N) only, and outlasts the level. Of the biases of user and item, and of
         either's factors as they enter g . h, whose gradient is that of the score times the
         other's factors (row-wise: mean over D).
+trait   Of alpha (s_u . t_i), 0 while that path is shut: a score on the logit scale of exposure, of
+        whose E coordinates N exposures tell as N / E would of a click's bias, with a prior variance
+        of 1 and the information 1/4. That is wide: where a trait keeps items away from a user,
+        little tells how far.
 """
 
 from dataclasses import dataclass
@@ -24,6 +28,7 @@ from stream.inference.rows import Pairs
 # Residual over prior variance of the additive model's biases on MovieLens-100K, fitted by
 # empirical Bayes: .838 / .169 for users and .838 / .317 for items.
 USER_EVENTS, ITEM_EVENTS = 5.0, 3.0
+TOLD = 0.25  # Fisher information of one exposure about its score, at most
 
 Counted = Floats | float
 
@@ -101,6 +106,23 @@ def match(pairs: Pairs, *arms: tuple[Arm, Floats]) -> Floats:
     mine, _ = _counts(pairs, arms[0][0])
     steps = shown.steps(rates.user_factor, rates.start_factor, mine, h / width)
     return np.asarray(total + steps * _squares(through))
+
+
+def trait(pairs: Pairs, *arms: tuple[Arm, Floats]) -> Floats:
+    """Return the variance (n,) that s_u . t_i leaves in the arms' weighted sum, as in `match`.
+
+    What is wrong with the trait is wrong in both arms, each as far as it carries it, so it partly
+    cancels.
+    """
+    model, column, width = pairs.model, pairs.treated, pairs.lasting_width
+    through = np.zeros(len(pairs))
+    for arm, weight in arms:
+        carried = model.alpha0 if arm.paths is None else model.alpha
+        through = through + weight * float(carried[column])
+    mine = max(pairs.user.events, pairs.user.exposures)
+    theirs = np.maximum(pairs.items.events, pairs.items.exposures)
+    told = TOLD / width
+    return np.asarray(through**2 * (1.0 / (told * mine + 1.0) + 1.0 / (told * theirs + 1.0)))
 
 
 def _squares(rows: Floats) -> Floats:

@@ -2,10 +2,13 @@
 
     eta = base + a_u + c_i + g_u . h_i + kappa (q_i - mean q) + alpha (s_u . t_i)
     shown at place k:   theta_k link^-1(eta)
-    withheld:           link^-1(base0 + a0_u + c0_i + g_u . h0_i)
+    withheld:           link^-1(base0 + a0_u + c0_i + g_u . h0_i + alpha0 (s_u . t_i) + level0)
 
 theta is the examination of the position-based model (Craswell et al., WSDM 2008, "An experimental
 comparison of click position-bias models", section 3): it acts on clicks, and theta_1 = 1.
+s_u . t_i, who is shown what, stands in for a trait that also moves the outcome. A trait lasts:
+do(shown) sets the exposure and leaves the user as it is (Pearl, Causality, 2009, section 3.2.1), so
+the term stays in either arm, as far as that arm was found to carry it.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +26,7 @@ SELF_SELECTION, POLICY = 0, 1  # the exposure heads: what users choose, what ran
 class World:
     """Where items are shown, and what of them is set.
 
-    `cut` leaves popularity and confounder out of the score: what an item is worth if shown. A
+    `cut` leaves popularity out of the score: what an item is worth to this user if shown. A
     popularity that is set counts all the same.
     """
 
@@ -71,7 +74,7 @@ def paths(pairs: Pairs, world: World = AS_IT_IS) -> Paths:
     """Return the terms of the score if shown in this world."""
     model, column = pairs.model, pairs.treated
     nothing = np.zeros(len(pairs), pairs.items.bias.dtype)
-    confounded = not world.cut and model.alpha[column] != 0.0
+    confounded = model.alpha[column] != 0.0
     item = pairs.items.bias[:, column]
     return Paths(
         base=float(pairs.globals_[column]),
@@ -122,6 +125,11 @@ def withheld(pairs: Pairs, world: World = AS_IT_IS) -> Arm:
     column = pairs.control
     common = float(pairs.globals_[column]) + float(pairs.user.bias[column])
     eta = pairs.items.bias[:, column] + pairs.h0 @ pairs.g + common
+    alpha0, level0 = (
+        float(terms[pairs.treated]) for terms in (pairs.model.alpha0, pairs.model.level0)
+    )
+    if alpha0 != 0.0 or level0 != 0.0:
+        eta = eta + (alpha0 * pairs.lasting + level0)
     if world.shift is not None:
         eta = eta + world.shift.withheld
     mean = pairs.outcome.inverse(eta)

@@ -115,8 +115,14 @@ class Pairs:
     @property
     def lasting(self) -> Floats:
         """Exposure scores (n,) by the factors that last, the session left out."""
-        width = self.model.lasting
+        width = self.lasting_width
         return self.t[:, :width] @ self.s[:width]
+
+    @property
+    def lasting_width(self) -> int:
+        """How many exposure factors last; the others are the session's."""
+        width = self.model.lasting
+        return max(len(self.s) if width is None else width, 1)
 
     @property
     def s(self) -> Floats:

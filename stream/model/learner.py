@@ -22,10 +22,12 @@ from stream.model.living import Living
 from stream.model.replay import Replay
 from stream.model.scalars import (
     BASE,
+    CARRIED,
     CONTROLS,
     EXPOSED,
     GATE,
     ITEMS,
+    LEVEL,
     Q_MEAN,
     SCALE,
     SHARE,
@@ -211,7 +213,7 @@ class Learner:
                 self.user.layout, self.item.layout, self.feature.layout,
                 u.rows, u.values, i.rows, i.values, self._logit, self._low, self._high,
                 self._rates, self._on, float(self.config.memory),
-                s.outcome, s.head, s.place, s.count, live, prediction, control, terms,
+                s.outcome, s.head, s.place, s.withheld, s.count, live, prediction, control, terms,
             )  # fmt: skip
         else:
             columns = {
@@ -451,6 +453,7 @@ class Learner:
         """Return the global terms as they are published with the model."""
         s, c = self.scalars, self.config
         head = s.head[HEADS:]  # with the session: as it is served
+        open_ = s.outcome[:, GATE] * c.paths.confounder
         told = 1 + max(np.flatnonzero(s.place[:, T_INFO]), default=0)
         return {
             "exposure_factors": c.exposure_factors + c.session_factors,
@@ -467,7 +470,9 @@ class Learner:
             },
             "kappa": (s.outcome[:, SLOPE] * c.paths.popularity).tolist(),
             "popularity_mean": s.outcome[:, Q_MEAN].tolist(),
-            "alpha": (s.outcome[:, SLOPE + 1] * s.outcome[:, GATE] * c.paths.confounder).tolist(),
+            "alpha": (s.outcome[:, SLOPE + 1] * open_).tolist(),
+            "alpha0": ((s.outcome[:, SLOPE + 1] + s.withheld[:, CARRIED]) * open_).tolist(),
+            "level0": (s.withheld[:, LEVEL] * open_).tolist(),
             "theta": s.place[:told, THETA].tolist(),
             "exposure": {
                 "scale": (head[:, SCALE] * (head[:, EXPOSED] > 0)).tolist(),

@@ -7,7 +7,8 @@ composed in the same way, the score of outcome o if shown is
     mu  = lin (identity), sigmoid(lin) (logit); at position k: theta_k mu, theta_1 = 1
 
 with q_i = log(1 + decayed count). Withheld: mu0 = link^-1(base0 + a0_u + c0_i + g_u . h0_i),
-h0_i = q0_i and the same attributes.
+h0_i = q0_i and the same attributes. What this arm carries of the confounder path is learned beside
+(`scalars.carry`), teaches no row, and enters what is served alone.
 Exposure: eta = m_i + s_u . t_i, fitted by noise-contrastive estimation (Gutmann & Hyvarinen 2010)
 of what was exposed against uniform pairs; pi = 1 - exp(-rate), rate = rho n exp(A eta + B), with
 rho the share of pairs exposed and n the uniform pairs an event, calibrated online (Platt 1999).
@@ -140,8 +141,8 @@ def learn(
     users: Array, items: Array, features: Array, au: Layout, ai: Layout, af: Layout,
     user_links: Array, user_values: Array, item_links: Array, item_values: Array,
     logit: Array, low: Array, high: Array, rates: Array, on: Array, memory: float,
-    so: Array, sh: Array, st: Array, sn: Array, live: bool, prediction: Array, control: Array,
-    terms: Array,
+    so: Array, sh: Array, st: Array, sw: Array, sn: Array, live: bool, prediction: Array,
+    control: Array, terms: Array,
 ) -> None:  # fmt: skip
     """Learn the interactions in order; write what was expected of each before it was learned.
 
@@ -391,6 +392,16 @@ def learn(
                 sn[sc.CONTROLS] += 1
                 so[o, sc.TOTAL_NEW + 1] += label[j]
                 so[o, sc.WEIGHT_NEW + 1] += 1.0
+                # what this arm carries of the confounder path is learned beside it
+                carried = lin0 + (alpha_z + np.float32(sw[o, sc.CARRIED])) * z
+                carried += np.float32(sw[o, sc.LEVEL])
+                mu_z = sigmoid(carried) if logit[o] else carried
+                bend = mu_z * (one - mu_z) if logit[o] else one
+                sw[o, sc.C_A] += (mu_z - label[j]) * z
+                sw[o, sc.C_B] += mu_z - label[j]
+                sw[o, sc.C_NAA] += bend * z * z
+                sw[o, sc.C_NAB] += bend * z
+                sw[o, sc.C_NBB] += bend
                 user_bits[u, au.controls] += np.uint32(1)
                 item_bits[i, ai.controls] += np.uint32(1)
             c = Y + o
@@ -522,7 +533,7 @@ def learn(
         if live:
             sn[sc.STEPS] += 1
             if sc.border(sn[sc.STEPS]):
-                sc.refresh(so, sh, st, sn, memory)
+                sc.refresh(so, sh, st, sw, sn, memory)
 
 
 @compiled

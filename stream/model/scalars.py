@@ -32,6 +32,10 @@ BASE, TOTAL, WEIGHT, TOTAL_NEW, WEIGHT_NEW = range(25, 40, 3)
 MIDDLE, LOGIT = 40, 41
 CROSS, NOISE, NOISE_NEW, OF, OF_NEW = range(42, 47)
 OUTCOME_COLUMNS = 47
+# columns of one outcome's row of the control arm: what it carries of the confounder path less what
+# the shown arm does, the level beside it, and the sums behind both
+CARRIED, LEVEL, C_AA, C_AB, C_BB, C_A, C_B, C_NAA, C_NAB, C_NBB = range(10)
+CONTROL_COLUMNS = 10
 # columns of one exposure head's row
 SCALE, SHIFT, I_AA, I_AB, I_BB, S_A, S_B, N_AA, N_AB, N_BB, EXPOSED, EXPOSED_NEW, SHARE = range(13)
 HEAD_COLUMNS = 13
@@ -70,6 +74,20 @@ def calibrate(h: Array, k: int, eta: np.float32, aim: np.float32) -> None:
 
 
 @compiled
+def carry(row: Array, keen: float) -> None:
+    """Fold in what the control outcomes said of the confounder path; nothing is pending then."""
+    row[C_AA] = keen * row[C_AA] + row[C_NAA]
+    row[C_AB] = keen * row[C_AB] + row[C_NAB]
+    row[C_BB] = keen * row[C_BB] + row[C_NBB]
+    aa, bb, ab = row[C_AA] + PRIOR_SLOPE, row[C_BB] + PRIOR_SLOPE, row[C_AB]
+    size = aa * bb - ab * ab
+    row[CARRIED] -= (bb * row[C_A] - ab * row[C_B]) / size
+    row[LEVEL] -= (aa * row[C_B] - ab * row[C_A]) / size
+    for c in range(C_A, C_NBB + 1):
+        row[c] = 0.0
+
+
+@compiled
 def rebase(row: Array) -> None:
     """Set the global terms of one outcome: the link of its labels' weighted mean, per arm.
 
@@ -90,7 +108,7 @@ def rebase(row: Array) -> None:
 
 
 @compiled
-def refresh(o: Array, h: Array, t: Array, n: Array, memory: float) -> None:
+def refresh(o: Array, h: Array, t: Array, w: Array, n: Array, memory: float) -> None:
     """Fold the pending sums in and move every global term; nothing is pending afterwards."""
     n[SETTLED] = n[CONTROLS]
     keep = 0.5 ** (BLOCK / memory) if n[STEPS] >= BLOCK else 1.0
@@ -137,6 +155,7 @@ def refresh(o: Array, h: Array, t: Array, n: Array, memory: float) -> None:
                 row[GATE] = 1.0
             elif row[GATE] == 1 and mean < 0:
                 row[GATE] = 0.0
+        carry(w[k], keen)
     for k in range(h.shape[0]):
         row = h[k]
         row[I_AA] = keen * row[I_AA] + row[N_AA]
@@ -176,6 +195,7 @@ class Scalars:
         self.place[:, PHI] = 2.0
         self.place[:, THETA] = 1.0 / (1.0 + np.exp(-2.0))
         self.place[0, THETA] = 1.0
+        self.withheld = np.zeros((len(outcomes), CONTROL_COLUMNS))
         self.count = np.zeros(5, np.int64)
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -183,6 +203,10 @@ class Scalars:
         return {f"scalars.{name}": array.copy() for name, array in vars(self).items()}
 
     def load(self, state: dict[str, NDArray[Any]]) -> None:
-        """The global terms are the saved ones after the call."""
+        """The global terms are the saved ones after the call.
+
+        A state of before the control arm was asked for the confounder path knows nothing of it.
+        """
         for name, array in vars(self).items():
-            array[:] = state[f"scalars.{name}"]
+            key = f"scalars.{name}"
+            array[:] = state.get(key, 0.0) if name == "withheld" else state[key]

@@ -212,8 +212,9 @@ class Waves:
             self.so = torch.from_numpy(s.outcome).to(self.device)
             self.sh = torch.from_numpy(s.head).to(self.device)
             self.theta = torch.from_numpy(s.place[:, sc.THETA]).float().to(self.device)
+            self.sw = torch.from_numpy(s.withheld).to(self.device)
             self.known0 = bool(s.count[sc.SETTLED] > 0)
-            held = (s.outcome, s.head, s.place)
+            held = (s.outcome, s.head, s.place, s.withheld)
             self.sums = [torch.from_numpy(np.zeros_like(x)).to(self.device) for x in held]
             self.controls = 0
             fresh = self._fresh(columns, start, stop)
@@ -242,7 +243,8 @@ class Waves:
     def _count(self, role: NDArray[np.int8], fresh: tuple[int, int]) -> None:
         """Fold the block's sums into the global terms, and move them where it is time."""
         s = self.scalars
-        for held, sums in zip((s.outcome, s.head, s.place), self.sums, strict=True):
+        every = (s.outcome, s.head, s.place, s.withheld)
+        for held, sums in zip(every, self.sums, strict=True):
             held += sums.cpu().numpy()
         s.count[sc.CONTROLS] += self.controls
         s.count[sc.USERS] += fresh[0]
@@ -250,7 +252,7 @@ class Waves:
         learned = int(((role != Role.PREDICT) & (role != Role.CLOSED)).sum())
         s.count[sc.STEPS] += learned
         if learned and sc.border(int(s.count[sc.STEPS])):
-            sc.refresh(s.outcome, s.head, s.place, s.count, float(self.config.memory))
+            sc.refresh(*every, s.count, float(self.config.memory))
 
     def _add(self, which: int, row: Tensor, column: int, value: Tensor) -> None:
         self.sums[which][:, column].index_add_(0, row, value.double())
@@ -394,7 +396,7 @@ class Waves:
             first = treated & ((place == 0) | ~logit)
             self._within(item[first], o[first], label[first], q[first], apart[first], logit[first])
         if on.control:
-            self._withheld(c, u, i, o, match, lin0, has0, base0, logit)
+            self._withheld(c, u, i, o, match, lin0, has0, base0, logit, z, alpha_z)
 
         # one step of every row
         m = config.mix
@@ -506,7 +508,7 @@ class Waves:
 
     def _withheld(
         self, c: dict[str, Tensor], u: Side, i: Side, o: Tensor, match: Tensor, lin0: Tensor,
-        has0: Tensor, base0: Tensor, logit: Tensor,
+        has0: Tensor, base0: Tensor, logit: Tensor, z: Tensor, alpha_z: Tensor,
     ) -> None:  # fmt: skip
         """Learn the control outcomes of the wave."""
         k = (c["role"] == Role.CONTROL).nonzero()[:, 0]
@@ -534,6 +536,7 @@ class Waves:
             self._bump(self.item, item, at.controls, torch.ones_like(item, dtype=torch.int32))
             self._add(0, o, sc.TOTAL_NEW + 1, label)
             self._add(0, o, sc.WEIGHT_NEW + 1, torch.ones_like(label))
+            self._carried(o, lin, label, logit[k], z[k], alpha_z[k])
         value = packed[item, at.bias + column]
         tied = i.bias[k].gather(1, o[:, None])[:, 0] - folded.gather(1, o[:, None])[:, 0]
         tie = config.tie / (1 + config.tie * self.item.bits[item, at.controls].float())
@@ -552,6 +555,20 @@ class Waves:
         users.take({}, self.lr_user, {}, self.free)
         items.take({at.control: config.lr_item_factor}, self.lr_item, {at.control: 0.0}, self.free)
         features.take({}, self.lr_feature, {}, self.free)
+
+    def _carried(
+        self, o: Tensor, lin: Tensor, label: Tensor, logit: Tensor, z: Tensor, alpha_z: Tensor
+    ) -> None:
+        """Add what the control outcomes say of the confounder path to its pending sums."""
+        carried, level = (self.sw[o, column].float() for column in (sc.CARRIED, sc.LEVEL))
+        lin = lin + (alpha_z + carried) * z + level
+        mean = torch.where(logit, torch.sigmoid(lin), lin)
+        off, bend = mean - label, torch.where(logit, mean * (1 - mean), 1.0)
+        for column, value in (
+            (sc.C_A, off * z), (sc.C_B, off), (sc.C_NAA, bend * z * z), (sc.C_NAB, bend * z),
+            (sc.C_NBB, bend),
+        ):  # fmt: skip
+            self._add(3, o, column, value)
 
     def _calibrate(self, h: Tensor, eta: Tensor, there: Tensor, target: float) -> None:
         x = eta.double()
