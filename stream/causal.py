@@ -22,14 +22,15 @@ class Causal:
     numbers; the greedy policy.
     """
 
-    def __init__(self, outcomes: Sequence[Outcome], items: int) -> None:
+    def __init__(self, outcomes: Sequence[Outcome], items: int, users: int) -> None:
+        """Nothing is known; address space for so many rows of items and users is reserved."""
         names = [o.name for o in outcomes]
-        self.effects = {name: AverageEffect() for name in names}
+        self.effects = {name: AverageEffect(users) for name in names}
         self.paths = {name: PathRegression(TERMS) for name in names}
         self.slopes = {o.name: Slopes(o.link == "logit", items, NUMBERS) for o in outcomes}
         self.waiting = Waiting(items, NUMBERS)
         self._logit = np.array([o.link == "logit" for o in outcomes])
-        self.greedy = OffPolicy()
+        self.greedy = OffPolicy(users=users)
         self._expected = np.zeros(2)  # sum and count of predictions, for the constant in DR
         self._clicks = np.zeros(3)  # shown windows with a prediction: expected, observed, count
 
@@ -92,17 +93,21 @@ class Causal:
             clicked = name == "click"  # predictions are of clicks
             effect.update(
                 closed.shown, label, closed.show_probability,
-                mu1 if clicked else nothing, mu0 if clicked else nothing,
+                mu1 if clicked else nothing, mu0 if clicked else nothing, closed.user,
             )  # fmt: skip
         shown = closed.shown & np.isfinite(closed.click)
         told = shown & np.isfinite(mu1)
         for n, column in enumerate((mu1, closed.click)):  # cumsum adds in order: cuts do not matter
             self._clicks[n] = np.cumsum(np.append(self._clicks[n], column[told]))[-1]
         self._clicks[2] += int(told.sum())
-        self._judge(closed.click[shown], closed.propensity[shown], mu1[shown])
+        self._judge(closed.click[shown], closed.propensity[shown], mu1[shown], closed.user[shown])
 
     def _judge(
-        self, reward: NDArray[np.float32], propensity: NDArray[np.float32], expected: NDArray[Any]
+        self,
+        reward: NDArray[np.float32],
+        propensity: NDArray[np.float32],
+        expected: NDArray[Any],
+        user: NDArray[np.int32],
     ) -> None:
         """Judge the policy that never explores.
 
@@ -118,7 +123,7 @@ class Causal:
         counts = self._expected[1] + np.arange(len(expected) + 1)
         constant = sums[:-1] / np.maximum(counts[:-1], 1)
         self._expected[:] = sums[-1], counts[-1]
-        self.greedy.update(reward, propensity, greedy, constant, constant)
+        self.greedy.update(reward, propensity, greedy, constant, constant, user[told])
 
     def figures(self, numbers: Sequence[str] = ()) -> dict[str, Any]:
         """Return effects, paths and slopes by outcome, and the greedy policy's value, for JSON.

@@ -109,7 +109,7 @@ class Engine:
         names = [o.name for o in config.outcomes]
         self.progressive = Progressive(names, [o.link == "logit" for o in config.outcomes])
         self.drift = Drift(names)
-        self.causal = Causal(config.outcomes, config.max_items)
+        self.causal = Causal(config.outcomes, config.max_items, config.max_users)
         self._outcome = {o.name: n for n, o in enumerate(config.outcomes)}
         rating = config.outcomes[self._outcome["rating"]]
         self._scale = (float(rating.low), float(rating.high))

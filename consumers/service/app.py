@@ -419,10 +419,7 @@ def scored(
     ):
         item = ids[row]
         title: Any = meta[item].get("title") if item in meta else None
-        instead = ranking.AVERAGE if objective == "effect" else ranking.USUAL
-        support = (
-            None if said.own is None else Support(ok=said.own, reason=None if said.own else instead)
-        )
+        support = None if said.own is None else Support(ok=said.own, reason=said.reason)
         items.append(
             Scored(
                 item_id=item.decode(),

@@ -179,7 +179,7 @@ def effect(
         kind = "within-item"
     closed = setting.closed(pairs)
     reason = CLOSED.format(" and ".join(closed), pairs.outcome.name) if closed else None
-    reason = reason if own else ranking.AVERAGE
+    reason = reason if own else ranking.standing_in(pairs)
     return answers.Effect(
         **common,
         factual=float(found.factual[0]),

@@ -18,6 +18,14 @@ AVERAGE = "no control outcome of this item was observed; the average effect stan
 USUAL = "no control outcome of this item was observed; user and attributes alone speak for it"
 
 
+def standing_in(pairs: Pairs) -> str:
+    """Return what an item without a control outcome is told, and why without an interval."""
+    said = pairs.model.averages.get(pairs.outcome.name)
+    if said is None or said.interval is not None or said.reason is None:
+        return AVERAGE
+    return f"{AVERAGE}, without an interval: {said.reason}"
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """What is said of a score beside it."""
@@ -25,6 +33,7 @@ class Judged:
     interval: list[float] | None
     kind: IntervalKind | None
     own: bool | None = None  # whether its own control speaks; None where none is needed
+    reason: str | None = None  # what speaks where it does not
 
 
 def scores(pairs: Pairs, objective: str, do: Do) -> Floats:
@@ -66,14 +75,17 @@ def judge(pairs: Pairs, objective: str, do: Do, score: Floats) -> list[Judged]:
         kinds: list[IntervalKind] = [
             "model-based" if own else "average" for own in found.own.tolist()
         ]
+        instead = standing_in(pairs)
         return [
-            Judged(each, kind if each else None, own)
+            Judged(each, kind if each else None, own, None if own else instead)
             for each, kind, own in zip(bounds, kinds, found.own.tolist(), strict=True)
         ]
     if objective == "consumption":
         return [Judged(None, None)] * len(pairs)
     if do.shown is False:
-        return [Judged(None, None, own) for own in pairs.has_control.tolist()]
+        return [
+            Judged(None, None, own, None if own else USUAL) for own in pairs.has_control.tolist()
+        ]
     if pairs.outcome.link == "identity":
         return [_predictive(pairs.outcome, value) for value in score.tolist()]
     world = do.world(cut=True)

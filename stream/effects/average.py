@@ -7,65 +7,105 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stream.compiled import compiled
-from stream.effects.moments import Moments, absorb, columns, interval
+from stream.effects.clusters import Clusters, bounds, few, gather
+from stream.effects.moments import Array, columns
 
+LEAST = 500  # withheld windows before there is an interval
+SHOWN = 100  # shown ones, where most are withheld
 LOGGED = "AIPW"
 SHARE = "AIPW, share of shown as show_probability"
 RANDOMISED = "each window was shown with its logged show_probability"
 CONSTANT = "windows were withheld at random with one probability, which was not logged"
+# the sums of a window: its number, then of the shown and of the withheld arm the weight, with it
+# the outcome and the arm's own prediction, and the prediction of all
+ONE, W1, Y1, P1, Q1, W0, Y0, P0, Q0 = range(9)
+WIDTH = 9
+FIRST = 32  # outcomes of an arm before its predictions are judged
+RECENT = 0.99  # the errors by which they are: about those of an arm's last 100 outcomes
+TINY = 1e-10
+SEEN, MEAN, ERROR, PLAIN = range(4)  # of an arm: outcomes, their mean, squared errors so far
 
 
 @compiled
-def _add(  # type: ignore[no-untyped-def]
-    shown, outcome, chance, treated, control, arms, counts,
-    weight, mean, spread, share_weight, share_mean, share_spread, decay,
-):  # fmt: skip
-    """Add the windows one by one; arms (2, 2): how many and mean outcome, withheld and shown."""
-    psi = np.empty(1)
-    parts = np.empty(4)
+def _expected(arm, prediction):  # type: ignore[no-untyped-def]
+    """Return the prediction, the arm's mean so far where that has been nearer to the outcomes."""
+    if np.isfinite(prediction) and arm[SEEN] >= FIRST and arm[ERROR] < arm[PLAIN]:
+        return prediction
+    return arm[MEAN]
+
+
+@compiled
+def _follow(arm, prediction, y):  # type: ignore[no-untyped-def]
+    """The outcome is in the arm's mean and in both errors after the call."""
+    if np.isfinite(prediction):
+        arm[ERROR] = RECENT * arm[ERROR] + (y - prediction) ** 2
+        arm[PLAIN] = RECENT * arm[PLAIN] + (y - arm[MEAN]) ** 2
+    arm[SEEN] += 1
+    arm[MEAN] += (y - arm[MEAN]) / arm[SEEN]
+
+
+@compiled
+def _add(at, shown, outcome, chance, treated, control, every, counts, moments, logged, share):  # type: ignore[no-untyped-def]
+    """Add the windows one by one, of either kind (0: logged) to its own.
+
+    moments (2, 5): the first outcome, which all are counted from, and the number and three moments
+    of what is left; every (2, 2, 4) arms.
+    """
+    x = np.empty(WIDTH)
     for n in range(len(outcome)):
-        y = outcome[n]
-        if not np.isfinite(y):
+        if not np.isfinite(outcome[n]):
             continue
         arm = 1 if shown[n] else 0
-        mu = treated[n], control[n]
-        # without a prediction the mean of the arm so far: it does not know this window either
-        mu1 = mu[0] if np.isfinite(mu[0]) else arms[1, 1]
-        mu0 = mu[1] if np.isfinite(mu[1]) else arms[0, 1]
         e = chance[n]
-        logged = 0.0 < e < 1.0
-        residual = y - mu1 if arm else y - mu0
-        if logged:
-            psi[0] = mu1 - mu0 + (residual / e if arm else -residual / (1 - e))
-            absorb(weight, mean, spread, psi, decay)
+        kind = 0 if 0.0 < e < 1.0 else 1
+        if kind == 1:
+            e = 0.5  # any one probability: weights of a mean
+        arms, common = every[kind], moments[kind]
+        if common[1] == 0:
+            common[0] = outcome[n]
+        y = outcome[n] - common[0]
+        mu1, mu0 = treated[n] - common[0], control[n] - common[0]
+        for power in range(4):
+            common[1 + power] += y**power
+        x[ONE] = 1.0
+        x[Q1], x[Q0] = _expected(arms[1], mu1), _expected(arms[0], mu0)
+        x[W1], x[W0] = arm / e, (1 - arm) / (1 - e)
+        x[Y1], x[Y0] = x[W1] * y, x[W0] * y
+        x[P1], x[P0] = x[W1] * x[Q1], x[W0] * x[Q0]
+        if kind == 0:
+            gather(x, at[n], *logged)
         else:
-            parts[0] = arm
-            parts[1] = mu1 - mu0
-            parts[2] = residual if arm else 0.0
-            parts[3] = 0.0 if arm else residual
-            absorb(share_weight, share_mean, share_spread, parts, decay)
-        counts[0 if logged else 1, arm] += 1
-        arms[arm, 0] = decay * arms[arm, 0] + 1
-        arms[arm, 1] += (y - arms[arm, 1]) / arms[arm, 0]
+            gather(x, at[n], *share)
+        counts[kind, arm] += 1
+        _follow(arms[arm], mu1 if arm else mu0, y)
 
 
 class AverageEffect:
     """Augmented inverse propensity weighting (Robins, Rotnitzky and Zhao 1994), running.
 
-    psi = mu1 - mu0 + D (y - mu1) / e - (1 - D) (y - mu0) / (1 - e); the value is its mean, the
-    variance that of its influence function. mu1 and mu0 must have been predicted before the window
-    closed; then the value is unbiased however wrong they are, because e is known. It is the
-    average over the windows that the policy chose, not over all users and items.
+    With w1 = D / e, w0 = (1 - D) / (1 - e) and predictions mu1, mu0 from before the window closed:
+    mean(w1 y) / mean(w1) - l1 (mean(w1 mu1) / mean(w1) - mean(mu1)), minus the same of the
+    withheld: Hajek's means, and what the predictions say of who was in which arm. The value is
+    right however wrong they are, because e is known, and with l1 and l0 of the least variance
+    (Lin 2013; Angelopoulos, Duchi and Zrnic 2023) they cannot widen the interval much. A prediction
+    counts once it has been nearer to its arm's outcomes than their mean so far, which else takes
+    its place. It is the average over the windows that the policy chose, not over all users and
+    items.
+
+    The variance is that of the users' sums, since windows of one user are not independent. There
+    is an interval from LEAST withheld windows on, and from users enough; before, the reason.
 
     Windows count only if they were randomised (0 < e < 1). If none was, but some were withheld,
-    e was not logged: the share of shown windows takes its place, and the figures say so.
+    e was not logged: one probability is taken to hold for all, and the figures say so.
     """
 
-    def __init__(self, decay: float = 1.0) -> None:
-        self._logged = Moments(1, decay)
-        self._share = Moments(4, decay)  # D, mu1 - mu0, D r, (1 - D) r
-        self._arms = np.zeros((2, 2))
+    def __init__(self, users: int = 0, least: int = LEAST) -> None:
+        """Nothing is known; `users` rows may come, and an interval after `least` withheld."""
+        self._least = least
+        self._logged, self._share = Clusters(WIDTH, users), Clusters(WIDTH, users)
         self._counts = np.zeros((2, 2), np.int64)  # (logged, not logged) x (withheld, shown)
+        self._arms = np.zeros((2, 2, 4))  # of the same
+        self._common = np.zeros((2, 5))
 
     def update(
         self,
@@ -74,67 +114,161 @@ class AverageEffect:
         show_probability: ArrayLike,
         treated: ArrayLike,
         control: ArrayLike,
+        user: NDArray[np.int32] | None = None,
     ) -> None:
-        """The closed windows are counted after the call; columns (n,), nan outcomes left out."""
-        a, b = self._logged, self._share
+        """The closed windows are counted after the call; columns (n,), nan outcomes left out.
+
+        `user` (n,): rows; -1, or none at all: windows of users of their own.
+        """
         arm, y, e, mu1, mu0 = columns(shown, outcome, show_probability, treated, control)
+        at = self._logged.at(user, len(y))
+        self._share.at(user, len(y))
         _add(
-            arm, y, e, mu1, mu0, self._arms, self._counts,
-            a.weight, a.mean, a.spread, b.weight, b.mean, b.spread, a.decay,
+            at, arm, y, e, mu1, mu0, self._arms, self._counts, self._common,
+            self._logged.arrays, self._share.arrays,
         )  # fmt: skip
 
     def figures(self) -> dict[str, Any]:
-        """Return value, 95 % interval, shown, withheld, estimator, assumption; None: unknown."""
+        """Return value, 95 % interval, shown, withheld, users, estimator, assumption, reason.
+
+        `users`: how many equal users the windows are worth; `reason`: why there is no interval.
+        """
         logged, share = self._counts.tolist()
         if min(logged) > 0:
-            value, variance = self._from_logged()
-            return _said(value, variance, logged, LOGGED, RANDOMISED)
+            said = self._said(self._logged, logged, self._common[0])
+            return said | {"estimator": LOGGED, "assumption": RANDOMISED}
         if min(share) > 0:
-            value, variance = self._from_share()
-            return _said(value, variance, share, SHARE, CONSTANT)
+            said = self._said(self._share, share, self._common[1])
+            return said | {"estimator": SHARE, "assumption": CONSTANT}
         counts = [a + b for a, b in zip(logged, share, strict=True)]
-        return _said(None, None, counts, LOGGED, RANDOMISED)
+        return {
+            "value": None, "interval": None, "shown": counts[1], "withheld": counts[0],
+            "users": None, "reason": self._missing(counts),
+            "estimator": LOGGED, "assumption": RANDOMISED,
+        }  # fmt: skip
 
-    def _from_logged(self) -> tuple[float, float | None]:
-        covariance = self._logged.covariance()
-        return float(self._logged.mean[0]), None if covariance is None else float(covariance[0, 0])
+    def _said(self, sums: Clusters, counts: list[int], common: Array) -> dict[str, Any]:
+        value, g = _estimate(sums)
+        spread = sums.spread(g)
+        users = spread.freedom + 1
+        reason = self._missing(counts)
+        if reason is None:
+            reason = few(users)
+        events = _events(sums, common)
+        if reason is None and not spread.variance and not any(events):
+            reason = "every outcome was the same"
+        return {
+            "value": value,
+            "interval": bounds(value, spread, events) if reason is None else None,
+            "shown": counts[1],
+            "withheld": counts[0],
+            "users": users,
+            "reason": reason,
+        }
 
-    def _from_share(self) -> tuple[float, float | None]:
-        """With e the share of shown: mean(d) + mean(r | shown) - mean(r | withheld).
-
-        It is a ratio of means, so its influence function (delta method) is linear in the four.
-        """
-        e, difference, up, down = self._share.mean.tolist()
-        up, down = up / e, down / (1 - e)
-        slope = np.array([-up / e - down / (1 - e), 1.0, 1 / e, -1 / (1 - e)])
-        covariance = self._share.covariance()
-        variance = None if covariance is None else float(slope @ covariance @ slope)
-        return difference + up - down, variance
+    def _missing(self, counts: list[int]) -> str | None:
+        if counts[0] < self._least:
+            return f"{counts[0]} controls observed, {self._least} needed"
+        shown = min(SHOWN, self._least)
+        return f"{counts[1]} shown windows observed, {shown} needed" if counts[1] < shown else None
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return copies of what is needed to load it again."""
         return {
             "arms": self._arms.copy(),
             "counts": self._counts.copy(),
+            "common": self._common.copy(),
             **{f"logged.{name}": part for name, part in self._logged.state().items()},
             **{f"share.{name}": part for name, part in self._share.state().items()},
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The effect is the saved one after the call."""
-        self._arms[:], self._counts[:] = state["arms"], state["counts"]
-        for prefix, part in (("logged", self._logged), ("share", self._share)):
-            part.load({name: state[f"{prefix}.{name}"] for name in ("weight", "mean", "spread")})
+        """The effect is the saved one after the call.
+
+        In a state of before users were told apart each window counts as a user of its own.
+        """
+        self._counts[:] = state["counts"]
+        if "common" not in state:
+            self._begin(state)
+            return
+        self._arms[:], self._common[:] = state["arms"], state["common"]
+        for prefix, part in (("logged.", self._logged), ("share.", self._share)):
+            names = [name for name in state if name.startswith(prefix)]
+            part.load({name.removeprefix(prefix): state[name] for name in names})
+
+    def _begin(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """As after windows of which the means of both arms, the effect and its variance are kept.
+
+        The variance is put into the shown arm's outcomes, where it has the same effect.
+        """
+        (_, mean0), (_, mean1) = state["arms"]
+        self._arms[:, :, SEEN], self._arms[:, :, MEAN] = self._counts, (mean0, mean1)
+        total = self._counts @ np.array([mean0, mean1])
+        self._common[:] = np.stack([0 * total, self._counts.sum(1), total, total, total], 1)
+        for prefix, part, counts in zip(
+            ("logged", "share"), (self._logged, self._share), self._counts.tolist(), strict=True
+        ):
+            n = sum(counts)
+            if not n:
+                continue
+            weights = [2 * c / n if prefix == "share" else float(c > 0) for c in counts]
+            value, variance = mean1 - mean0, abs(mean1 * (1 - mean1)) / n
+            if min(counts) > 0:
+                value, variance = _before(prefix, state)
+            mean, covariance = np.zeros(WIDTH), np.zeros((WIDTH, WIDTH))
+            mean[[ONE, W1, W0]] = 1.0, weights[1], weights[0]
+            mean[[Y1, Y0]] = weights[1] * (mean0 + value), weights[0] * mean0
+            covariance[Y1, Y1] = variance * n * weights[1] ** 2
+            part.begin(mean, covariance, n)
 
 
-def _said(
-    value: float | None, variance: float | None, counts: list[int], estimator: str, assumption: str
-) -> dict[str, Any]:
-    return {
-        "value": value,
-        "interval": None if value is None else interval(value, variance),
-        "shown": counts[1],
-        "withheld": counts[0],
-        "estimator": estimator,
-        "assumption": assumption,
-    }
+def _before(prefix: str, state: Mapping[str, NDArray[Any]]) -> tuple[float, float]:
+    """Return the effect and its variance from the sums of before users were told apart."""
+    weight, mean, spread = (state[f"{prefix}.{name}"] for name in ("weight", "mean", "spread"))
+    covariance = spread / max(weight[0] * (weight[0] - 1), 1.0)
+    if prefix == "logged":
+        return float(mean[0]), float(covariance[0, 0])
+    e, difference, up, down = mean.tolist()
+    up, down = up / e, down / (1 - e)
+    slope = np.array([-up / e - down / (1 - e), 1.0, 1 / e, -1 / (1 - e)])
+    return difference + up - down, float(slope @ covariance @ slope)
+
+
+def _estimate(sums: Clusters) -> tuple[float, Array]:
+    """Return the effect and its gradient (k,) in the sums, with l1 and l0 of the least variance."""
+    total = sums.total
+    n = total[ONE]
+    plain, by1, by0 = np.zeros((3, WIDTH))
+    parts = []
+    for sign, (w, y, p, q), by in ((1.0, (W1, Y1, P1, Q1), by1), (-1.0, (W0, Y0, P0, Q0), by0)):
+        mean, taken, all_of = total[y] / total[w], total[p] / total[w], total[q] / n
+        plain[[y, w]] = sign / total[w], -sign * mean / total[w]
+        by[[p, w]] = sign / total[w], -sign * taken / total[w]
+        by[[q, ONE]] = -sign / n, sign * all_of / n
+        parts.append((sign * mean, sign * (taken - all_of)))
+    within = sums.within()
+    turns = np.stack([by1, by0])
+    both = turns @ within @ turns.T
+    # predictions that never differ tell nothing: what is left of them is rounding
+    size = np.array([within[P1, P1] / total[W1] ** 2, within[P0, P0] / total[W0] ** 2])
+    weight = np.linalg.solve(both + np.diag(TINY * size + 1e-300), turns @ within @ plain)
+    value = sum(mean for mean, _ in parts) - weight @ np.array([off for _, off in parts])
+    return float(value), plain - weight @ turns
+
+
+def _events(sums: Clusters, common: Array) -> list[float]:
+    """Return by how much one more outcome in either arm would move the value.
+
+    One as large as those of both arms are: their third moment in units of their second.
+    """
+    _, n, one, two, three = common.tolist()
+    mean = one / n
+    spread = two / n - mean**2
+    if spread <= 1e-12 * two / n:
+        return [0.0, 0.0]
+    size = (three / n - 3 * mean * two / n + 2 * mean**3) / spread
+    within = sums.within()
+    return [
+        sign * size * float(within[w, w]) / float(sums.total[w]) ** 2
+        for sign, w in ((1.0, W1), (-1.0, W0))
+    ]

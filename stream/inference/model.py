@@ -46,12 +46,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """The average effect of showing: its estimate, 95 % interval, and how many of either arm."""
+    """The average effect of showing: its estimate, 95 % interval, and how many of either arm.
+
+    `reason`: why there is no interval; None where there is one, or where none was published.
+    """
 
     value: float
     interval: tuple[float, float] | None
     shown: int
     withheld: int
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +190,7 @@ def _average(said: Mapping[str, Any]) -> Average:
         interval=(float(bounds[0]), float(bounds[1])) if bounds is not None and known else None,
         shown=int(said.get("shown") or 0),
         withheld=int(said.get("withheld") or 0),
+        reason=said.get("reason"),
     )
 
 
