@@ -175,7 +175,7 @@ class AverageEffect:
     def state(self) -> dict[str, NDArray[Any]]:
         """Return copies of what is needed to load it again."""
         return {
-            "arms": self._arms.copy(),
+            "by_arm": self._arms.copy(),
             "counts": self._counts.copy(),
             "common": self._common.copy(),
             **{f"logged.{name}": part for name, part in self._logged.state().items()},
@@ -191,7 +191,7 @@ class AverageEffect:
         if "common" not in state:
             self._begin(state)
             return
-        self._arms[:], self._common[:] = state["arms"], state["common"]
+        self._arms[:], self._common[:] = state["by_arm"], state["common"]
         for prefix, part in (("logged.", self._logged), ("share.", self._share)):
             names = [name for name in state if name.startswith(prefix)]
             part.load({name.removeprefix(prefix): state[name] for name in names})
