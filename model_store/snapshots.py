@@ -117,7 +117,7 @@ class Snapshots:
         if self._held is not None:
             return
         with _mapped(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            _make(self.directory)
             handle = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -373,6 +373,20 @@ def _forced(path: Path) -> tuple[int, str]:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256")
         return file.tell(), digest.hexdigest()
+
+
+def _make(directory: Path) -> None:
+    """The folder is there after the call, its name and those above it that were made on disk."""
+    made, at = [directory], directory.parent
+    while not at.is_dir():
+        made.append(at)
+        at = at.parent
+    directory.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(made):
+        try:
+            _force(folder.parent)
+        except PermissionError:  # one that was there before, and may be entered but not read
+            continue
 
 
 def _force(directory: Path) -> None:

@@ -406,3 +406,18 @@ def test_what_may_change_between_two_starts_counts_each_event_once(behind, tmp_p
     assert (last.learned, last.duplicates) == (50, 0)
     every = [*ratings(100), *ratings(100, seed=1, start=100), *MORE]
     assert place.counts() == expected(every)
+
+
+def test_the_names_of_a_new_folder_and_of_those_above_it_are_forced_to_disk(tmp_path, monkeypatch):
+    forced: list[str] = []
+    real = os.fsync
+
+    def fsync(handle):
+        forced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with Snapshots(tmp_path / "a" / "b") as snapshots:
+        assert forced == [str(tmp_path), str(tmp_path / "a")]
+        snapshots.save({"a": np.zeros(3)}, {})
+    assert forced[-1] == str(tmp_path / "a" / "b")
