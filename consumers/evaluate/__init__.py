@@ -40,10 +40,14 @@ def arguments(command: argparse.ArgumentParser, common: argparse.ArgumentParser)
     uplift.add_argument(
         "--probability", metavar="COL", help="chance of treatment, where it was not constant"
     )
+    uplift.add_argument(
+        "--user", metavar="COL", help="whose row it is, where one has several: variances by user"
+    )
     policy = what("policy", "the value of another policy, from a log with propensities")
     policy.add_argument(
         "--data", required=True, metavar="CSV",
-        help="columns action, reward, propensity; position if there is one; the rest are features",
+        help="columns action, reward, propensity; position, user, slate if there are; the rest are "
+        "features",
     )  # fmt: skip
     policy.add_argument(
         "--target", default="model", metavar="model|uniform|COL",
@@ -92,6 +96,7 @@ def run(args: argparse.Namespace, settings: "Settings") -> dict[str, Any]:
             args.outcome,
             args.features,
             args.probability,
+            args.user,
             config=config,
             seed=seed,
         )

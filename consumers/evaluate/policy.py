@@ -21,7 +21,7 @@ from stream.model.config import ModelConfig
 
 Array = NDArray[Any]
 CHUNK = 128  # rows judged by one state of the model
-NAMED = ("action", "reward", "propensity", "position")
+NAMED = ("action", "reward", "propensity", "position", "user", "slate")
 MODEL, UNIFORM = "model", "uniform"  # --target; any other name is a column
 
 
@@ -37,6 +37,9 @@ class Log:
         self.actions = sorted(set(self.action))
         self.taken = np.searchsorted(np.array(self.actions), np.array(self.action))  # (N,)
         self.binary = bool(np.isin(self.reward, (0, 1)).all())
+        # a slate is of one user
+        whose = next((name for name in ("user", "slate") if name in data.columns), None)
+        self.cluster = None if whose is None else data.groups(whose)
         if len(self.actions) < 2:
             raise Inconsistent(
                 f"{data.name} has one action only", "a policy is judged where it had a choice"
@@ -68,21 +71,24 @@ def run(path: str, target: str = MODEL, *, config: ModelConfig, seed: int = 0) -
 
     `target`: "model", the greedy policy of the model as it stands before each chunk; "uniform"; or
     a column, the judged policy's probability of the logged action. DR needs that policy's
-    probability of every action, so with a column it is None unless there are two actions.
+    probability of every action, so with a column it is None unless there are two actions. Columns
+    `user` and `slate` tell which rows go together: the variance is of their sums.
     """
     data = table.read(path)
     log = Log(data)
     judged = None if target in (MODEL, UNIFORM) else probabilities(data, target, zero=True)
     learner = Bandit(log, [n for n in data.columns if n not in (*NAMED, target)], config, seed)
-    value = OffPolicy()
+    value = OffPolicy(users=0 if log.cluster is None else int(log.cluster.max()) + 1)
     for begin in range(0, len(log), CHUNK):
         at = slice(begin, begin + CHUNK)
         expected = learner.predict(begin, min(begin + CHUNK, len(log)))  # (n, A)
         policy = chosen(target, expected, log.taken[at], None if judged is None else judged[at])
         each = np.arange(len(expected))
+        told = expected if begin else np.full_like(expected, np.nan)  # before anything was learned
         value.update(
             log.reward[at], log.propensity[at], policy[each, log.taken[at]],
-            expected[each, log.taken[at]], (policy * expected).sum(1),
+            told[each, log.taken[at]], (policy * told).sum(1),
+            None if log.cluster is None else log.cluster[at],
         )  # fmt: skip
         learner.learn(begin, begin + len(expected))
     figures = value.figures()

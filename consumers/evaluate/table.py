@@ -59,6 +59,10 @@ class Table:
                 )
         return out
 
+    def groups(self, name: str) -> NDArray[np.int32]:
+        """Return a number for each row (N,), the same where the column's texts are."""
+        return np.unique(self.column(name), return_inverse=True)[1].astype(np.int32)
+
     def wrong(self, name: str, at: int, wanted: str) -> Inconsistent:
         """Return the error of one cell."""
         return Inconsistent(

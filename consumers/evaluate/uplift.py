@@ -2,7 +2,8 @@
 
 Both learn the first half of the rows in file order and rank the second half. The average effect is
 AIPW over all rows: ours with predictions made before each row was learned, the baseline's with
-each half predicted from the other (Chernozhukov et al. 2018).
+each half predicted from the other (Chernozhukov et al. 2018). Both have the coefficient of the
+least variance, so predictions that are nowhere near yet do not widen the interval.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from stream.errors import Inconsistent
 from stream.model.config import ModelConfig
 
 Array = NDArray[Any]
+LEAST = 100  # controls before there is an interval: a trial has one look and balanced arms
 
 
 def run(
@@ -26,6 +28,7 @@ def run(
     outcome: str,
     features: Sequence[str],
     probability: str | None = None,
+    user: str | None = None,
     *,
     config: ModelConfig,
     seed: int = 0,
@@ -33,6 +36,7 @@ def run(
     """Return the figures of both; Inconsistent names a column, a cell or an arm that is wrong.
 
     `probability` is the column of the chance of treatment; without one, the share of the treated.
+    `user`: that of whose rows they are; without one, each is somebody else's.
     """
     data = table.read(path)
     t, y = data.arms(treatment), data.numbers(outcome)
@@ -54,9 +58,10 @@ def run(
     ours = Trial(data.attributes(features), t, y, chance, config, seed).one_pass(half)
     # the engine wants a chance in its events; AIPW knows that without a column it was estimated
     logged = chance if probability else np.full(len(t), np.nan)
+    whose = data.groups(user) if user else None
     return {
-        "counterflow": figures(ours, t, y, logged, half),
-        "two_model": figures(crossed(x, t, y, half), t, y, logged, half),
+        "counterflow": figures(ours, t, y, logged, half, whose),
+        "two_model": figures(crossed(x, t, y, half), t, y, logged, half, whose),
         "rows": len(t),
         "learned": half,
     }
@@ -83,14 +88,20 @@ def crossed(x: Array, treatment: Array, outcome: Array, half: int) -> Arms:
 
 
 def figures(
-    arms: Arms, treatment: Array, outcome: Array, chance: Array, half: int
+    arms: Arms,
+    treatment: Array,
+    outcome: Array,
+    chance: Array,
+    half: int,
+    user: NDArray[np.int32] | None = None,
 ) -> dict[str, Any]:
-    """Return qini and auuc of the second half, ate and interval of all rows.
+    """Return qini and auuc of the second half, ate, interval and its reason of all rows.
 
-    auuc is None where the outcome is not 0 or 1: scikit-uplift's perfect order needs that.
+    auuc is None where the outcome is not 0 or 1: scikit-uplift's perfect order needs that. The
+    interval is None, and `reason` tells why, where it would not hold. `user` (N,): whose rows.
     """
-    average = AverageEffect()
-    average.update(treatment == 1, outcome, chance, arms[:, 0], arms[:, 1])
+    average = AverageEffect(0 if user is None else int(user.max()) + 1, LEAST)
+    average.update(treatment == 1, outcome, chance, arms[:, 0], arms[:, 1], user)
     said = average.figures()
     effect = arms[half:, 0] - arms[half:, 1]
     y, t = outcome[half:], treatment[half:]
@@ -101,4 +112,5 @@ def figures(
         "ate": said["value"],
         "interval": said["interval"],
         "estimator": said["estimator"],
+        "reason": said["reason"],
     }
