@@ -23,6 +23,8 @@ def of(trainer: Trainer) -> dict[str, Any]:
         "events_per_s": round(trainer.learned / seconds) if seconds else None,
         "mae": figures.get("mae"),
         "rmse": figures.get("rmse"),
+        "mae_served": figures.get("mae_served"),
+        "rmse_served": figures.get("rmse_served"),
         "freshness_p50_s": _quantile(freshness, 0.5),
         "freshness_p99_s": _quantile(freshness, 0.99),
         "users": len(trainer.engine.users),

@@ -192,6 +192,7 @@ class Engine:
         treated = np.full(len(batch), np.nan, np.float32)
         control = np.full(len(batch), np.nan, np.float32)
         terms = np.zeros((len(batch), len(TERMS)), np.float32)
+        served = np.full(len(batch), np.nan, np.float32)
         begin = 0
         for stop, events in turns:
             for at in range(begin, stop, self.batch_max):
@@ -201,7 +202,7 @@ class Engine:
                 changed.append(update.users)
                 changed_items.append(update.items)
                 treated[at:end], control[at:end] = update.prediction, update.control
-                terms[at:end] = update.terms
+                terms[at:end], served[at:end] = update.terms, update.served
                 if self.learner.features.numbers:
                     self.causal.follow(part, update.terms, self.learner.numbers)
                 if self.config.synthetic > 0:  # what it was expected to give goes to nobody
@@ -224,7 +225,7 @@ class Engine:
         if not outcome.any():
             return changed, changed_items, []
         loss = self.progressive.update(
-            batch.outcome[outcome], batch.label[outcome], treated[outcome]
+            batch.outcome[outcome], batch.label[outcome], treated[outcome], served[outcome]
         )
         drifted = self.drift.update(batch.outcome[outcome], loss, treated[outcome])
         return changed, changed_items, drifted
@@ -257,7 +258,8 @@ class Engine:
             "outcomes": [
                 {"name": o.name, "link": o.link, "low": o.low, "high": o.high} for o in outcomes
             ],
-            "residual_sd": {o.name: self.progressive.figures(o.name).get("rmse") for o in outcomes},
+            "residual_sd": {o.name: self.progressive.spread(o.name) for o in outcomes},
+            "metrics": {o.name: self.progressive.figures(o.name) for o in outcomes},
             "drift": {
                 signal: {"detections": n} for signal, n in self.drift.detections.items() if n
             },

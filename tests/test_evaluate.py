@@ -439,6 +439,9 @@ def test_progressive_errors_are_those_of_the_engine():
     said = engine.progressive.figures("rating")
     assert found["mae"] == pytest.approx(said["mae"], rel=1e-6)
     assert found["rmse"] == pytest.approx(said["rmse"], rel=1e-6)
+    assert found["mae_served"] == pytest.approx(said["mae_served"], rel=1e-6)
+    assert found["rmse_served"] == pytest.approx(said["rmse_served"], rel=1e-6)
+    assert found["mae_served"] != pytest.approx(said["mae"], rel=1e-6)
     parts = found["segments"]
     for pair in (("new_users", "known_users"), ("popular_items", "tail_items")):
         assert sum(parts[name]["count"] for name in pair) == 600

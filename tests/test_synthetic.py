@@ -268,7 +268,7 @@ def test_off_makes_nothing_and_changes_no_bit() -> None:
     batch = outcomes(50, 7)
     none = np.full(50, 3.0, np.float32)
     empty = np.zeros(0, np.int32)
-    told = it.imagine(batch, Update(empty, empty, none, none, none))
+    told = it.imagine(batch, Update(empty, empty, none, none, none, none))
     assert not len(told.users)
     assert before == {name: part.tobytes() for name, part in it.state().items()}
     assert not any(name.startswith("synthetic") for name in before)

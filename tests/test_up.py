@@ -81,6 +81,8 @@ def test_once_learns_movielens_through_kafka_within_the_promised_error(tmp_path)
     assert (result["users"], result["items"]) == (943, 1_682)
     assert result["mae"] <= 0.745
     assert result["rmse"] <= 0.946
+    assert result["mae"] < result["mae_served"] <= 0.75
+    assert result["rmse"] < result["rmse_served"] <= 0.95
     assert result["redis_keys"] >= 943 + 1_682
     assert 0 < result["freshness_p50_s"] <= result["freshness_p99_s"]
 

@@ -42,22 +42,23 @@ class Recorder(Learner):
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__(config, seed)
-        self._told: list[tuple[Batch, NDArray[np.float32]]] = []
+        self._told: list[tuple[Batch, Update]] = []
 
     def step(self, batch: Batch) -> Update:
         """Learn as the learner does, and remember the batch with its predictions."""
         update = super().step(batch)
-        self._told.append((batch, update.prediction))
+        self._told.append((batch, update))
         return update
 
     def told(self) -> dict[str, NDArray[Any]]:
-        """Return user, item, outcome, label and prediction of the outcomes learned (N,)."""
+        """Return user, item, outcome, label, prediction and served of the outcomes learned (N,)."""
         names = ("user", "item", "outcome", "label", "role")
         columns = {
             name: np.concatenate([getattr(batch, name) for batch, _ in self._told])
             for name in names
         }
-        columns["prediction"] = np.concatenate([p for _, p in self._told])
+        for name in ("prediction", "served"):
+            columns[name] = np.concatenate([getattr(update, name) for _, update in self._told])
         seen = np.isin(columns.pop("role"), (Role.FACTUAL, Role.EXPOSED))
         return {name: column[seen] for name, column in columns.items()}
 

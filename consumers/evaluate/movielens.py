@@ -60,7 +60,7 @@ def read(events: Sequence[datasets.DatasetEvent]) -> Stream:
 
 
 def run(config: ModelConfig, seed: int = 0, ablate: bool = False) -> dict[str, Any]:
-    """Return mae, rmse, segments, hr10 and ndcg10; with `ablate`, again without each path."""
+    """Return errors, segments, hr10 and ndcg10; with `ablate`, again without each path."""
     stream = read(list(datasets.load("ml-100k").events()))
     out = figures(stream, config, seed)
     if ablate:
@@ -79,28 +79,32 @@ def figures(stream: Stream, config: ModelConfig, seed: int) -> dict[str, Any]:
 
 
 def progressive(stream: Stream, config: ModelConfig, seed: int) -> dict[str, Any]:
-    """Return mae and rmse of each rating as predicted before it was learned, also by segment."""
+    """Return the errors of each rating as predicted before it was learned, also by segment."""
     engine = Engine(config, seed)
     engine.learner = recorder = Recorder(config, seed)
     Feed(engine).learn(stream.events)
     told = recorder.told()
-    predicted, label = told["prediction"], told["label"].astype(float)
+    predicted, given, label = told["prediction"], told["served"], told["label"].astype(float)
     kinds = segments(stream)
     return {
-        **errors(label, predicted),
+        **errors(label, predicted, given),
         "segments": {
-            name: {**errors(label[mask], predicted[mask]), "count": int(mask.sum())}
+            name: {**errors(label[mask], predicted[mask], given[mask]), "count": int(mask.sum())}
             for name, mask in kinds.items()
             if mask.any()
         },
     }
 
 
-def errors(label: Array, predicted: Array) -> dict[str, float]:
-    """Return mae and rmse."""
+def errors(label: Array, predicted: Array, given: Array) -> dict[str, float]:
+    """Return mae and rmse of the factual head, and of the score that is served."""
     return {
-        "mae": mae(label, predicted),
-        "rmse": float(np.sqrt(np.mean((label - predicted) ** 2))),
+        f"{name}{of}": error
+        for of, told in (("", predicted), ("_served", given))
+        for name, error in (
+            ("mae", mae(label, told)),
+            ("rmse", float(np.sqrt(np.mean((label - told) ** 2)))),
+        )
     }
 
 

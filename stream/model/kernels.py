@@ -191,6 +191,24 @@ def step_bias(
     table[row, at.bias + c] = value - rate * (g + shrink * value)
 
 
+@compiled
+def averaged_score(
+    user: Array, items: Array, i: int, ai: Layout, o: int, features: Array, af: Layout,
+    links: Array, values: Array, n: int, weight: np.float32,
+) -> np.float32:  # fmt: skip
+    """Return what the item's served means add to outcome o: its bias, and its match."""
+    total = items[i, ai.mean_bias + o]
+    for d in range(ai.D):
+        total += user[d] * items[i, ai.mean + d]
+    for k in range(n):
+        f = links[i, k] - 1
+        x = share(features, f, af, values[i, k], weight)
+        total += x * features[f, af.mean_bias + o]
+        for d in range(ai.D):
+            total += x * user[d] * features[f, af.mean + d]
+    return np.float32(total)
+
+
 @inlined
 def average(table: Array, bits: Array, row: int, at: Layout, keep: np.float32) -> None:
     """Move the served means towards the row; the first ones are plain means (Polyak 1992)."""

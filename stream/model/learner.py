@@ -58,6 +58,7 @@ class Update:
     prediction: NDArray[np.float32]  # (B,) of the outcome, as it was shown
     control: NDArray[np.float32]  # (B,) of the outcome if withheld; nan where nothing is known
     terms: NDArray[np.float32]  # (B, 6) of the sampled ones' scores; else the user's alone
+    served: NDArray[np.float32]  # (B,) as a list by outcome would have said it; nan of no outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +162,14 @@ class Learner:
         """Learn the interactions in order; return what changed."""
         pair, users, items = self._draw(batch)
         slopes = self.scalars.outcome[:, SLOPE].copy()
-        prediction, control, terms = self._learn(batch, pair, True)
+        told = self._learn(batch, pair, True)
         if len(batch):
             self._now_s = max(self._now_s, int(batch.ts_ms.max()) // 1000)
             self._past.add(batch)
         moved = np.abs(self.scalars.outcome[:, SLOPE] - slopes)
         if (moved > SLOPE_MOVES).any():  # it is part of every item's served bias
             self._dirty[: self.item.used] = 1
-        return Update(users, items, prediction, control, terms)
+        return Update(users, items, *told)
 
     def replay(self, count: int) -> Update:
         """Learn `count` remembered interactions once more; they are not counted again.
@@ -178,8 +179,7 @@ class Learner:
         """
         batch = self._past.draw(count, self.seed)
         pair, users, items = self._draw(batch)
-        prediction, control, terms = self._learn(batch, pair, False)
-        return Update(users, items, prediction, control, terms)
+        return Update(users, items, *self._learn(batch, pair, False))
 
     def imagine(self, batch: Batch, update: Update) -> Update:
         """Learn what would have come of other items and times than the batch's, just learned.
@@ -199,10 +199,11 @@ class Learner:
 
     def _learn(
         self, batch: Batch, pair: NDArray[np.int32], live: bool
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[NDArray[np.float32], ...]:
         prediction = np.full(len(batch), np.nan, np.float32)
         control = np.full(len(batch), np.nan, np.float32)
         terms = np.zeros((len(batch), len(loop.TERMS)), np.float32)
+        served = np.full(len(batch), np.nan, np.float32)
         ts_s = batch.ts_ms // 1000
         u, i, s = self.links["user"], self.links["item"], self.scalars
         if self.compiled:
@@ -214,6 +215,7 @@ class Learner:
                 u.rows, u.values, i.rows, i.values, self._logit, self._low, self._high,
                 self._rates, self._on, float(self.config.memory),
                 s.outcome, s.head, s.place, s.withheld, s.count, live, prediction, control, terms,
+                served,
             )  # fmt: skip
         else:
             columns = {
@@ -226,7 +228,7 @@ class Learner:
                 (self._near("user"), self._near("item")), s, live,
             )  # fmt: skip
             return run.learn(columns | {"ts_s": ts_s}, pair)
-        return prediction, control, terms
+        return prediction, control, terms, served
 
     def take_dirty(self, most: int) -> NDArray[np.int32]:
         """Return up to `most` items that moved in pairs alone; they count as written."""

@@ -37,6 +37,7 @@ from stream.model import scalars as sc
 from stream.model.kernels import (
     Array,
     average,
+    averaged_score,
     compiled,
     gather,
     inlined,
@@ -142,14 +143,15 @@ def learn(
     user_links: Array, user_values: Array, item_links: Array, item_values: Array,
     logit: Array, low: Array, high: Array, rates: Array, on: Array, memory: float,
     so: Array, sh: Array, st: Array, sw: Array, sn: Array, live: bool, prediction: Array,
-    control: Array, terms: Array,
+    control: Array, terms: Array, served: Array,
 ) -> None:  # fmt: skip
     """Learn the interactions in order; write what was expected of each before it was learned.
 
     `prediction` is of the outcome if shown, `control` if withheld (nan while nothing is known of
     that arm). Where not `live` (replay), nothing is counted and no global term moves. Of every
     SAMPLEth interaction `terms` (B, 6) holds the terms of the score, behind a 1; of the others
-    the user's alone.
+    the user's alone. `served` is what a list by outcome would have said of a treated one: at the
+    first place, at the mean popularity.
     """
     D, E, S, Y, C = au.D, au.E, au.S, au.Y, au.C
     P = pair.shape[1]
@@ -312,6 +314,12 @@ def learn(
                 off, miss = mu - label[j], fact - label[j]
                 prediction[j] = min(max(fact, low[o]), high[o])
                 curve = one
+            fair = lin - slope * (q - np.float32(so[o, sc.Q_MEAN]))
+            if averaged:
+                fair += averaged_score(
+                    gu, items, i, ai, o, features, af, item_links, item_values, ni, weight_links[0]
+                ) - (b[0, o] + match)  # fmt: skip
+            served[j] = sigmoid(fair) if logit[o] else min(max(fair, low[o]), high[o])
             if live:
                 so[o, sc.TOTAL_NEW] += w * label[j] / theta
                 so[o, sc.WEIGHT_NEW] += zero if r == CORRECTION else w

@@ -190,15 +190,17 @@ class Waves:
 
     def learn(
         self, columns: dict[str, NDArray[Any]], pair: NDArray[np.int32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[NDArray[np.float32], ...]:
         """Learn the interactions block by block; return what was expected of each before.
 
-        That is the outcome if shown (n,), if withheld (n,), and the terms (n, 6) of the sampled.
+        That is the outcome if shown (n,), if withheld (n,), the terms (n, 6) of the sampled, and
+        what a list by outcome would have said (n,).
         """
         n = len(pair)
         terms = torch.zeros((n, len(TERMS)), device=self.device)
         prediction = torch.full((n,), torch.nan, device=self.device)
         control = torch.full((n,), torch.nan, device=self.device)
+        served = torch.full((n,), torch.nan, device=self.device)
         role = columns["role"]
         steps = int(self.scalars.count[sc.STEPS])
         learns = (role != Role.PREDICT) & (role != Role.CLOSED)
@@ -226,10 +228,11 @@ class Waves:
             others = torch.from_numpy(pair[start + sequence]).to(self.device).long()
             for a, b in pairwise(borders.tolist()):
                 told = self._wave({k: v[a:b] for k, v in near.items()}, others[a:b])
-                prediction[at[a:b]], control[at[a:b]], terms[at[a:b]] = told
+                places = at[a:b]
+                prediction[places], control[places], terms[places], served[places] = told
             if self.live:
                 self._count(role[start:stop], fresh)
-        return prediction.cpu().numpy(), control.cpu().numpy(), terms.cpu().numpy()
+        return tuple(x.cpu().numpy() for x in (prediction, control, terms, served))
 
     def _fresh(self, columns: dict[str, NDArray[Any]], start: int, stop: int) -> tuple[int, int]:
         """Return how many users and items have their first counted event in the block."""
@@ -257,7 +260,7 @@ class Waves:
     def _add(self, which: int, row: Tensor, column: int, value: Tensor) -> None:
         self.sums[which][:, column].index_add_(0, row, value.double())
 
-    def _wave(self, c: dict[str, Tensor], pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _wave(self, c: dict[str, Tensor], pair: Tensor) -> tuple[Tensor, ...]:
         config, on = self.config, self.config.paths
         at, au = self.item.layout, self.user.layout
         Y, P = at.Y, pair.shape[1]
@@ -376,6 +379,11 @@ class Waves:
         curve = torch.where(logit, mu * (1 - mu), 1.0)
         told = torch.where(logit, chance_f, fact.clamp(self.low[o], self.high[o]))
         prediction = torch.where(treated, told, prediction)
+        fair = lin - slope * (q - col(sc.Q_MEAN))
+        if config.average > 0:
+            mean = compose(self.item, self.feature, self.links[1], item, means=True)
+            fair = fair + bias(mean, 0) - bias_i + (u.vector * (mean.vector - i.vector)).sum(1)
+        served = torch.where(treated, link(fair), nothing)
         error = w * off
         error_far = torch.zeros_like(eta_far)
         if on.robust:
@@ -458,7 +466,7 @@ class Waves:
         terms = torch.stack(parts, 1) * (c["sampled"] & treated)[:, None]
         if self.live:
             terms[:, 1] = bias_u * treated
-        return prediction, control, terms
+        return prediction, control, terms, served
 
     def _session(
         self,
