@@ -59,8 +59,9 @@ class TrainerMetrics:
         self.corrections = Counter(
             "counterflow_corrections", "Learned outcomes corrected later", registry=registry
         )
-        self.censored_exposures = Counter(
-            "counterflow_censored_exposures", "Withheld items that were shown within their window",
+        self.contradicted_exposures = Counter(
+            "counterflow_contradicted_exposures",
+            "Exposures with the other arm than the first decision of their user and item",
             registry=registry,
         )  # fmt: skip
         self.evicted_exposures = Counter(

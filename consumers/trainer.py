@@ -94,7 +94,7 @@ class Trainer:
         self._replay = replay  # how often an event is learned again while the queue is empty
         self._owed = 0
         self._warned_s: dict[str, float] = {}
-        self._joined = (0, 0, 0, 0)  # late, corrected, censored, evicted, as they were counted
+        self._joined = (0, 0, 0, 0)  # late, corrected, contradicted, evicted, as they were counted
 
     @property
     def epoch(self) -> int:
@@ -228,7 +228,7 @@ class Trainer:
         self._owed = min(self._owed + self._replay * learned.learned, OWED_MAX)
         now = self._joins()
         for counter, total, before in zip(
-            (m.late_outcomes, m.corrections, m.censored_exposures, m.evicted_exposures),
+            (m.late_outcomes, m.corrections, m.contradicted_exposures, m.evicted_exposures),
             now, self._joined, strict=True,
         ):  # fmt: skip
             counter.inc(total - before)
@@ -246,9 +246,9 @@ class Trainer:
             )  # fmt: skip
 
     def _joins(self) -> tuple[int, int, int, int]:
-        """Return late outcomes, corrections, censored and evicted windows of the stream so far."""
+        """Return late outcomes, corrections, contradicted and evicted exposures so far."""
         j = self.engine.joiner
-        return j.late_outcomes, j.corrections, j.censored, j.evicted
+        return j.late_outcomes, j.corrections, j.contradicted, j.evicted
 
     # upkeep --------------------------------------------------------------------------------------
 

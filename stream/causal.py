@@ -79,8 +79,9 @@ class Causal:
     ) -> None:
         """The closed windows are counted after the call.
 
-        `treated` and `control` (J,) are what this poll's interactions were expected to give; a
-        window that opened in this poll finds its prediction there.
+        Only first decisions compare the arms; clicks expected and the greedy policy's value are of
+        all windows. `treated` and `control` (J,) are what this poll's interactions were expected to
+        give; a window that opened in this poll finds its prediction there.
         """
         if not len(closed):
             return
@@ -88,12 +89,14 @@ class Causal:
         mu1, mu0 = closed.treated.copy(), closed.control.copy()
         mu1[now], mu0[now] = treated[closed.predicted_by[now]], control[closed.predicted_by[now]]
         nothing = np.full(len(closed), np.nan, np.float32)
+        first = closed.first
         for name, effect in self.effects.items():
             label = closed.click if name == "click" else closed.rating
             clicked = name == "click"  # predictions are of clicks
             effect.update(
-                closed.shown, label, closed.show_probability,
-                mu1 if clicked else nothing, mu0 if clicked else nothing, closed.user,
+                closed.shown[first], label[first], closed.show_probability[first],
+                (mu1 if clicked else nothing)[first], (mu0 if clicked else nothing)[first],
+                closed.user[first],
             )  # fmt: skip
         shown = closed.shown & np.isfinite(closed.click)
         told = shown & np.isfinite(mu1)

@@ -98,7 +98,7 @@ def test_the_world_of_these_laws_has_every_case():
     engine = Engine(CONFIG, **ROOMY)
     engine.learn(world(0, 900))
     joiner = engine.joiner
-    assert min(joiner.late_outcomes, joiner.corrections, joiner.censored) > 0
+    assert min(joiner.late_outcomes, joiner.corrections, joiner.contradicted) > 0
     assert engine.model()["controls"] > 20
     users = engine.learner.rows("user", np.arange(len(engine.users), dtype=np.int32))
     assert users.exposures.sum() > 50

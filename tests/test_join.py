@@ -65,7 +65,7 @@ def rows_of(columns, names, *also):
 TOLD = ("user", "item", "outcome_is_click", "label", "role", "propensity", "position", "ts_ms",
         "counts")  # fmt: skip
 SHUT = ("user", "item", "shown", "click", "rating", "propensity", "show_probability", "position",
-        "ts_ms")  # fmt: skip
+        "ts_ms", "first")  # fmt: skip
 
 
 class Run:
@@ -109,7 +109,7 @@ class Run:
 
     def figures(self):
         j = self.joiner
-        return (j.open_exposures, j.late_outcomes, j.corrections, j.censored, j.evicted,
+        return (j.open_exposures, j.late_outcomes, j.corrections, j.contradicted, j.evicted,
                 j.watermark_ms)  # fmt: skip
 
 
@@ -132,7 +132,7 @@ class Slow:
         self.open, self.remembered, self.waiting = [], [], []
         self.high, self.last = {}, {}
         self.watermark = None
-        self.late = self.corrections = self.censored = self.evicted = self.arrival = 0
+        self.late = self.corrections = self.contradicted = self.evicted = self.arrival = 0
         self.told, self.shut = [], []
 
     def tell(self, source, of, is_click, label, role, exposure, ts, counts):
@@ -195,23 +195,57 @@ class Slow:
         for e in sorted(self.open, key=lambda e: (e["ts_ms"], e["arrival"])):
             self.close(e, -1)
 
+    def beside(self, e):
+        """Return the exposures of its pair next before and next after it, None where none is."""
+        pair = [o for o in self.open + self.remembered if o is not e
+                and (o["user"], o["item"]) == (e["user"], e["item"])]  # fmt: skip
+        order = {id(o): (o["ts_ms"], o["arrival"]) for o in [e, *pair]}
+        older = [o for o in pair if order[id(o)] < order[id(e)]]
+        newer = [o for o in pair if order[id(o)] > order[id(e)]]
+        by = lambda o: order[id(o)]  # noqa: E731
+        return max(older, key=by, default=None), min(newer, key=by, default=None)
+
+    def decide(self, e):
+        """Tell whether it is a first decision; else mark what it is against the one it repeats."""
+        older, newer = self.beside(e)
+        of = None
+        if older is not None and (
+            e["ts_ms"] - older["first"]["ts_ms"] <= self.window
+            or e["ts_ms"] // self.window == older["ts_ms"] // self.window
+        ):
+            of = older
+        elif newer is not None and newer not in self.open:
+            first_ms = newer["first"]["ts_ms"]
+            if (
+                abs(first_ms - e["ts_ms"]) <= self.window
+                or first_ms // self.window == e["ts_ms"] // self.window
+            ):
+                of = newer
+        if of is None:
+            e["first"] = e
+            return True
+        e["first"] = of["first"]
+        e["seen"] = of["seen"] or of["shown"]
+        self.contradicted += e["first"]["shown"] != e["shown"]
+        return False
+
     def close(self, e, source):
+        first = self.decide(e)
         self.open.remove(e)
         self.remembered = [*self.remembered, e][-self.closed_max :]
-        if e["censored"]:
-            return
         value = 1.0 if e["click"] else None if e["rating"] is not None else 0.0
         role = CONTROL
         if e["shown"]:
             role = CLOSED if e["learned"] or e["rating"] is not None else EXPOSED
             e["zero"] = role == EXPOSED
         is_click = value is not None
-        self.tell(
-            source, e, is_click, value if is_click else e["rating"], role, e, e["ts_ms"], False
-        )
+        if e["shown"] or not e["seen"]:
+            self.tell(
+                source, e, is_click, value if is_click else e["rating"], role, e, e["ts_ms"], False
+            )
         treated, control = prediction(e["user"], e["item"], e["ts_ms"])
         self.shut.append((e["user"], e["item"], e["shown"], value, e["rating"], e["propensity"],
-                          0.75, e["position"], e["ts_ms"], float(treated),
+                          0.75, e["position"], e["ts_ms"], first, float(treated),
                           float(control)))  # fmt: skip
 
     def exposure_of(self, r):
@@ -221,8 +255,7 @@ class Slow:
             named = [e for e in pairs[0] + pairs[1] if e["slate"] == r["slate"]]
             return named[0] if named else None
         for held in pairs:
-            near = [e for e in held if not e["censored"]
-                    and e["ts_ms"] <= r["ts_ms"] <= e["ts_ms"] + self.window]  # fmt: skip
+            near = [e for e in held if e["ts_ms"] <= r["ts_ms"] <= e["ts_ms"] + self.window]
             if near:
                 return max(near, key=lambda e: (e["ts_ms"], e["arrival"]))
         return None
@@ -246,13 +279,36 @@ class Slow:
             if e["shown"] and not e["learned"]:
                 e["learned"], role = True, EXPOSED
             if is_click:
-                e["click"] = True
+                self.clicked(e, r)
             else:
                 e["rating"] = label
         if e is not None and not e["shown"]:
             role = CONSUMED
         about = e if role in (EXPOSED, CORRECTION) else None
         self.tell(source, r, is_click, label, role, about, r["ts_ms"], True)
+
+    def clicked(self, e, r):
+        e["click"] = True
+        if r["slate"]:
+            e["named"] = True
+        else:
+            e["click_ms"] = min(r["ts_ms"], math.inf if e["click_ms"] is None else e["click_ms"])
+
+    def take_over(self, e):
+        """Take the click from the exposure before it that would have been this one's."""
+        older, _ = self.beside(e)
+        if older is None or older not in self.open:
+            return None
+        click_ms = older["click_ms"]
+        if click_ms is None or click_ms < e["ts_ms"]:
+            return None
+        older["click_ms"] = None
+        self.clicked(e, {"slate": 0, "ts_ms": click_ms})
+        if not older["named"]:
+            older["click"] = False
+            if older["learned"] and older["rating"] is None and e["shown"]:
+                e["learned"] = True
+        return click_ms
 
     def impression(self, source, r):
         pair = [e for e in self.open + self.remembered
@@ -261,13 +317,8 @@ class Slow:
             return
         self.tell(source, r, True, 0.0, PREDICT, r, r["ts_ms"], False)
         e = r | {"arrival": self.arrival, "click": False, "rating": None, "learned": False,
-                 "censored": False, "zero": False}  # fmt: skip
+                 "seen": False, "zero": False, "named": False, "click_ms": None}  # fmt: skip
         self.arrival += 1
-        for other in pair:
-            if other["shown"] != e["shown"] and abs(other["ts_ms"] - e["ts_ms"]) <= self.window:
-                withheld = other if e["shown"] else e
-                self.censored += not withheld["censored"] and withheld not in self.remembered
-                withheld["censored"] = True
         self.open.append(e)
         took = None
         for w in self.waiting:
@@ -279,16 +330,19 @@ class Slow:
                 continue
             w["taken"] = True
             if w["click"]:
-                e["click"] = True
-                took = w if took is None else took
+                self.clicked(e, w)
+                took = w["ts_ms"] if took is None else took
             else:
                 e["rating"] = w["value"]
+        over = self.take_over(e)
+        if took is None and not e["learned"]:
+            took = over
         if took is not None and e["shown"]:
             e["learned"] = True
-            self.tell(source, r, True, 1.0, EXPOSED, e, took["ts_ms"], False)
+            self.tell(source, r, True, 1.0, EXPOSED, e, took, False)
 
     def figures(self):
-        return (len(self.open), self.late, self.corrections, self.censored, self.evicted,
+        return (len(self.open), self.late, self.corrections, self.contradicted, self.evicted,
                 self.watermark)  # fmt: skip
 
 
@@ -380,8 +434,8 @@ def test_the_compiled_rules_are_the_plain_ones_on_long_streams(seed, limits):
     run = agrees(world(seed, 2000), limits)
     told = Counter(row[4] for row in run.told)
     assert set(told) == set(map(int, Role))  # every rule was met
-    _, late, corrections, censored, evicted, _ = run.figures()
-    assert min(late, corrections, censored) > 0
+    _, late, corrections, contradicted, evicted, _ = run.figures()
+    assert min(late, corrections, contradicted) > 0
     assert (evicted > 0) == (limits is not ample)
 
 
@@ -454,7 +508,8 @@ def test_outcomes_count_once_and_exposures_are_learned_once(records, limits):
     outcomes = [n for n, r in enumerate(records) if KINDS[r["kind"]] in ("click", "rating")]
     assert counted == Counter(outcomes)
     told = Counter(row[4] for row in run.told)
-    assert told[PREDICT] == told[CONTROL] + run.joiner.censored + sum(row[2] for row in run.shut)
+    assert told[PREDICT] == len(run.shut)
+    assert told[CONTROL] <= sum(not row[2] for row in run.shut)
     zeros = sum(row[4] == EXPOSED and row[3] == 0 for row in run.told)
     assert zeros + told[CLOSED] == sum(row[2] for row in run.shut)  # every window ends in one way
     assert told[EXPOSED] - zeros <= told[CLOSED]  # learned on arrival: nothing at the end
@@ -536,17 +591,6 @@ def test_a_withheld_item_gives_its_control_outcome():
     assert run.poll(impression(20, item=2, shown=False))[1:] == [
         (CONTROL, 1, False), (CONTROL, 5, False)]  # fmt: skip
     assert run.poll(click(31, user=5))[1:] == [(CONTROL, 0, False)]
-
-
-@pytest.mark.parametrize("shown_at", [0, 5, 10, 15, 20])
-@pytest.mark.parametrize("shown_first", [True, False])
-def test_a_withheld_item_that_is_shown_is_censored(shown_at, shown_first):
-    run = Run()
-    both = [impression(shown_at, slate=1), impression(10, slate=2, shown=False)]
-    run.poll(*(both if shown_first else both[::-1]))
-    assert run.joiner.censored == 1
-    assert run.roles(click(40, user=5)) == [CONSUMED, EXPOSED]
-    assert len(run.shut) == 1
 
 
 def test_an_idle_partition_does_not_hold_the_watermark():

@@ -413,7 +413,7 @@ def test_the_names_of_a_new_folder_and_of_those_above_it_are_forced_to_disk(tmp_
     real = os.fsync
 
     def fsync(handle):
-        forced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        forced.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)

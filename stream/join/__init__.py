@@ -7,8 +7,8 @@ A click or rating joins
     the exposure that it names, whenever it happened: the name is the producer's word. A name that
     is not known joins nothing else, since its own impression may still come;
     without a name, the latest open exposure of the same user and item whose window holds it
-    (exposure.ts <= outcome.ts <= exposure.ts + window), else the latest remembered one; censored
-    ones are left out, because there the item was on the screen from another exposure.
+    (exposure.ts <= outcome.ts <= exposure.ts + window), else the latest remembered one. The first
+    such click moves on when an impression comes later than it whose time lies between the two.
 Joined to an open shown exposure, the first outcome is learned as EXPOSED. All later ones are kept
 with the exposure but learned as if there were none: CONSUMED, FACTUAL. Joined to a withheld one it
 is CONSUMED, and kept for the control outcome: it tells nothing of the outcome if shown.
@@ -20,8 +20,17 @@ last 256 of the user and item.
 
 An impression is repeated when its impression_id, user and item are those of an open or remembered
 one; without an impression_id it never is. Its record still moves the watermark.
-A withheld item is censored when a shown exposure of the same user and item, open or remembered,
-lies within one window of it, before or after.
+
+A first decision is an exposure that belongs to no earlier one; these alone compare the arms. When
+it closes, an exposure belongs where the one before it of its user and item belongs if it lies
+within one window of that first decision, or in the same window of the clock ([n, n + 1) * window)
+as the one before it. So arms that are drawn at each impression, and those that a producer keeps for
+a window of the clock, are drawn anew at each first decision, whoever came back for whatever reason.
+An exposure with the other arm than its first decision is counted, and changes no arm. A withheld
+one teaches no control outcome when the item was shown since the first decision.
+One that comes more than a window late belongs to a first decision that has closed before it, older
+or newer.
+
 A window closes when watermark > ts + window, after each record, the oldest (ts, arrival) first. The
 record that opens one exposure too many closes the oldest early, and the exposure that is closed
 first is forgotten first.

@@ -50,6 +50,7 @@ CLOSED: Dtypes = {
     "show_probability": np.float32,
     "position": np.int32,
     "ts_ms": np.int64,
+    "first": np.bool_,
     "treated": np.float32,
     "control": np.float32,
     "predicted_by": np.int32,
@@ -85,7 +86,7 @@ class Arrivals:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """Closed windows that are not censored, in closing order, as columns of length C."""
+    """Closed windows in closing order, as columns of length C."""
 
     user: NDArray[np.int32]  # (C,)
     item: NDArray[np.int32]  # (C,)
@@ -96,6 +97,7 @@ class Closed:
     show_probability: NDArray[np.float32]  # (C,)
     position: NDArray[np.int32]  # (C,) 0: none
     ts_ms: NDArray[np.int64]  # (C,) of the exposure
+    first: NDArray[np.bool_]  # (C,) a first decision of user and item: only these compare arms
     treated: NDArray[np.float32]  # (C,) predicted when it opened; nan: unknown
     control: NDArray[np.float32]  # (C,) predicted when it opened; nan: unknown
     predicted_by: NDArray[np.int32]  # (C,) the PREDICT row of the same call, -1: an earlier call

@@ -25,8 +25,8 @@ from stream.join.columns import (
 )
 from stream.join.memory import (
     AHEAD,
-    CENSORINGS,
     CLOSED_ROWS,
+    CONTRADICTED,
     CORRECTED,
     EVICTED,
     FIRST,
@@ -51,7 +51,7 @@ _REMEMBERED = (
     "marks",
 )  # fmt: skip
 _OPEN = (*_REMEMBERED, "treated", "control")
-_KEPT = (WATERMARK, LATEST, LATE, CORRECTED, CENSORINGS, EVICTED)
+_KEPT = (WATERMARK, LATEST, LATE, CORRECTED, CONTRADICTED, EVICTED)
 
 
 class Joiner:
@@ -60,7 +60,7 @@ class Joiner:
     `window_ms` is how long an exposure waits for its outcome, `idle_ms` how far a partition's last
     Kafka time may lie behind the latest before the watermark goes on without it, `ahead_ms` how far
     a record may be ahead of its own Kafka time. At most `open_max`
-    exposures are open, `closed_max` remembered and `pending_max` outcomes waiting: at most 120, 100
+    exposures are open, `closed_max` remembered and `pending_max` outcomes waiting: at most 136, 116
     and 56 bytes each with their indexes, committed as they are used.
     """
 
@@ -172,9 +172,9 @@ class Joiner:
         return self._count(CORRECTED)
 
     @property
-    def censored(self) -> int:
-        """Return how many withheld items were shown within their window."""
-        return self._count(CENSORINGS)
+    def contradicted(self) -> int:
+        """Return how many exposures have the other arm than the first decision they belong to."""
+        return self._count(CONTRADICTED)
 
     @property
     def evicted(self) -> int:
@@ -190,9 +190,12 @@ class Joiner:
         size = min(int(n[WAITED]), len(m.waiting))
         waiting = m.waiting[(n[WAITED] - size + np.arange(size)) % len(m.waiting)]
         seen = 1 + max(np.flatnonzero(m.last != NEVER), default=-1)
+        opened = heap["slot"][order]
         return {
-            **_columns("open", m.slots[heap["slot"][order]], _OPEN),
+            **_columns("open", m.slots[opened], _OPEN),
+            "open.click_ms": m.click_ms[opened],
             **_columns("closed", m.slots[ring], _REMEMBERED),
+            "closed.first_ms": m.first_ms[ring],
             **_columns("waiting", waiting, _OUTCOME),
             "partitions.high": m.high[:seen].copy(),
             "partitions.last": m.last[:seen].copy(),
@@ -220,6 +223,12 @@ class Joiner:
         m.high[:], m.last[:] = state["partitions.high"], state["partitions.last"]
         remembered = _fill(m.slots[: self.closed_max], state, "closed", _REMEMBERED)
         _fill(m.slots[remembered:][:opened], state, "open", _OPEN)
+        # before first decisions were told apart each was its own, and another figure was counted
+        first_ms = state.get("closed.first_ms", state["closed.ts_ms"])
+        m.first_ms[:remembered] = first_ms[len(first_ms) - remembered :]
+        m.click_ms[remembered:][:opened] = state.get("open.click_ms", NEVER)
+        if "closed.first_ms" not in state:
+            m.counts[CONTRADICTED] = 0
         waiting = _fill(m.waiting, state, "waiting", _OUTCOME)
         kernel.restore(m, remembered, opened, waiting)
 

@@ -11,11 +11,11 @@ from stream.join.columns import REMOVES_ITEM, REMOVES_USER
 from stream.join.memory import (
     AHEAD,
     BLANK,
-    CENSORED,
-    CENSORINGS,
     CLICK,
     CLICKED,
     CLOSED_ROWS,
+    CONTRADICTED,
+    CONTRADICTS,
     CORRECTED,
     ERA,
     ERA_AT,
@@ -26,11 +26,13 @@ from stream.join.memory import (
     LATE,
     LATEST,
     LEARNED,
+    NAMED,
     NEVER,
     OPEN,
     OPEN_MAX,
     REMEMBERED,
     ROWS,
+    SEEN,
     SHOWN,
     TAKEN,
     UNSWEPT,
@@ -131,6 +133,47 @@ def _advance(m, i, partition, ts, kafka_ts):  # type: ignore[no-untyped-def]
 
 
 @inlined
+def _near(m, one, other):  # type: ignore[no-untyped-def]
+    """Tell whether two times lie within one window of each other, or in one of the clock's."""
+    window = m.counts[WINDOW]
+    clock = max(window, 1)
+    return abs(one - other) <= window or one // clock == other // clock
+
+
+@inlined
+def _decide(m, slot):  # type: ignore[no-untyped-def]
+    """The exposure that closes is a first decision (true), or knows of which it is a repeat.
+
+    What is older has closed before it, so that only a record that came more than a window late
+    finds a newer one decided. In one window of the clock a sticky arm was drawn once: were the
+    second of its decisions a first one, who comes back would choose the arm that is counted.
+    """
+    e = m.slots[slot]
+    of = -1
+    p = e.older
+    if p >= 0:
+        clock = max(m.counts[WINDOW], 1)
+        near = e.ts_ms - m.first_ms[p] <= m.counts[WINDOW]
+        if near or e.ts_ms // clock == m.slots[p].ts_ms // clock:
+            of = p
+    p = e.newer
+    if of < 0 and p >= 0 and m.slots[p].marks & OPEN == 0 and _near(m, m.first_ms[p], e.ts_ms):
+        of = p
+    if of < 0:
+        m.first_ms[slot] = e.ts_ms
+        return True
+    m.first_ms[slot] = m.first_ms[of]
+    marks = m.slots[of].marks
+    if marks & (SHOWN | SEEN):
+        e.marks |= SEEN
+    shown_first = (marks & SHOWN != 0) != (marks & CONTRADICTS != 0)
+    if shown_first != (e.marks & SHOWN != 0):
+        e.marks |= CONTRADICTS
+        m.counts[CONTRADICTED] += 1
+    return False
+
+
+@inlined
 def close_oldest(m, j, c, source):  # type: ignore[no-untyped-def]
     """The oldest open exposure is closed, told and remembered; nothing of one that is gone."""
     slot = pop(m)
@@ -138,11 +181,12 @@ def close_oldest(m, j, c, source):  # type: ignore[no-untyped-def]
         forget(m, slot)
         return
     e = m.slots[slot]
+    first = _decide(m, slot)
     shown = e.marks & SHOWN != 0
     clicked = e.marks & CLICKED != 0
     rated = not np.isnan(e.rating)
     click = np.float32(1) if clicked else (_NAN if rated else np.float32(0))
-    if shown or e.marks & CENSORED == 0:
+    if shown or e.marks & SEEN == 0:
         role = _CONTROL
         if shown:
             role = _CLOSED if rated or e.marks & LEARNED else _EXPOSED
@@ -151,22 +195,23 @@ def close_oldest(m, j, c, source):  # type: ignore[no-untyped-def]
             m, j, source, e.user, e.item, is_click, click if is_click else e.rating, role,
             e.propensity, e.position, e.ts_ms, False, -1,
         )  # fmt: skip
-        row = m.counts[CLOSED_ROWS]
-        m.counts[CLOSED_ROWS] += 1
-        c.user[row] = e.user
-        c.item[row] = e.item
-        c.shown[row] = shown
-        c.click[row] = click
-        c.rating[row] = e.rating
-        c.propensity[row] = e.propensity
-        c.show_probability[row] = e.show_probability
-        c.position[row] = e.position
-        c.ts_ms[row] = e.ts_ms
-        c.treated[row] = e.treated
-        c.control[row] = e.control
-        c.predicted_by[row] = e.predicted_by
         if role == _EXPOSED:
             e.marks |= ZERO
+    row = m.counts[CLOSED_ROWS]
+    m.counts[CLOSED_ROWS] += 1
+    c.user[row] = e.user
+    c.item[row] = e.item
+    c.shown[row] = shown
+    c.click[row] = click
+    c.rating[row] = e.rating
+    c.propensity[row] = e.propensity
+    c.show_probability[row] = e.show_probability
+    c.position[row] = e.position
+    c.ts_ms[row] = e.ts_ms
+    c.first[row] = first
+    c.treated[row] = e.treated
+    c.control[row] = e.control
+    c.predicted_by[row] = e.predicted_by
     e.marks &= ~OPEN
     remember(m, slot)
 
@@ -184,13 +229,23 @@ def _exposure_of(m, user, item, slate, ts):  # type: ignore[no-untyped-def]
         slot = m.slots[slot].older
     while slot >= 0 and m.slots[slot].ts_ms >= ts - m.counts[WINDOW]:
         e = m.slots[slot]
-        if e.marks & CENSORED == 0:
-            if e.marks & OPEN:
-                return slot
-            if found < 0:
-                found = slot
+        if e.marks & OPEN:
+            return slot
+        if found < 0:
+            found = slot
         slot = e.older
     return found
+
+
+@inlined
+def _clicked(m, slot, slate, ts):  # type: ignore[no-untyped-def]
+    """The open exposure has the click, which named a slate or none."""
+    e = m.slots[slot]
+    e.marks |= CLICKED
+    if slate != 0:
+        e.marks |= NAMED
+    elif m.click_ms[slot] == NEVER or ts < m.click_ms[slot]:
+        m.click_ms[slot] = ts
 
 
 @inlined
@@ -221,7 +276,7 @@ def _outcome(m, a, i, j):  # type: ignore[no-untyped-def]
                 e.marks |= LEARNED
                 role = _EXPOSED
             if is_click:
-                e.marks |= CLICKED
+                _clicked(m, slot, slate, ts)
             else:
                 e.rating = label
         if e.marks & SHOWN == 0:
@@ -232,32 +287,12 @@ def _outcome(m, a, i, j):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _censor(m, slot):  # type: ignore[no-untyped-def]
-    e = m.slots[slot]
-    if e.marks & (SHOWN | CENSORED) == 0:
-        e.marks |= CENSORED
-        if e.marks & OPEN:
-            m.counts[CENSORINGS] += 1
-
-
-@inlined
 def link(m, slot):  # type: ignore[no-untyped-def]
-    """The exposure stands in its pair's list by (ts, arrival), and in both indexes.
-
-    What is withheld within a window of what is shown is censored. Going back may stop at a shown
-    one, which censored whatever lies behind it and near enough; and for a withheld one at another
-    that is not censored, since whatever would censor this one would have censored that.
-    """
+    """The exposure stands in its pair's list by (ts, arrival), and in both indexes."""
     e = m.slots[slot]
-    shown = e.marks & SHOWN
     place = pair_place(m, e.user, e.item)
     newer, older = -1, m.by_pair[place] - 1
     while older >= 0 and m.slots[older].ts_ms > e.ts_ms:
-        if m.slots[older].ts_ms <= e.ts_ms + m.counts[WINDOW]:
-            if shown:
-                _censor(m, older)
-            elif m.slots[older].marks & SHOWN:
-                _censor(m, slot)
         newer, older = older, m.slots[older].older
     e.newer, e.older = newer, older
     if older >= 0:
@@ -268,17 +303,6 @@ def link(m, slot):  # type: ignore[no-untyped-def]
         m.by_pair[place] = slot + 1
     if e.slate != 0:
         m.by_name[name_place(m, e.user, e.item, e.slate)] = slot + 1
-    while older >= 0 and m.slots[older].ts_ms >= e.ts_ms - m.counts[WINDOW]:
-        marks = m.slots[older].marks
-        if marks & SHOWN:
-            if not shown:
-                _censor(m, slot)
-            break
-        if shown:
-            _censor(m, older)
-        elif marks & CENSORED == 0:
-            break
-        older = m.slots[older].older
 
 
 @inlined
@@ -306,10 +330,32 @@ def _gather(m, slot):  # type: ignore[no-untyped-def]
             continue
         w.marks |= TAKEN
         if w.marks & CLICK:
-            e.marks |= CLICKED
+            _clicked(m, slot, w.slate, w.ts_ms)
             click_ts = w.ts_ms
         elif np.isnan(e.rating):
             e.rating = w.value
+    return click_ts
+
+
+@inlined
+def _take_over(m, slot):  # type: ignore[no-untyped-def]
+    """The exposure has the click behind it that an older one got; return its time, or -1.
+
+    It named none, and came before this impression's record: else this one had been the latest.
+    """
+    e = m.slots[slot]
+    if e.older < 0:
+        return np.int64(-1)
+    o = m.slots[e.older]
+    click_ts = m.click_ms[e.older]
+    if o.marks & OPEN == 0 or click_ts == NEVER or click_ts < e.ts_ms:
+        return np.int64(-1)
+    m.click_ms[e.older] = NEVER
+    _clicked(m, slot, np.uint64(0), click_ts)
+    if o.marks & NAMED == 0:
+        o.marks &= ~CLICKED
+        if o.marks & LEARNED and np.isnan(o.rating) and e.marks & SHOWN:
+            e.marks |= LEARNED  # of the older one, once
     return click_ts
 
 
@@ -335,11 +381,13 @@ def _impression(m, a, i, j):  # type: ignore[no-untyped-def]
     e.rating = e.treated = e.control = _NAN
     e.predicted_by = row
     e.marks = (OPEN | SHOWN if a.shown[i] else OPEN) | m.counts[ERA] << ERA_AT
+    m.click_ms[slot] = NEVER
     link(m, slot)
     push(m, slot)
-    if m.counts[WAITED] == 0:
-        return
-    click_ts = _gather(m, slot)
+    click_ts = _gather(m, slot) if m.counts[WAITED] > 0 else np.int64(-1)
+    taken_ts = _take_over(m, slot)
+    if click_ts < 0 and not e.marks & LEARNED:
+        click_ts = taken_ts
     if a.shown[i] and click_ts >= 0:
         e.marks |= LEARNED
         _emit(

@@ -1,6 +1,8 @@
 """The joiner's memory: a fixed number of packed rows, found by two indexes, closed by a heap.
 
     slots      one cache line an exposure, open or remembered; free ones are chained by `older`
+    first_ms   of a remembered exposure: the time of the first decision that it belongs to
+    click_ms   of an open exposure: the earliest click that joined it without naming it, NEVER: none
     by_pair    (user, item) -> the newest exposure of a doubly linked list, by (ts, arrival)
     by_name    (user, item, slate) -> the exposure
     heap       open exposures by (ts, arrival)
@@ -45,7 +47,10 @@ EXPOSURE = np.dtype(
         ("marks", np.int32),
     ]
 )  # 64 bytes
-OPEN, SHOWN, LEARNED, CLICKED, CENSORED, ZERO = 1, 2, 4, 8, 16, 32  # ZERO: its 0 was learned
+OPEN, SHOWN, LEARNED, CLICKED, ZERO = 1, 2, 4, 8, 32  # ZERO: its 0 was learned; 16 is a former one
+CONTRADICTS = 64  # its arm is not that of the first decision that it belongs to
+SEEN = 128  # since that decision the item was shown before it
+NAMED = 256  # a click named it
 BLANK, ERA_AT = 1 << 11, 12  # BLANK: a removal took it; above stands its era, 0 after each call
 ERA_MAX = (1 << (31 - ERA_AT)) - 1
 
@@ -67,14 +72,15 @@ CLOSING = np.dtype([("ts_ms", np.int64), ("arrival", np.int64), ("slot", np.int6
 # `counts`: what there is once
 (
     WINDOW, IDLE, OPEN_MAX, WATERMARK, LATEST, HOLDER, OPENED, HELD, USED, FREE, FIRST, REMEMBERED,
-    WAITED, LATE, CORRECTED, CENSORINGS, EVICTED, ROWS, CLOSED_ROWS, AHEAD, ERA, UNSWEPT,
+    WAITED, LATE, CORRECTED, CONTRADICTED, EVICTED, ROWS, CLOSED_ROWS, AHEAD, ERA, UNSWEPT,
 ) = range(22)  # fmt: skip
 NEVER = np.iinfo(np.int64).min
 
 _tuple_of: Any = namedtuple
 Memory = _tuple_of(
     "Memory",
-    "slots by_pair by_name heap ring waiting buckets high last until gone_user gone_item counts",
+    "slots first_ms click_ms by_pair by_name heap ring waiting buckets high last until gone_user"
+    " gone_item counts",
 )
 _32, _ONE = np.uint64(32), np.uint64(1)
 
@@ -92,6 +98,8 @@ def allot(open_max: int, pending_max: int, closed_max: int) -> Any:
 
     return Memory(
         vector(slots, EXPOSURE),
+        vector(slots, np.int64),
+        vector(slots, np.int64),
         vector(table, np.int32),
         vector(table, np.int32),
         vector(open_max + 1, CLOSING),

@@ -77,6 +77,7 @@ def bury(m, slot):  # type: ignore[no-untyped-def]
     e.position = 0
     e.propensity = e.show_probability = e.rating = np.float32(0)
     e.marks = BLANK
+    m.first_ms[slot] = 0
 
 
 @compiled
