@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from stream.effects import AverageEffect
 from stream.engine import Engine, JoinConfig
 from stream.framing import frame
 from stream.model.config import ModelConfig
@@ -32,7 +33,7 @@ class Returns:
             user, item = f"u{pair // ITEMS}", f"i{pair % ITEMS}"
             base = 0.05 if pair // ITEMS % 2 else 0.5
             at = T0 + int(r.integers(8 * W))
-            drawn = {}
+            drawn, clicked = {}, False
             number = 0
             while number == 0 or (number < 60 and r.random() < back[0 if clicked else 1]):
                 window = at // W if sticky else number
@@ -86,6 +87,7 @@ def learned(returns, clicks_first=False):
     """Return an engine that has learned it all."""
     room = JoinConfig(window_s=WINDOW_S, open_max=40_000, pending_max=20_000, closed_max=40_000)
     engine = Engine(CONFIG, join=room, window=100_000)
+    engine.causal.effects["click"] = AverageEffect(CONFIG.max_users, least=50)
     for poll in returns.batches(clicks_first):
         engine.learn(poll)
     engine.close_windows()
