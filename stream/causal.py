@@ -26,23 +26,21 @@ class Causal:
         """Nothing is known; address space for so many rows of items and users is reserved."""
         names = [o.name for o in outcomes]
         self.effects = {name: AverageEffect(users) for name in names}
-        self.paths = {name: PathRegression(TERMS) for name in names}
-        self.slopes = {o.name: Slopes(o.link == "logit", items, NUMBERS) for o in outcomes}
+        self.paths = {name: PathRegression(TERMS, users=users, items=items) for name in names}
+        self.slopes = {o.name: Slopes(o.link == "logit", items, NUMBERS, users) for o in outcomes}
         self.waiting = Waiting(items, NUMBERS)
         self._logit = np.array([o.link == "logit" for o in outcomes])
         self.greedy = OffPolicy(users=users)
         self._expected = np.zeros(2)  # sum and count of predictions, for the constant in DR
         self._clicks = np.zeros(3)  # shown windows with a prediction: expected, observed, count
 
-    def regress(
-        self, outcome: NDArray[np.int8], label: NDArray[np.float32], terms: NDArray[np.float32]
-    ) -> None:
+    def regress(self, batch: Batch, terms: NDArray[np.float32]) -> None:
         """The sampled outcomes are in the regression on their scores' terms after the call."""
         sampled = terms[:, 0] > 0
         for o, fit in enumerate(self.paths.values()):
-            mine = sampled & (outcome == o)
+            mine = sampled & (batch.outcome == o)
             if mine.any():
-                fit.update(terms[mine], label[mine])
+                fit.update(terms[mine], batch.label[mine], batch.user[mine], batch.item[mine])
 
     def follow(self, batch: Batch, terms: NDArray[np.float32], now: Numbers) -> None:
         """The outcomes wait to be told with their items' numbers after the call, then those due.
@@ -52,7 +50,7 @@ class Causal:
         told = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
         told &= ~self._logit[batch.outcome] | (batch.position <= 1)
         columns = {name: getattr(batch, name)[told] for name in ("item", "outcome", "label")}
-        columns |= {"user": terms[told, 1], "ts_ms": batch.ts_ms[told]}
+        columns |= {"user": terms[told, 1], "ts_ms": batch.ts_ms[told], "who": batch.user[told]}
         self._slope(self.waiting.add(columns), now)
 
     def settle(self, now: Numbers) -> None:
@@ -66,7 +64,9 @@ class Causal:
         x = self.waiting.as_of(due, numbers)
         for o, slopes in enumerate(self.slopes.values()):
             mine = due["outcome"] == o
-            slopes.update(due["item"][mine], due["label"][mine], due["user"][mine], x[mine])
+            slopes.update(
+                due["item"][mine], due["label"][mine], due["user"][mine], x[mine], due["who"][mine]
+            )
 
     def forget(self, item: int) -> None:
         """What was usual for that item is not known after the call."""

@@ -220,7 +220,7 @@ class Engine:
                 )
         self.joiner.note(joined, treated, control)
         self.causal.update(joined.closed, treated, control)
-        self.causal.regress(batch.outcome, batch.label, terms)
+        self.causal.regress(batch, terms)
         outcome = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
         if not outcome.any():
             return changed, changed_items, []

@@ -6,11 +6,11 @@ The whole grid: python -m tests.benchmarks.coverage.
 import numpy as np
 import pytest
 
-from stream.effects import AverageEffect, OffPolicy
+from stream.effects import AverageEffect, OffPolicy, PathRegression, Slopes
 from stream.effects.average import LEAST
 from stream.effects.clusters import USERS, quantile
 from stream.engine import Engine
-from tests.benchmarks.coverage import averages, cell, policies, shown
+from tests.benchmarks.coverage import averages, cell, market, paths, policies, shown, slopes
 from tests.planted import MODEL, Planted
 from tests.test_causal_service import effect, ranked, serve  # noqa: F401
 from tests.test_engine import CONFIG, JOIN, batches, clock, event, impression
@@ -174,6 +174,56 @@ def test_a_policys_sums_of_before_users_were_told_apart_go_on():
     assert figures["ips"]["value"] == pytest.approx(x[:, 1].mean())
     assert np.diff(figures["ips"]["interval"])[0] == pytest.approx(3.92 * plain[1], rel=0.02)
     assert figures["ips"]["ess"] == pytest.approx(w.sum() ** 2 / (w**2).sum())
+
+
+# -- slopes and paths
+
+
+@pytest.mark.parametrize("make", [slopes, paths])
+@pytest.mark.parametrize("where", [(3_000, 100), (5_000, 10), (5_000, 1)], ids=str)
+def test_coefficients_hold_theirs_though_users_and_items_differ(make, where):
+    ((share, told),) = cell(make, 400, *where).values()
+    assert told == 400
+    assert 0.91 <= share <= 0.985
+
+
+def test_a_slope_of_outcomes_taken_as_independent_would_not_cover():
+    held = []
+    for seed in range(200):
+        item, label, bias, price, _ = market(np.random.default_rng(seed), 5_000, 100)
+        fit = PathRegression(("user", "price"))
+        fit.update(np.column_stack([bias, price]), label - np.bincount(item, label)[item] / 125)
+        beta, covariance = fit.fit()
+        held.append(abs(beta[1] + 0.1) < 1.96 * covariance[1, 1] ** 0.5)
+    assert np.mean(held) < 0.8
+
+
+def test_a_slope_of_few_users_or_items_says_why_it_has_no_interval():
+    item, label, bias, price, user = market(np.random.default_rng(5), 3_000, 300)
+    few = Slopes(False, 40, 1, 10)
+    few.update(item, label, bias, price, user)
+    said = few.figures(("price",))
+    assert (said["open"], said["interval"]) == (False, None)
+    assert said["reason"] == "outcomes of 10 users' worth observed, 20 needed"
+    alone = Slopes(False, 40, 1)
+    alone.update(item % 4, label, bias, price)
+    assert "4 items' worth observed, 8 needed" in alone.figures(("price",))["reason"]
+
+
+def test_slopes_and_paths_of_before_users_were_told_apart_go_on():
+    columns = market(np.random.default_rng(6), 3_000, 100)
+    fit = Slopes(False, 40, 1, 30)
+    fit.update(*columns[:4])  # without whose they are: -1
+    state = {k: v for k, v in fit.state().items() if ".user." not in k and ".item." not in k}
+    again = Slopes(False, 40, 1, 30)
+    again.load(state)
+    said = again.figures(("price",))
+    assert said["beta"] == fit.figures(("price",))["beta"]
+    assert (said["open"], said["reason"]) == (True, None)
+    again.update(*columns)
+    other = Slopes(False, 40, 1, 30)
+    other.load(again.state())
+    assert other.figures(("price",)) == again.figures(("price",))
 
 
 # -- whole

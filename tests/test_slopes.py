@@ -142,6 +142,7 @@ def outcomes(item, ts_ms):
         "label": np.arange(n, dtype=np.float32),
         "user": np.zeros(n, np.float32),
         "ts_ms": np.array(ts_ms, np.int64),
+        "who": np.arange(n, dtype=np.int32),
     }
 
 

@@ -175,11 +175,11 @@ def bounds(value: float, spread: Spread, events: Sequence[float] = ()) -> list[f
     return [float(value + middle - reach), float(value + middle + reach)]
 
 
-def few(users: float) -> str | None:
-    """Tell why there is no interval of what so many users' worth of outcomes say."""
-    if users >= USERS - 0.5:
+def few(worth: float, of: str = "users", needed: int = USERS) -> str | None:
+    """Tell why there is no interval of what so many users' worth of outcomes say; None: enough."""
+    if worth >= needed - 0.5:
         return None
-    return f"outcomes of {users:.0f} users' worth observed, {USERS} needed"
+    return f"outcomes of {worth:.0f} {of}' worth observed, {needed} needed"
 
 
 def quantile(freedom: float) -> float:

@@ -19,9 +19,10 @@ COUNT, OUTCOME, USER, FIRST = range(4)  # columns of an item, the numbers last
 
 
 @compiled
-def _deviate(item, label, user, x, held, common, logit, z, y):  # type: ignore[no-untyped-def]
+def _deviate(item, label, user, x, held, common, logit, z, y, kept):  # type: ignore[no-untyped-def]
     """Write the outcomes that a changed number may have moved, as deviations; return how many.
 
+    kept: which of the outcomes they are.
     An item that has not the numbers it had before begins anew: what was usual is of another item.
     """
     n = 0
@@ -58,6 +59,7 @@ def _deviate(item, label, user, x, held, common, logit, z, y):  # type: ignore[n
             row[FIRST + a] += rate * off
         z[n, 0] = scale * bend * (user[j] - row[USER])
         y[n] = scale * (label[j] - row[OUTCOME])
+        kept[n] = j
         row[USER] += rate * (user[j] - row[USER])
         row[OUTCOME] += rate * (label[j] - row[OUTCOME])
         row[COUNT] = min(count + 1, 1 / FORGETS)
@@ -79,41 +81,51 @@ class Slopes:
     It is the causal slope if what moved the number did not move the outcome in another way too.
     """
 
-    def __init__(self, logit: bool, items: int, numbers: int) -> None:
-        """Nothing is known; address space for `items` rows is reserved."""
+    def __init__(self, logit: bool, items: int, numbers: int, users: int = 0) -> None:
+        """Nothing is known; address space for so many rows of items and users is reserved."""
         self.logit = logit
         self._held = reserve(items, FIRST + numbers, np.float32)
         self._used = 0
         self._common = np.zeros(2)
-        self._fit = PathRegression(("user", *(f"number {n}" for n in range(numbers))))
+        names = ("user", *(f"number {n}" for n in range(numbers)))
+        self._fit = PathRegression(names, users=users, items=items)
 
     def update(
-        self, item: NDArray[np.int32], label: ArrayLike, user: ArrayLike, x: NDArray[np.float32]
+        self,
+        item: NDArray[np.int32],
+        label: ArrayLike,
+        user: ArrayLike,
+        x: NDArray[np.float32],
+        who: NDArray[np.int32] | None = None,
     ) -> None:
         """The outcomes are in the fit after the call, in their order.
 
         item (n,) rows, label (n,), user (n,) the users' biases as of before, x (n, N) the items'
-        numbers as of the outcome, nan where an item has none.
+        numbers as of the outcome, nan where an item has none, who (n,) the users' rows (-1, or none
+        at all: outcomes of users of their own).
         """
         if not len(item):
             return
         self._used = max(self._used, int(item.max()) + 1)
         z, y = np.zeros((len(item), 1 + x.shape[1])), np.empty(len(item))
+        kept = np.empty(len(item), np.int64)
         n = _deviate(
             item, np.asarray(label, np.float64), np.asarray(user, np.float64), x, self._held,
-            self._common, self.logit, z, y,
+            self._common, self.logit, z, y, kept,
         )  # fmt: skip
-        self._fit.update(z[:n], y[:n])
+        at = kept[:n]
+        self._fit.update(z[:n], y[:n], None if who is None else who[at], item[at])
 
     def forget(self, item: int) -> None:
         """Nothing is usual for that item after the call; what it told stays told."""
         self._held[item] = 0
 
     def figures(self, names: Sequence[str]) -> dict[str, Any] | None:
-        """Return names, beta, interval, covariance, outcomes, open; None while nothing is told.
+        """Return names, beta, interval, covariance, outcomes, open, reason; None: nothing told.
 
         `names` are those of the numbers, in their order. Beta is per unit of the number, on the
-        link scale. `open`: enough is told for `do` to build on it.
+        link scale. `open`: enough is told for `do` to build on it. `reason`: why there is no
+        interval.
         """
         beta, covariance = self._fit.fit()
         told = [a for a in range(len(names)) if self._fit.told[1 + a]]
@@ -121,14 +133,18 @@ class Slopes:
             return None
         at = np.array(told) + 1
         value, spread = beta[at], covariance[np.ix_(at, at)]
+        reason = self._fit.reason
+        if self._fit.n < OPENS:
+            reason = f"{self._fit.n} outcomes of changed numbers observed, {OPENS} needed"
         reach = Z95 * np.sqrt(np.maximum(np.diag(spread), 0.0))
         return {
             "names": [names[a] for a in told],
             "beta": value.tolist(),
-            "interval": np.stack([value - reach, value + reach], 1).tolist(),
+            "interval": None if reason else np.stack([value - reach, value + reach], 1).tolist(),
             "covariance": spread.tolist(),
             "outcomes": self._fit.n,
-            "open": self._fit.n >= OPENS,
+            "open": reason is None,
+            "reason": reason,
         }
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -142,4 +158,5 @@ class Slopes:
         self._used = len(state["held"])
         self._held[: self._used] = state["held"]
         self._common[:] = state["common"]
-        self._fit.load({name: state[f"fit.{name}"] for name in self._fit.state()})
+        mine = [name for name in state if name.startswith("fit.")]
+        self._fit.load({name.removeprefix("fit."): state[name] for name in mine})

@@ -18,7 +18,7 @@ from stream.memory import reserve
 WAITS = 8_192  # outcomes that come before one is told
 KINDS: dict[str, type[np.generic]] = {
     "item": np.int32, "outcome": np.int8, "label": np.float32, "user": np.float32,
-    "ts_ms": np.int64,
+    "ts_ms": np.int64, "who": np.int32,
 }  # fmt: skip
 Columns = Mapping[str, NDArray[Any]]
 CHANGES = 262_144  # superseded numbers that are remembered, of all items
@@ -80,7 +80,7 @@ class Waiting:
     def add(self, columns: Columns) -> Columns:
         """The outcomes wait after the call; returns those that are due, in their order.
 
-        Columns are item, outcome, label, user (its bias), ts_ms, (n,) each.
+        Columns are item, outcome, label, user (its bias), ts_ms, who (its row), (n,) each.
         """
         if len(columns["item"]):
             self._chunks.append(columns)
@@ -139,7 +139,7 @@ class Waiting:
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """All is as it was saved after the call."""
+        """All is as it was saved after the call; of before users' rows were kept, those are -1."""
         self._head[: self._used] = 0
         self._used = len(state["head"])
         self._head[: self._used] = state["head"]
@@ -150,7 +150,8 @@ class Waiting:
         self._chunks.clear()
         self._size = self._added = 0
         self._forgotten.clear()
-        self.add({k: state[f"waiting.{k}"].copy() for k in KINDS})
+        unknown = np.full(len(state["waiting.item"]), -1, np.int32)
+        self.add({k: state.get(f"waiting.{k}", unknown).copy() for k in KINDS})
 
 
 def _joined(chunks: Iterable[Columns]) -> dict[str, NDArray[Any]]:

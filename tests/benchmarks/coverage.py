@@ -1,6 +1,6 @@
 """Coverage of the published 95 % intervals where users return, differ, and see correlated slates.
 
-    python -m tests.benchmarks.coverage [average|off_policy|slopes] [SEEDS]
+    python -m tests.benchmarks.coverage [average|off_policy|slopes|paths] [SEEDS]
 
 Each line is a cell of a grid; `none` is the share of streams that have no interval yet.
 """
@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from stream.effects import AverageEffect, OffPolicy
+from stream.effects import AverageEffect, OffPolicy, PathRegression, Slopes
 
 LIFT = 0.5  # of the chance of a click, on average
 WINDOWS = (500, 1_000, 5_000, 20_000, 100_000)
@@ -62,6 +62,40 @@ def policies(rng, n, each, k, explored, base):
     return {x: figures[x]["interval"] for x in names}, dict.fromkeys(names, 1.5 * base)
 
 
+def market(rng, n, each, *_):
+    """Return item, label, user's bias, numbers and user of n outcomes; users and items differ.
+
+    A price lasts for a hundred outcomes; what one unit does is -.1 on average.
+    """
+    items, user = 40, rng.permutation(np.arange(n, dtype=np.int32) // each)
+    item = rng.integers(items, size=n).astype(np.int32)
+    price = rng.uniform(-2, 2, (n // 100 + 1, items))[np.arange(n) // 100, item]
+    slope = -0.1 + rng.normal(0, 0.1, n // each + 1)[user] + rng.normal(0, 0.03, items)[item]
+    bias = rng.normal(0, 0.3, n // each + 1)[user]
+    label = rng.normal(0, 0.8, items)[item] + bias + slope * price + rng.uniform(-0.5, 0.5, n)
+    return item, label, bias.astype(np.float32), price[:, None].astype(np.float32), user
+
+
+def slopes(rng, n, each, *_):
+    """Return the interval of the slope of a price, and the true one."""
+    fit = Slopes(False, 40, 1, n // each + 1)
+    fit.update(*market(rng, n, each))
+    said = fit.figures(("price",))
+    interval = said["interval"]
+    return {"slope": interval and interval[0]}, {"slope": -0.1}
+
+
+def paths(rng, n, each, *_):
+    """Return the interval of a path's coefficient, and the true one; users and items differ."""
+    item, label, bias, price, user = market(rng, n, each)
+    fit = PathRegression(("one", "user", "price"), users=n // each + 1, items=40)
+    fit.update(np.column_stack([np.ones(n), bias, price]), label, user, item)
+    beta, covariance = fit.fit()
+    half = 1.959964 * covariance[2, 2] ** 0.5
+    interval = None if fit.reason else [beta[2] - half, beta[2] + half]
+    return {"path": interval}, {"path": -0.1}
+
+
 def cell(make, seeds, *where):
     """Return by name how often the interval held the truth, and how often there was one."""
     found: dict[str, list[bool]] = {}
@@ -84,6 +118,8 @@ def grid(make, seeds, windows=WINDOWS):
             continue  # a slate is of one user
         if make is averages and n * withheld < 400:
             continue
+        if make in (slopes, paths) and (k > 1 or withheld < 0.5 or base < 0.1):
+            continue  # of outcomes, not of slates
         few = seeds if n < 100_000 else max(seeds // 2, 1)
         said = cell(make, few, n, each, k, withheld, base)
         text = "  ".join(
@@ -95,4 +131,5 @@ def grid(make, seeds, windows=WINDOWS):
 
 if __name__ == "__main__":
     what = sys.argv[1] if len(sys.argv) > 1 else "average"
-    grid({"average": averages, "off_policy": policies}[what], int((sys.argv[2:] or [400])[0]))
+    made = {"average": averages, "off_policy": policies, "slopes": slopes, "paths": paths}[what]
+    grid(made, int((sys.argv[2:] or [400])[0]))
