@@ -1,7 +1,9 @@
 """What has been published of the engine, and how it stays true: each change in one round trip.
 
 A change is what one poll touched: rows, titles, seen items, removals. All of it goes under one
-(epoch, sequence), so that an old trainer's late write loses to it, part by part.
+(epoch, sequence), so that an old trainer's late write loses to it, part by part. What is written
+again, or moved by others' events, leaves tombstones where they stand: an id is brought back by the
+poll that has an event of its own, and not by a trainer that starts from before its removal.
 """
 
 from collections.abc import Callable, Mapping
@@ -135,7 +137,9 @@ class Publisher:
     def _write(self, stamp: bytes, rows: Mapping[Kind, Named], **more: Any) -> None:
         if _some(rows) or any(more.values()):
             globals_ = self._globals()
-            self._hold(lambda: self._vectors.write(stamp, rows, globals_=globals_, **more))
+            self._hold(
+                lambda: self._vectors.write(stamp, rows, globals_=globals_, keep=True, **more)
+            )
 
     def _globals(self) -> bytes:
         return self._engine.learner.globals().astype("<f4").tobytes()
@@ -206,7 +210,8 @@ class Publisher:
         """Commands by which the users' lists hold all that the learner remembers of them."""
         if self._seen is None or not len(users):
             return []
-        history = np.asarray(self._engine.learner.history[users], np.int32)
+        history = np.array(self._engine.learner.history[users], np.int32)
+        history[:, 1:][self._engine.learner.removed(history[:, 1:])] = -1
         packed = latest(history, self._items(), self._seen.bytes)
         ids = self._engine.users.ids(users)
         held = {user: items for user, items in zip(ids, packed, strict=True) if items}

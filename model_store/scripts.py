@@ -33,8 +33,9 @@ local function overtaken(key, mine)
 end
 """
 
-# KEYS: values to write, then the claim. ARGV: TTL, the writer's claim, a value a key. Returns how
-# many were written; to a writer with a claim -1 where it was overtaken, and -2 - e where something
+# KEYS: values to write, then the claim. ARGV: TTL, the writer's claim, a value a key, and 'keep'
+# where a tombstone stays whatever its age: what is written is no news of the id. Returns how many
+# were written; to a writer with a claim -1 where it was overtaken, and -2 - e where something
 # newer stood, of epoch e.
 # MSETEX (Valkey 9.1, Redis 8.4) makes 455 k rows/s, a SET a row elsewhere 340 k.
 WRITE: Final = (
@@ -43,15 +44,16 @@ WRITE: Final = (
     + """
 local ttl, count = ARGV[1], #KEYS - 1
 if overtaken(KEYS[count + 1], ARGV[2]) then return -1 end
+local keep = ARGV[count + 3] == 'keep'
 local held = redis.call('MGET', unpack(KEYS, 1, count))
 local set, last, newer = {'MSETEX', 0}, 2, -1
 for i = 1, count do
   local key, new, old = KEYS[i], ARGV[i + 2], held[i]
-  if not old or #old < 12 or not precedes(new, old) then
+  if old and #old >= 12 and precedes(new, old) then
+    newer = math.max(newer, (read('>I4', old)))
+  elseif not (keep and old and #old == 12) then
     set[last + 1], set[last + 2] = key, new
     last = last + 2
-  else
-    newer = math.max(newer, (read('>I4', old)))
   end
 end
 local written = (last - 2) / 2
@@ -72,7 +74,8 @@ return answer
 # KEYS: seen lists, then the rows of the same users unless the stamp is empty. ARGV: TTL, bytes that
 # a cut leaves, stamp, how, packed ids a list. A list whose user has a newer row stays as it is.
 #   add      the ids are appended; at twice the bytes, whole ids are cut from the front
-#   restore  the ids stand in front, unless the list is whole already or as long as a cut one
+#   restore  the ids stand in front, unless the list is whole already or as long as a cut one, or
+#            its user was removed
 #   drop     the list is gone
 # A list that begins with an empty id is whole: it has held all that its trainer remembers.
 SEEN: Final = (
@@ -81,20 +84,20 @@ SEEN: Final = (
 local ttl, most, stamp, how = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local count = #ARGV - 4
 for i = 1, count do
-  local key, ids, free = KEYS[i], ARGV[i + 4], true
+  local key, ids, free, removed = KEYS[i], ARGV[i + 4], true, false
   if stamp ~= '' then
-    local old = redis.call('GETRANGE', KEYS[count + i], 0, 11)
-    free = #old < 12 or not precedes(stamp, old)
+    local old = redis.call('GETRANGE', KEYS[count + i], 0, 12)
+    free, removed = #old < 12 or not precedes(stamp, old), #old == 12
   end
   if free and how == 'drop' then
     redis.call('DEL', key)
-  elseif free and how == 'restore' then
+  elseif free and how == 'restore' and not removed then
     local whole = redis.call('GETRANGE', key, 0, 1) == '\\0\\0'
     if not whole and redis.call('STRLEN', key) < most then
       redis.call('SET', key, '\\0\\0' .. ids .. (redis.call('GET', key) or ''))
     end
     redis.call('EXPIRE', key, ttl)
-  elseif free then
+  elseif free and how == 'add' then
     local size = redis.call('APPEND', key, ids)
     if size > 2 * most then
       local all, at = redis.call('GET', key), 1

@@ -84,7 +84,8 @@ def group(
 
 
 def latest(
-    history: npt.NDArray[np.int32],  # (n, 1 + H): how many were written, then a ring of H items
+    history: npt.NDArray[np.int32],  # (n, 1 + H): how many were written, then a ring of H items,
+    # -1 where one was removed
     packed_items: Sequence[bytes],
     most: int,
 ) -> list[bytes]:
@@ -96,7 +97,7 @@ def latest(
     items = np.take_along_axis(history[:, 1:], at, 1)  # (n, H)
     counts = np.minimum(written, size)
     held = items[np.arange(size) < counts[:, None]]
-    parts = [packed_items[item] for item in held.tolist()]
+    parts = [packed_items[item] if item >= 0 else b"" for item in held.tolist()]
     packed, stop = [], 0
     for count in counts.tolist():
         start, stop = stop, stop + count

@@ -133,21 +133,24 @@ class RedisVectors:
         globals_: bytes = b"",
         unseen: Sequence[bytes] = (),
         then: Sequence[bytes] = (),
+        keep: bool = False,
     ) -> int:
         """All of it stands unless something newer did; returns how many rows were written.
 
         `rows` are packed rows of this stamp, or the stamp alone where one is erased; `meta` is JSON
         by item, empty where it is erased; `globals_` float32, (O,); the seen lists of the users
-        `unseen` go; `then` are commands of `Seen`. One round trip: all of these, then the log entry
+        `unseen` go; `then` are commands of `Seen`; with `keep` what was erased stays erased. One
+        round trip: all of these, then the log entry
         that tells followers. On Unavailable some may stand: write the same again. Raises
         Inconsistent, for one that has claimed an epoch, where another has overtaken it.
         """
         longer = b"%d" % (2 * self._ttl_s)
         commands = [command(b"EVALSHA", _HOLD_SHA, b"1", self._writer, self._claim, longer)]
         for kind, (some, payloads) in rows.items():
-            commands += self._guarded(kind, some, payloads)
+            commands += self._guarded(kind, some, payloads, keep)
         counted = len(commands)
-        commands += self._guarded("meta", list(meta), [stamp + value for value in meta.values()])
+        titles = [stamp + value for value in meta.values()]
+        commands += self._guarded("meta", list(meta), titles, keep)
         if globals_:
             globals_ = stamp + globals_
             told = (b"2", self._globals, self._writer, self._ttl, self._claim, globals_)
@@ -203,7 +206,7 @@ class RedisVectors:
                         yield _exported(key[len(head) :], payload)
 
     def _guarded(
-        self, space: Space, ids: Sequence[bytes], values: Sequence[bytes]
+        self, space: Space, ids: Sequence[bytes], values: Sequence[bytes], keep: bool
     ) -> Iterator[bytes]:
         """One script call a chunk, as bytes of the protocol: packing each argument is slow."""
         if len(ids) != len(values):
@@ -217,10 +220,11 @@ class RedisVectors:
                 arguments = mark + mark.join(rows)
             else:
                 arguments = b"".join([bulk(row) for row in rows])
-            head = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%s" % (2 * count + 6, _WRITE_SHA)
+            head = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%s" % (2 * count + 6 + keep, _WRITE_SHA)
             names = b"".join([heads[len(i)] + i for i in some])
             told = bulk(b"%d" % (count + 1)), names, bulk(self._writer), ttl, bulk(self._claim)
-            yield b"".join([head, *told, arguments, b"\r\n"])
+            end = bulk(b"keep") + b"\r\n" if keep else b"\r\n"
+            yield b"".join([head, *told, arguments, end])
 
     def _entry(self, *fields: bytes) -> bytes:
         """The command that appends to the trimmed change log."""

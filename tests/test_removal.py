@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers import build
+from model_store.reader import Reader
 from stream import testing
 from stream.engine import Engine
 from stream.framing import frame, unframe
 from stream.records import RecordBatch
 from tests.test_engine import CONFIG, ROOMY, T0, batches, event, world
-from tests.test_trainer import Place, expected, rating, ratings
+from tests.test_trainer import Crash, Place, crash_at, expected, item, rating, ratings, seen
 
 
 @pytest.fixture
@@ -61,6 +62,93 @@ def test_a_removal_that_is_repeated_acts_again(place):
         place.send([*removals("user", ["7", "7"]), *removals("item", ["3"])])
         assert place.learn_all().duplicates == 0
         assert served(place) == set()
+
+
+def shown(n, user, item_):
+    body = {"event_id": f"i-{n}", "ts_ms": T0 + n, "impression_id": f"s-{n}", "user_id": user,
+            "item_id": item_}  # fmt: skip
+    return "impression", user.encode(), orjson.dumps(body)
+
+
+def follow(place, *polls, close=False):
+    """Learn the polls one after the other, write everything anew, and end."""
+    trainer = place.trainer()
+    try:
+        trainer.start()
+        for poll in polls:
+            place.send(poll)
+            trainer.run_until(trainer.source.ends(), close)
+            trainer.publisher.refresh(1e9)
+        return trainer
+    finally:
+        trainer.close()
+
+
+def test_20_removed_ids_are_served_again_by_events_of_their_own_alone(place):
+    described = [item(id_, "Old") for id_ in TEN]
+    windows = [shown(n, str(n % 20), str(n % 30)) for n in range(200)]
+    others = [
+        rating(1_000 + n, str(10 + n % 10), str(10 + n % 20), 1.0 + n % 5) for n in range(2_000)
+    ]
+    follow(place, [*ratings(400), *described, *windows])
+    follow(place, [*removals("user", TEN), *removals("item", TEN), *others[:1_000]])
+    there = served(place)
+    assert not there & GONE and len(there) == 30
+    follow(place, others[1_000:], close=True)  # many pairs, and all windows are closed
+    follow(place)
+    assert served(place) == there
+    reader = Reader(build.redis_client(place.settings), place.prefix)
+    assert reader.meta([id_.encode() for id_ in TEN]) == [None] * 10
+    assert not any(seen(place, user) for user in TEN)
+    follow(place, [rating(9_000, "1", "2"), shown(9_001, "3", "4"), item("5", "New")])
+    back = {("user", "1"), ("item", "2"), ("user", "3"), ("item", "4"), ("item", "5")}
+    assert served(place) == there | back
+    assert seen(place, "1") == [b"2"]
+    rows = {(row["kind"], row["id"]): row for row in build.vectors(place.settings).export()}
+    assert [rows["user", "1"][c] for c in ("events", "exposures", "controls")] == [1, 0, 0]
+    assert rows["item", "5"]["events"] == 0
+    follow(place, others[:5], close=True)
+    assert served(place) == there | back
+
+
+def test_a_trainer_that_starts_from_before_a_removal_does_not_undo_it(place):
+    place.send([*ratings(400), *[item(id_, "Old") for id_ in TEN]])
+    place.learn_all()
+    trainer = place.trainer()
+    try:
+        trainer.start()
+        crash_at(trainer, "before save")
+        place.send([*removals("user", TEN), *removals("item", TEN)])
+        with pytest.raises(Crash):
+            trainer.run_until(trainer.source.ends())
+    finally:
+        trainer.close()
+    there = served(place)
+    assert not there & GONE
+    trainer = place.trainer()
+    reader = Reader(build.redis_client(place.settings), place.prefix)
+    try:
+        trainer.start()
+        trainer.publisher.refresh(1e9)
+        trainer.publisher.settle()
+        for user in TEN:
+            assert seen(place, user) == []
+        assert reader.meta([id_.encode() for id_ in TEN]) == [None] * 10
+        assert served(place) == there
+        trainer.run_until(trainer.source.ends())
+        assert served(place) == there
+    finally:
+        trainer.close()
+
+
+def test_a_users_list_that_is_written_again_has_no_removed_items(place):
+    place.send([rating(n, "7", str(n)) for n in range(5)])
+    place.learn_all()
+    place.send(removals("item", ["1", "3"]))
+    place.learn_all()
+    build.redis_client(place.settings).flushall()
+    place.learn_all()
+    assert seen(place, "7") == [b"0", b"2", b"4"]
 
 
 def test_a_removal_of_what_is_not_known_makes_nothing():

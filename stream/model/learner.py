@@ -243,8 +243,9 @@ class Learner:
         `features.refused`.
         """
         self._admit(kind, np.array([row], np.int32))
-        if kind == "item":
+        if kind == "item" and self.removed(np.array([row], np.int32))[0]:
             self._living.revive(row)
+            self._ensure(self.item, np.array([row], np.int32), loop.ITEM)
         links: list[tuple[int, float]] = []
         for name, value in links_of(kind, attributes or {}, self.config.linear):
             at = self.features.admit(name)
