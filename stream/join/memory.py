@@ -73,7 +73,8 @@ CLOSING = np.dtype([("ts_ms", np.int64), ("arrival", np.int64), ("slot", np.int6
 (
     WINDOW, IDLE, OPEN_MAX, WATERMARK, LATEST, HOLDER, OPENED, HELD, USED, FREE, FIRST, REMEMBERED,
     WAITED, LATE, CORRECTED, CONTRADICTED, EVICTED, ROWS, CLOSED_ROWS, AHEAD, ERA, UNSWEPT,
-) = range(22)  # fmt: skip
+    BURIED,
+) = range(23)  # fmt: skip
 NEVER = np.iinfo(np.int64).min
 
 _tuple_of: Any = namedtuple
@@ -89,7 +90,7 @@ def allot(open_max: int, pending_max: int, closed_max: int) -> Any:
     """Return an empty Memory of these bounds, committed as it is touched."""
     slots = open_max + 1 + closed_max  # 1: the exposure too many, until the oldest has closed
     table = 1 << max(10, (2 * slots - 1).bit_length())
-    counts = np.zeros(22, np.int64)
+    counts = np.zeros(23, np.int64)
     counts[OPEN_MAX], counts[HOLDER] = open_max, -1
     counts[WATERMARK] = counts[LATEST] = NEVER
 
@@ -226,6 +227,7 @@ def unlink(m, slot):  # type: ignore[no-untyped-def]
 @inlined
 def free(m, slot):  # type: ignore[no-untyped-def]
     """The slot is free."""
+    m.slots[slot].marks = BLANK
     m.slots[slot].older = m.counts[FREE] - 1
     m.counts[FREE] = slot + 1
 

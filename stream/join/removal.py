@@ -15,14 +15,15 @@ from stream.compiled import compiled, inlined
 from stream.join.columns import REMOVES_USER
 from stream.join.memory import (
     BLANK,
+    BURIED,
     ERA,
     ERA_AT,
     ERA_MAX,
-    FIRST,
     HELD,
-    REMEMBERED,
+    OPEN,
     TAKEN,
     UNSWEPT,
+    USED,
     WAITED,
     free,
     pair_place,
@@ -71,6 +72,8 @@ def bury(m, slot):  # type: ignore[no-untyped-def]
     if e.marks & BLANK:
         return
     unlink(m, slot)
+    if e.marks & OPEN:
+        m.counts[BURIED] += 1
     e.slate = 0
     e.ts_ms = 0
     e.user = e.item = e.newer = e.older = e.predicted_by = -1
@@ -93,20 +96,31 @@ def forget_pair(m, user, item):  # type: ignore[no-untyped-def]
 
 @compiled
 def sweep(m):  # type: ignore[no-untyped-def]
-    """No open exposure is gone."""
-    kept = 0
-    for at in range(m.counts[HELD]):
-        slot = m.heap[at].slot
+    """No exposure is gone but for blanks in the ring.
+
+    Slots are read in the order of memory, and the heap only where something in it is a blank.
+    """
+    n = m.counts
+    blank = np.zeros(n[USED], np.uint8)
+    for slot in range(n[USED]):
         if gone(m, slot):
             bury(m, slot)
+            blank[slot] = 1
+    n[UNSWEPT] = 0
+    if n[BURIED] == 0:
+        return
+    kept = 0
+    for at in range(n[HELD]):
+        slot = m.heap[at].slot
+        if blank[slot]:
             free(m, slot)
         else:
             m.heap[kept] = m.heap[at]
             kept += 1
-    m.counts[HELD] = kept
+    n[HELD] = kept
     for at in range(kept // 2 - 1, -1, -1):
         sink(m, at, kept, m.heap[at].ts_ms, m.heap[at].arrival, m.heap[at].slot)
-    m.counts[UNSWEPT] = 0
+    n[BURIED] = 0
 
 
 @compiled
@@ -114,13 +128,8 @@ def purge(m):  # type: ignore[no-untyped-def]
     """Nothing that is gone is left, and nothing bears an era."""
     n = m.counts
     sweep(m)
-    for at in range(n[HELD]):
-        m.slots[m.heap[at].slot].marks &= _MARKS
-    for at in range(n[REMEMBERED]):
-        slot = m.ring[(n[FIRST] + at) % len(m.ring)]
-        if gone(m, slot):
-            bury(m, slot)
-        else:
+    for slot in range(n[USED]):
+        if m.slots[slot].marks > _MARKS:
             m.slots[slot].marks &= _MARKS
     size = len(m.waiting)
     for at in range(max(0, n[WAITED] - size), n[WAITED]):
