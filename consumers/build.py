@@ -4,6 +4,7 @@ import logging
 import secrets
 import time
 from dataclasses import fields
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -11,8 +12,9 @@ import msgspec
 import redis
 from prometheus_client import CollectorRegistry
 
-from consumers import clients, topics
-from consumers.kafka import DeadLetters, KafkaSource, Sink
+from consumers import clients, probes, topics
+from consumers.health import Health
+from consumers.kafka import DeadLetters, Ends, KafkaSource, Sink
 from consumers.metrics import TrainerMetrics
 from consumers.settings import Settings, WrongSetting
 from consumers.trainer import Trainer
@@ -87,22 +89,52 @@ def source(settings: Settings) -> KafkaSource:
     )
 
 
-def trainer(settings: Settings, registry: CollectorRegistry, stop: Event) -> Trainer:
-    """Return a trainer that has not started."""
+def health() -> Health:
+    """Return what a trainer's port tells of it, which has not started."""
+    return Health(time.time, time.monotonic)
+
+
+def asked(
+    settings: Settings, of: KafkaSource, told: Health, metrics: TrainerMetrics
+) -> probes.Probes:
+    """Return the threads that ask the stores, each on a connection of its own."""
+    k = settings.kafka
+    ends = Ends(k.bootstrap_servers, clients.options(k), k.isolation_level)
+    return probes.Probes(
+        told,
+        metrics,
+        {
+            "kafka": probes.kafka(ends, of, told),
+            "redis": probes.cache(connect(settings.redis.url, probes.CACHE_S)),
+            "snapshots": probes.disk(Path(settings.snapshots.dir)),
+        },
+        ends.close,
+    )
+
+
+def trainer(
+    settings: Settings, registry: CollectorRegistry, stop: Event, told: Health | None = None
+) -> Trainer:
+    """Return a trainer that has not started, and tells `told` of itself."""
     k = settings.kafka
     client = clients.options(k)
     topics.require(topics.check(k.bootstrap_servers, k.topic_prefix, client=client))
     sink = Sink(bootstrap_servers=k.bootstrap_servers, client=client)
+    told = told or health()
+    metrics = TrainerMetrics(registry)
+    of = source(settings)
     return Trainer(
         engine(settings),
-        source(settings),
+        of,
         vectors(settings),
         Snapshots(settings.snapshots.dir, keep=settings.snapshots.keep),
         sink,
         DeadLetters(sink, topics.name(k.topic_prefix, topics.DEAD_LETTERS), time.time),
-        TrainerMetrics(registry),
+        metrics,
         clock=time.time,
         monotonic=time.monotonic,
+        health=told,
+        probes=asked(settings, of, told, metrics),
         interval_s=settings.snapshots.interval_s,
         ttl_s=settings.redis.ttl_s,
         stop=stop,

@@ -72,15 +72,14 @@ def train(args: argparse.Namespace, settings: Settings) -> int:
     keep_compiled(settings)
     share_one_arena()
     stop = stop_on_signals()
-    from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client import CollectorRegistry
 
-    from consumers import build, summary
+    from consumers import build, port, summary
 
     registry = CollectorRegistry()
-    server, _ = start_http_server(
-        settings.trainer.metrics_port, settings.trainer.metrics_host, registry
-    )
-    trainer = build.trainer(settings, registry, stop)
+    health, t = build.health(), settings.trainer
+    server = port.serve(t.metrics_host, t.metrics_port, registry, health)
+    trainer = build.trainer(settings, registry, stop, health)
     try:
         trainer.start(from_earliest=args.from_earliest, skip_gap=args.skip_gap)
         if args.until_end:

@@ -4,6 +4,7 @@ Names and units are public: they change only with an entry in the changelog.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from threading import Lock
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -16,7 +17,7 @@ SECONDS = (
 )  # fmt: skip
 EVENTS = tuple(float(4**power) for power in range(11))  # 1 … 1,048,576
 
-STORES = ("redis", "snapshots")
+STORES = ("kafka", "redis", "snapshots")
 KINDS = ("user", "item")
 
 
@@ -33,6 +34,24 @@ def build_info(registry: CollectorRegistry) -> Gauge:
     info = Gauge("counterflow_build_info", "1, with the version", ["version"], registry=registry)
     info.labels(version=distribution_version()).set(1)
     return info
+
+
+class Stamp:
+    """A gauge that is absent until it is first set: no time is no time of 1970."""
+
+    def __init__(self, name: str, documentation: str, registry: CollectorRegistry) -> None:
+        self._gauge = Gauge(name, documentation, registry=None)
+        self._registry = registry
+        self._lock = Lock()
+        self._told = False
+
+    def set(self, value: float) -> None:
+        """The gauge is told, with this value, from now on."""
+        self._gauge.set(value)
+        with self._lock:
+            if not self._told:
+                self._registry.register(self._gauge)
+                self._told = True
 
 
 class TrainerMetrics:
@@ -72,8 +91,8 @@ class TrainerMetrics:
             "counterflow_open_exposures", "Exposures whose window is open", registry=registry
         )
         self.lag_records = Gauge(
-            "counterflow_lag_records", "Records not yet learned", ["topic", "partition"],
-            registry=registry,
+            "counterflow_lag_records", "Records whose rows are not readable in Redis as yet",
+            ["topic", "partition"], registry=registry,
         )  # fmt: skip
         self.skipped_offsets = Counter(
             "counterflow_skipped_offsets", "Offsets of a snapshot that the log had no longer",
@@ -104,8 +123,19 @@ class TrainerMetrics:
         self.drift_detections = Counter(
             "counterflow_drift_detections", "Drifts detected", ["signal"], registry=registry
         )
-        self.snapshot_last_success_timestamp_seconds = Gauge(
+        self.snapshot_last_success_timestamp_seconds = Stamp(
             "counterflow_snapshot_last_success_timestamp_seconds", "When the last one was safe",
+            registry,
+        )  # fmt: skip
+        self.last_progress_timestamp_seconds = Gauge(
+            "counterflow_last_progress_timestamp_seconds",
+            "When the loop last came round with nothing held", registry=registry,
+        )  # fmt: skip
+        self.dependency_up = Gauge(
+            "counterflow_dependency_up", "1 while it answers", ["dependency"], registry=registry
+        )
+        self.holding = Gauge(
+            "counterflow_holding", "1 while the trainer holds its place for it", ["store"],
             registry=registry,
         )  # fmt: skip
         self.snapshot_duration_seconds = Histogram(

@@ -124,7 +124,9 @@ class Trainer(Section, frozen=True, kw_only=True):
     ] = 65_536
     seed: Annotated[Natural, described("Same seed and same polls, same bits.")] = 0
     metrics_host: Annotated[Name, described("Address of the trainer's /metrics.")] = "127.0.0.1"
-    metrics_port: Annotated[Port, described("Port of its /metrics; 0 takes a free one.")] = 9108
+    metrics_port: Annotated[
+        Port, described("Port of its /metrics, /livez, /readyz; 0: a free one.")
+    ] = 9108
     duplicates_window: Annotated[
         Natural,
         described("How many (type, event_id) are remembered; a repetition is ignored. 0: none."),

@@ -12,9 +12,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,10 @@ from numpy.typing import NDArray
 from consumers import resume
 from consumers.behind import Behind, Moment
 from consumers.checkpoint import Checkpoint, Positions, pack_positions
-from consumers.kafka import DeadLetters, KafkaSource, Sink
+from consumers.health import STORES, Health
+from consumers.kafka import DeadLetters, KafkaSource, Sink, patient
 from consumers.metrics import TrainerMetrics
+from consumers.probes import Probes
 from consumers.publisher import Publisher
 from model_store.seen import Seen
 from model_store.snapshots import Snapshots
@@ -33,6 +36,8 @@ from stream.errors import Unavailable
 from stream.records import RecordBatch
 
 log = logging.getLogger("counterflow.trainer")
+
+T = TypeVar("T")
 
 FRESHNESS = 2_000  # newest observations kept as they are, for the summary's quantiles
 BACKLOG = 4_096  # records of a poll from which on its rows are written while the next is learned
@@ -56,6 +61,8 @@ class Trainer:
         *,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
+        health: Health,
+        probes: Probes,
         interval_s: float = 5.0,
         ttl_s: int = 86_400,
         stop: Event | None = None,
@@ -70,7 +77,9 @@ class Trainer:
         self.sink = sink
         self.dead_letters = dead_letters
         self.metrics = metrics
+        self.health = health
         self.stop = stop or Event()
+        self._probes = probes
         self.bad_events = 0
         self.duplicates = 0
         self._unacknowledged = 0  # refusals of dead letters that are counted
@@ -119,6 +128,7 @@ class Trainer:
         found = self.snapshots.newest_valid()
         positions: Positions = {}
         epoch = 0
+        self._identity = self.source.identify()  # of the topics that the positions are taken in
         if found is not None:
             meta = resume.meta(found)
             resume.verify(meta, self.source)
@@ -131,7 +141,12 @@ class Trainer:
         for place, count in self.source.start(positions, skip_gap).items():
             self.metrics.skipped_offsets.labels(*map(str, place)).inc(count)
             self.skipped += count
+        self.source.verify(self._identity)
+        self._tell()
+        self._probes.start()
         self._publish(epoch)
+        self.health.readable |= self.source.positions()
+        self.health.turned()
 
     def _publish(self, above: int) -> None:
         """Redis holds the whole model under an epoch above all others after the call."""
@@ -151,7 +166,7 @@ class Trainer:
 
         It is in Redis too, or with a backlog on its way.
         """
-        batches = self.source.poll(timeout_s)
+        batches = self._kafka(partial(self.source.poll, timeout_s)) or []
         if batches:
             if self.first_poll_s is None:
                 self.first_poll_s = self._monotonic()
@@ -161,6 +176,7 @@ class Trainer:
             if self._owed:
                 self._learn_again()
         self._upkeep()
+        self.health.turned()
         return sum(b.count for b in batches)
 
     def _learn(self, batches: Sequence[RecordBatch]) -> None:
@@ -171,12 +187,14 @@ class Trainer:
             self._bury(batches, learned)
         backlog = sum(batch.count for batch in batches) >= BACKLOG
         write = self._behind.begin if backlog else self._behind.now
-        write(self.publisher.change(learned), partial(self._written, learned.kafka_ts_ms))
+        ends = {(batch.topic, batch.partition): batch.next_offset for batch in batches}
+        write(self.publisher.change(learned), partial(self._written, learned.kafka_ts_ms, ends))
         self._dirty = True
         self._count(learned)
 
-    def _written(self, kafka_ts_ms: NDArray[np.int64], at: Moment) -> None:
+    def _written(self, kafka_ts_ms: NDArray[np.int64], ends: Positions, at: Moment) -> None:
         """The poll's change is in Redis since then; a Kafka time still to come is clock skew."""
+        self.health.readable |= ends
         at_s, self.last_write_s = at
         freshness_s = at_s - kafka_ts_ms[kafka_ts_ms >= 0] / 1e3
         skewed = freshness_s < 0
@@ -260,7 +278,8 @@ class Trainer:
                 self._begin_save()
         if now - self._refreshed_s >= 1.0:
             self._behind.finish()
-            self.source.discover()
+            self._tell_lag(self._kafka(self.source.discover) or [])
+            self.source.verify(self._identity)
             if self.vectors.lost:
                 log.warning("Redis has forgotten the model; all of it is written again")
                 self._publish(self.epoch)
@@ -268,12 +287,25 @@ class Trainer:
             self._refreshed_s = now
             self._gauges()
 
+    def _tell(self) -> None:
+        """From now on a scrape asks for itself, however long the loop hangs."""
+        m, health, engine = self.metrics, self.health, self.engine
+        m.open_exposures.set_function(lambda: engine.joiner.open_exposures)
+        m.rows.labels(kind="user").set_function(lambda: len(engine.users))
+        m.rows.labels(kind="item").set_function(lambda: len(engine.items))
+        m.last_progress_timestamp_seconds.set_function(lambda: health.progress_s)
+        for store in STORES:
+            m.dependency_up.labels(dependency=store).set_function(partial(health.up, store))
+            m.holding.labels(store=store).set_function(partial(health.held, store))
+        self._tell_lag(self.source.assigned())
+
+    def _tell_lag(self, places: list[tuple[str, int]]) -> None:
+        for place in places:
+            lag = self.metrics.lag_records.labels(topic=place[0], partition=str(place[1]))
+            lag.set_function(partial(self.health.lag, place))
+
     def _gauges(self) -> None:
-        for (topic, partition), lag in self.source.lag().items():
-            self.metrics.lag_records.labels(topic=topic, partition=str(partition)).set(lag)
-        self.metrics.open_exposures.set(self.engine.joiner.open_exposures)
-        self.metrics.rows.labels(kind="user").set(len(self.engine.users))
-        self.metrics.rows.labels(kind="item").set(len(self.engine.items))
+        self.health.readable |= self._kafka(self.source.positions) or {}  # past markers and gaps
         for outcome in self.engine.progressive.outcomes:
             for kind, value in self.engine.progressive.figures(outcome).items():
                 if kind != "count":
@@ -281,9 +313,10 @@ class Trainer:
 
     def _begin_save(self) -> None:
         self._behind.finish()
-        positions = self.source.positions()
+        positions = self._until_done("kafka", partial(patient, self.source.positions))
+        self._same_topics()
         meta = {
-            "identity": self.source.identity(),
+            "identity": self._identity,
             "positions": pack_positions(positions),
             "epoch": self.epoch,
             "learned": self.learned_before + self.learned,
@@ -294,6 +327,15 @@ class Trainer:
         self._saved_s = self._monotonic()
         self._dirty = False
 
+    def _same_topics(self) -> None:
+        """Raise Inconsistent where a topic was made anew: its offsets are not those of before.
+
+        A broker that is away now has told us nothing since.
+        """
+        with suppress(Unavailable):
+            patient(self.source.look_again)
+        self.source.verify(self._identity)
+
     def _finish_save(self) -> None:
         """The begun snapshot, if any, is safe; a disk that does not take it holds the loop."""
         while True:
@@ -301,11 +343,12 @@ class Trainer:
                 path = self._checkpoint.finish()
             except Unavailable as error:
                 self.metrics.store_errors.labels(store="snapshots").inc()
-                log.warning("the snapshot is not safe yet, holding: %s", error)
+                self.health.hold("snapshots", "loop", error.message)
                 if self.stop.wait(error.retry_after_s):
                     raise
                 self._begin_save()
             else:
+                self.health.release("snapshots", "loop")
                 if path is not None:
                     self.snapshot = path.name
                 return
@@ -335,7 +378,9 @@ class Trainer:
 
         With `close_windows` no exposure is open any more, unless `stop` was set.
         """
-        while not self.stop.is_set() and not _reached(self.source.positions(), ends):
+        while not self.stop.is_set() and not _reached(
+            self._kafka(self.source.positions) or {}, ends
+        ):
             self.turn()
         self._behind.finish()
         if close_windows and not self.stop.is_set():
@@ -347,6 +392,7 @@ class Trainer:
 
     def close(self) -> None:
         """The thread, the clients and the lock are released after the call."""
+        self._probes.close()
         self._behind.close()
         self._checkpoint.close()
         self.source.close()
@@ -355,21 +401,26 @@ class Trainer:
 
     def _until_done(self, store: str, action: Callable[[], Any]) -> Any:
         """Return what the action returns once its store is there; hold the place meanwhile."""
-        said = False
         while True:
             try:
                 result = action()
             except Unavailable as error:
                 self.metrics.store_errors.labels(store=store).inc()
-                if not said:
-                    log.warning("%s is away, holding: %s", store, error)
-                    said = True
+                self.health.hold(store, "loop", " ".join([error.message, error.remedy]).strip())
                 if self.stop.wait(error.retry_after_s):
                     raise
             else:
-                if said:
-                    log.warning("%s is back", store)
+                self.health.release(store, "loop")
                 return result
+
+    def _kafka(self, action: Callable[[], T]) -> T | None:
+        """Return what Kafka says once it is there; None if `stop` is set before."""
+        try:
+            return self._until_done("kafka", partial(patient, action))  # type: ignore[no-any-return]
+        except Unavailable:
+            if not self.stop.is_set():
+                raise
+            return None
 
 
 def _reached(positions: Positions, ends: Positions) -> bool:

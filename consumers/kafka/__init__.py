@@ -5,8 +5,12 @@ every rank all partitions of the items. There is no group membership to lose; th
 are the snapshot's, and those committed to Kafka are for lag tools only.
 """
 
+from consumers.kafka.connection import patient
 from consumers.kafka.dead_letters import DeadLetters
+from consumers.kafka.ends import Ends
 from consumers.kafka.sink import Outgoing, Sink, Unacknowledged
 from consumers.kafka.source import KafkaSource
 
-__all__ = ["DeadLetters", "KafkaSource", "Outgoing", "Sink", "Unacknowledged"]
+__all__ = [
+    "DeadLetters", "Ends", "KafkaSource", "Outgoing", "Sink", "Unacknowledged", "patient",
+]  # fmt: skip

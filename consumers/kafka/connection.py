@@ -5,7 +5,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from kafka import errors
 from kafka.net.compat import KafkaNetClient
@@ -13,6 +13,8 @@ from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 
 from stream.errors import CounterflowError, Inconsistent, Unavailable
+
+T = TypeVar("T")
 
 REQUEST_S = 10.0  # a request without an answer by then is a broker that is away
 
@@ -58,6 +60,20 @@ def broker_errors(doing: str) -> Iterator[None]:
         raise Unavailable(f"{doing}: {describe(error)}", remedy="is the broker up?") from error
     except OSError as error:
         raise Unavailable(f"{doing}: {error}", remedy="is the broker up?") from error
+
+
+# What ends a start, since an operator has to mend it, and what a running trainer waits for.
+GRANTED_AGAIN = (errors.AuthorizationError, errors.SaslAuthenticationFailedError)
+
+
+def patient(action: Callable[[], T]) -> T:
+    """Return what the action returns; rights that were taken from us meanwhile are Unavailable."""
+    try:
+        return action()
+    except CounterflowError as error:
+        if isinstance(error.__cause__, GRANTED_AGAIN):
+            raise Unavailable(error.message, remedy=error.remedy) from error
+        raise
 
 
 def lasting(error: BaseException) -> str:

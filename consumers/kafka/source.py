@@ -28,6 +28,7 @@ POLL_BYTES = 8 * MIB  # larger polls make steps hardly faster, and the process l
 FIRST_GUESS = 16 * 1024  # a batch's bytes before one was seen: the clients' usual batch_size
 MOST_ITEMS = 100_000  # of one inner poll
 HELD_BYTES = 64 * MIB  # beyond it the order over partitions is given up, not the memory
+GONE_S = 10.0  # a topic that the broker does not know for so long was deleted
 PATIENCE = 8  # fetches without a lagging partition's records: an open transaction holds them
 
 
@@ -56,7 +57,7 @@ class KafkaSource:
             raise ValueError(f"rank {rank} is not one of {world}")
         self.topics = dict(topics)
         self._group_id = group_id
-        self._committed_only = isolation_level == "read_committed"
+        self.committed_only = isolation_level == "read_committed"
         self.rank, self.world = rank, world
         self._consumer = connect(
             KafkaConsumer,
@@ -88,6 +89,7 @@ class KafkaSource:
         self._unproven: dict[Partition, tuple[int, int | None]] = {}
         self._held: list[RecordBatch] = []  # polled, not yet given out
         self._largest = FIRST_GUESS
+        self._missing_s: dict[str, float] = {}  # topics that the broker does not know, since when
 
     # -- partitions and offsets
 
@@ -111,7 +113,12 @@ class KafkaSource:
         return self._add(mine, wanted, skip_gap)
 
     def discover(self) -> list[Partition]:
-        """Take up the partitions that were added since the start, from their first record."""
+        """Take up the partitions that were added since the start, from their first record.
+
+        Asks nobody: it looks at what the client knows. Raises Unavailable for a topic that is not
+        shown to us any more, and Inconsistent for one that was deleted.
+        """
+        self._require_topics()
         new = [partition for partition in self._mine() if partition not in self._assigned]
         if new:
             self._add(new, {})
@@ -165,7 +172,7 @@ class KafkaSource:
         Under read_committed it is the last stable offset, else the high watermark out of a fetch:
         Tansu's answer to ListOffsets is wrong behind a batch of several records.
         """
-        if self._committed_only:
+        if self.committed_only:
             with broker_errors("asking for the ends"):
                 tps = list(self._assigned.values())
                 told = self._consumer.end_offsets(tps, timeout_ms=int(timeout_s * 1000))
@@ -312,6 +319,18 @@ class KafkaSource:
         known = {topic: str(id_) for topic, id_ in ids.items() if id_ is not None and id_.int}
         return {"cluster": str(cluster.cluster_id or ""), **known}
 
+    def identify(self) -> dict[str, str]:
+        """Return `identity` once the topics are known; before, the client has no ids of them."""
+        self._mine()
+        return self.identity()
+
+    def look_again(self, timeout_s: float = 1.0) -> None:
+        """The client knows cluster and topics as they are now; raises Unavailable."""
+        net, manager = self._consumer._net, self._consumer._manager  # noqa: SLF001 - no public way
+        with broker_errors("asking for the topics"):
+            asked = self._consumer._cluster.request_update()  # noqa: SLF001
+            net.run(manager.wait_for, asked, int(timeout_s * 1000))
+
     def verify(self, identity: Mapping[str, str]) -> None:
         """Raise Inconsistent if a cluster or topic is another than in `identity`."""
         now = self.identity()
@@ -333,6 +352,21 @@ class KafkaSource:
 
     def _exists(self, partition: Partition) -> bool:
         return partition[1] in self._consumer.partitions_for_topic(partition[0])
+
+    def _require_topics(self) -> None:
+        """Raise for a topic that the client has lost sight of, while it looks again."""
+        cluster = self._consumer._cluster  # noqa: SLF001
+        for topic in self.topics:
+            if cluster.partitions_for_topic(topic) is not None:
+                self._missing_s.pop(topic, None)
+                continue
+            cluster.request_update()
+            if topic in cluster.unauthorized_topics:
+                raise Unavailable(f"the topic {topic} is not shown to this user", remedy=NO_TOPIC)
+            since_s = self._missing_s.setdefault(topic, time.monotonic())
+            if time.monotonic() - since_s > GONE_S:
+                raise Inconsistent(f"the topic {topic} was deleted while it was read", DISAGREES)
+            raise Unavailable(f"the broker does not know the topic {topic}")
 
     def _mine(self) -> list[Partition]:
         mine = []
@@ -369,7 +403,7 @@ class KafkaSource:
                 raise Inconsistent(message, GONE)
             log.warning("%s; %d offsets are skipped", message, gap)
             skipped[partition], wanted[partition] = gap, first[tp]
-        self._assigned |= added
+        self._assigned = self._assigned | added  # anew: others may be looking at it
         self._consumer.assign(list(self._assigned.values()))
         for partition, tp in added.items():
             self._stand(partition, wanted.get(partition, first[tp]))

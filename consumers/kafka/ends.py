@@ -1,0 +1,74 @@
+"""Where the partitions end now, asked on a connection of its own, whatever else stands still."""
+
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition
+
+from consumers.kafka.connection import broker_errors, connect
+from stream.errors import Unavailable
+
+PATIENCE_S = 0.6  # then it is looked whether anybody listens
+LONGEST_S = 3.0  # a broker that listens and does not answer
+LISTEN_S = 0.2
+
+
+class Ends:
+    """Asks for the ends of partitions; one thread at a time.
+
+    Under read_committed an end is the last stable offset. It connects when it is first asked.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        client: Mapping[str, Any] | None = None,
+        isolation_level: str = "read_uncommitted",
+    ) -> None:
+        self._bootstrap_servers = bootstrap_servers
+        self._options = {
+            "isolation_level": isolation_level,
+            "enable_auto_commit": False,
+            "allow_auto_create_topics": False,
+            "bootstrap_timeout_ms": int(LONGEST_S * 1000),
+            "metadata_max_age_ms": 30_000,
+            "reconnect_backoff_max_ms": 500,
+            "metrics_enabled": False,
+            **(client or {}),
+        }
+        self._consumer: Any = None
+
+    def __call__(self, partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """Return the ends; raises Unavailable at once where nobody listens, else after 3 s."""
+        if self._consumer is None:
+            self._consumer = connect(KafkaConsumer, self._bootstrap_servers, self._options)
+        tps = [TopicPartition(*partition) for partition in partitions]
+        until = time.monotonic() + LONGEST_S
+        while True:
+            try:
+                with broker_errors("asking for the ends"):
+                    told = self._consumer.end_offsets(tps, timeout_ms=int(PATIENCE_S * 1000))
+                return {(tp.topic, tp.partition): offset for tp, offset in told.items()}
+            except Unavailable as error:
+                if time.monotonic() > until:
+                    raise
+                if not self._listens():
+                    raise Unavailable(f"no broker listens: {error.message}") from error
+
+    def close(self) -> None:
+        """The connection is closed after the call."""
+        if self._consumer is not None:
+            self._consumer.close(autocommit=False, timeout_ms=500)
+
+    def _listens(self) -> bool:
+        """Tell whether any broker takes a connection."""
+        known = [(broker.host, broker.port) for broker in self._consumer._cluster.brokers()]  # noqa: SLF001
+        for address in known:
+            try:
+                socket.create_connection(address, LISTEN_S).close()
+            except OSError:
+                continue
+            return True
+        return not known
