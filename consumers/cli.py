@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from consumers import commands, evaluate, settings
 from stream.errors import CounterflowError
+from stream.memory import SMALLER
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # of a file or folder that was named
+        return said(CounterflowError(f"{error}", "check the path, its permissions and its disk"), 1)
+    except MemoryError as error:
+        return said(CounterflowError(f"out of memory: {error}", SMALLER), 1)
+    except KeyboardInterrupt:
+        return said(CounterflowError("interrupted", "run it again: repeated events count once"), 1)
 
 
 def said(error: CounterflowError, code: int) -> int:

@@ -3,7 +3,6 @@
 import argparse
 import ctypes
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -74,11 +73,15 @@ def train(args: argparse.Namespace, settings: Settings) -> int:
     stop = stop_on_signals()
     from prometheus_client import CollectorRegistry
 
-    from consumers import build, port, summary
+    from consumers import build, endpoint, ports, summary
 
     registry = CollectorRegistry()
-    health, t = build.health(), settings.trainer
-    server = port.serve(t.metrics_host, t.metrics_port, registry, health)
+    health = build.health()
+    host, port = settings.trainer.metrics_host, settings.trainer.metrics_port
+    try:
+        server = endpoint.serve(host, port, registry, health)
+    except ports.TAKEN as error:
+        raise ports.refused("trainer.metrics_port", host, port, error) from error
     trainer = build.trainer(settings, registry, stop, health)
     try:
         trainer.start(from_earliest=args.from_earliest, skip_gap=args.skip_gap)
@@ -245,14 +248,9 @@ def doctor(args: argparse.Namespace, settings: Settings) -> int:
         return show(settings)["redis"]["url"]  # type: ignore[no-any-return]
 
     def disk() -> str:
-        from pathlib import Path
+        from consumers.disk import check
 
-        at = Path(settings.snapshots.dir)
-        while not at.exists():
-            at = at.parent
-        if not os.access(at, os.W_OK):
-            raise CounterflowError(f"{at} is not writable", "choose another snapshots.dir")
-        return f"{settings.snapshots.dir}, {shutil.disk_usage(at).free >> 20} MiB free"
+        return check(settings.snapshots.dir)
 
     return 0 if all([healthy(name, run) for name, run in checks(kafka, redis, disk)]) else 1
 

@@ -23,11 +23,12 @@ from stream.errors import Inconsistent
 PREFIX = "COUNTERFLOW_"
 HIDDEN = "********"
 
-Count = Annotated[int, Meta(ge=1)]
-Natural = Annotated[int, Meta(ge=0)]
+MOST = 2**63 - 1  # what a 64-bit integer holds
+Count = Annotated[int, Meta(ge=1, le=MOST)]
+Natural = Annotated[int, Meta(ge=0, le=MOST)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
-Seconds = Annotated[float, Meta(gt=0)]
-Elapsed = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # up to 30 years; in milliseconds it stays exact
+Elapsed = Annotated[float, Meta(ge=0, le=1e9)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 
@@ -319,17 +320,7 @@ def load(
 
     `cli` maps `section.key` to text. Raises WrongSetting, naming the source and the nearest name.
     """
-    chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    if toml_path is not None:
-        for source, section, key, value in read_toml(Path(toml_path)):
-            place(chosen, source, section, key, value, strict=True)
-    for name, text in sorted((environ or {}).items()):
-        if name.startswith(PREFIX) and "__" in name[len(PREFIX) :]:
-            section, _, key = name[len(PREFIX) :].lower().partition("__")
-            place(chosen, name, section, key, text, strict=False)
-    for name, text in (cli or {}).items():
-        section, _, key = name.partition(".")
-        place(chosen, name, section, key, text, strict=False)
+    chosen = _chosen(cli, environ, toml_path)
     sections: dict[str, Any] = {name: kind(**chosen[name]) for name, kind in SECTIONS.items()}
     settings = Settings(**sections)
     if settings.model.rating_min >= settings.model.rating_max:
@@ -345,6 +336,36 @@ def load(
             "ranks count from 0",
         )
     return settings
+
+
+def named(
+    cli: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    toml_path: str | os.PathLike[str] | None = None,
+) -> set[str]:
+    """Return `section.key` of each setting that a source gives; all others are defaults."""
+    chosen = _chosen(cli, environ, toml_path)
+    return {f"{section}.{key}" for section, values in chosen.items() for key in values}
+
+
+def _chosen(
+    cli: Mapping[str, str] | None,
+    environ: Mapping[str, str] | None,
+    toml_path: str | os.PathLike[str] | None,
+) -> dict[str, dict[str, Any]]:
+    """Return what the sources give, by section and key, the stronger source winning."""
+    chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    if toml_path is not None:
+        for source, section, key, value in read_toml(Path(toml_path)):
+            place(chosen, source, section, key, value, strict=True)
+    for name, text in sorted((environ or {}).items()):
+        if name.startswith(PREFIX) and "__" in name[len(PREFIX) :]:
+            section, _, key = name[len(PREFIX) :].lower().partition("__")
+            place(chosen, name, section, key, text, strict=False)
+    for name, text in (cli or {}).items():
+        section, _, key = name.partition(".")
+        place(chosen, name, section, key, text, strict=False)
+    return chosen
 
 
 def read_toml(path: Path) -> Iterator[tuple[str, str, str, Any]]:

@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 import redis
 
-from consumers import clients, playground, topics
+from consumers import clients, playground, ports, topics
 from consumers import settings as all_settings
 from consumers.kafka import KafkaSource
 from consumers.replay import replay
@@ -48,15 +48,22 @@ def run(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    named = all_settings.named(given, os.environ, config)
+    t, s = settings.trainer, settings.service
+    chosen = {
+        what: str(ports.free(what, host, port, what in named))
+        for what, host, port in (
+            ("trainer.metrics_port", t.metrics_host, t.metrics_port),
+            ("service.port", s.host, s.port),
+        )
+    }
     with playground.playground() as servers, _folder(settings) as folder:
         topics.create(servers.bootstrap_servers, settings.kafka.topic_prefix)
-        chosen = {
+        chosen |= {
             "kafka.bootstrap_servers": servers.bootstrap_servers,
             "redis.url": servers.redis_url,
             "snapshots.dir": str(folder),
             "snapshots.interval_s": str(min(settings.snapshots.interval_s, WATCH_S)),
-            "trainer.metrics_port": str(_port(settings.trainer.metrics_port)),
-            "service.port": str(_port(settings.service.port)),
         }
         both = given | chosen
         here = all_settings.load(both, os.environ, config)
@@ -77,7 +84,9 @@ def run(
             if not once:
                 _wait("Ctrl-C", lambda: False, stop, trainer, service, limit_s=None)
             trainer.send_signal(signal.SIGTERM)
-            out, _ = trainer.communicate(timeout=60)
+            out, _ = trainer.communicate()
+            if trainer.returncode:
+                raise _ended(trainer)
             result = orjson.loads(out.splitlines()[-1])
             result["redis_keys"] = int(redis.Redis.from_url(servers.redis_url).dbsize())
             if json:
@@ -93,15 +102,21 @@ def run(
 def _folder(settings: Settings) -> Iterator[Path]:
     """Yield a fresh snapshot folder: the broker keeps nothing, so no older snapshot fits it."""
     at = Path(settings.snapshots.dir)
-    if at.exists() and any(at.glob("up-*")):
+    try:
+        at.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix="new-up-", dir=at))
+    except OSError as error:
+        raise CounterflowError(
+            f"{at} cannot be written: {error.strerror}", "choose another snapshots.dir"
+        ) from error
+    if any(at.glob("up-*")):
         print(
             f"the embedded broker keeps nothing: beginning afresh, older runs in {at} are removed",
             file=sys.stderr,
         )
         for old in at.glob("up-*"):
             shutil.rmtree(old, ignore_errors=True)
-    at.mkdir(parents=True, exist_ok=True)
-    yield Path(tempfile.mkdtemp(prefix="up-", dir=at))
+    yield made.rename(at / made.name.removeprefix("new-"))
 
 
 @contextmanager
@@ -127,17 +142,6 @@ def _child(command: str, chosen: list[str], more: list[str]) -> Iterator["subpro
             process.wait()
 
 
-def _port(wanted: int) -> int:
-    """Return the port if it is free, else another."""
-    import socket
-
-    try:
-        with socket.create_server(("127.0.0.1", wanted)) as held:
-            return int(held.getsockname()[1])
-    except OSError:
-        return playground.free_port()
-
-
 def _wait(
     what: str,
     done: Callable[[], bool],
@@ -150,13 +154,16 @@ def _wait(
     while not stop.is_set() and not done():
         for child in children:
             if child.poll() is not None:
-                raise CounterflowError(
-                    f"a child process ended with exit status {child.returncode}",
-                    "its own message stands above",
-                )
+                raise _ended(child)
         if until and time.monotonic() > until:
             raise CounterflowError(f"{what} did not come within {limit_s:.0f} s", "see the log")
         stop.wait(0.05)
+
+
+def _ended(child: "subprocess.Popen[bytes]") -> CounterflowError:
+    return CounterflowError(
+        f"a child process ended with exit status {child.returncode}", "its own message stands above"
+    )
 
 
 def _get(url: str) -> bytes | None:

@@ -259,7 +259,7 @@ class Snapshots:
         return self.directory / f"snapshot-{number:012d}"
 
     def _numbers(self) -> Iterator[int]:
-        if self.directory.is_dir():
+        if self.directory.exists():
             for path in self.directory.iterdir():
                 if match := _NAME.match(path.name):
                     yield int(match.group(1))

@@ -6,11 +6,22 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.errors import Inconsistent
+
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+SMALLER = (
+    "lower the bounds: model.max_users, max_items, max_features, trainer.duplicates_window,"
+    " join.open_max, closed_max, pending_max"
+)
 
 
 def reserve(rows: int, width: int, dtype: type[np.generic]) -> NDArray[np.generic]:
     """Return zeros (rows, width) whose pages the system commits as they are touched."""
     size = rows * width * np.dtype(dtype).itemsize
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
-    return np.frombuffer(mmap.mmap(-1, size, flags=flags), dtype).reshape(rows, width)
+    try:
+        memory = mmap.mmap(-1, size, flags=flags)
+    except (OSError, OverflowError) as error:
+        raise Inconsistent(f"no address space for {size} bytes: {error}", SMALLER) from error
+    return np.frombuffer(memory, dtype).reshape(rows, width)

@@ -188,6 +188,11 @@ def connect(make: Callable[..., Any], bootstrap_servers: str, options: Mapping[s
     try:
         with broker_errors(f"connecting to {bootstrap_servers}"):
             return make(bootstrap_servers=bootstrap_servers, kafka_client=network, **options)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise CounterflowError(
+            f"connecting to {bootstrap_servers}: {error}",
+            "kafka.bootstrap_servers is host:port, separated by commas; check kafka.options too",
+        ) from error
     except Unavailable as error:
         for client in inner:
             client.close()  # a failed constructor leaves its thread and sockets behind

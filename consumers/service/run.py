@@ -16,12 +16,13 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 
-from consumers import clients, topics
+from consumers import clients, ports, topics
 from consumers.kafka import Outgoing, Sink, Unacknowledged
 from consumers.service.app import create_app
 from consumers.service.impressions import ImpressionLog
 from consumers.service.posted import Posted
 from consumers.settings import Service, Settings
+from model_store.wire import BAD_URL, URL_REMEDY
 from stream.errors import CounterflowError
 
 log = logging.getLogger("counterflow.service")
@@ -140,11 +141,8 @@ def listen(host: str, port: int) -> socket.socket:
         except OSError:
             held.close()
             raise
-    except OSError as error:
-        raise CounterflowError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
-            "choose another service.host or service.port",
-        ) from error
+    except ports.TAKEN as error:
+        raise ports.refused("service.port", host, port, error) from error
     return held
 
 
@@ -187,7 +185,10 @@ def run(settings: Settings, started: Callable[[str], None] | None = None) -> Non
     host = settings.service.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{held.getsockname()[1]}"
     produce = KafkaProduce(settings)
-    client = redis.asyncio.Redis.from_url(settings.redis.url, socket_timeout=SOCKET_TIMEOUT_S)
+    try:
+        client = redis.asyncio.Redis.from_url(settings.redis.url, socket_timeout=SOCKET_TIMEOUT_S)
+    except ValueError as error:
+        raise CounterflowError(BAD_URL, URL_REMEDY) from error
     registry = CollectorRegistry()
     impressions = (
         ImpressionLog(settings, registry) if settings.exploration.log_impressions else None

@@ -1,4 +1,4 @@
-"""The trainer's port: /metrics, /livez and /readyz."""
+"""What the trainer answers over HTTP: /metrics, /livez and /readyz."""
 
 import socket
 import threading
@@ -62,5 +62,5 @@ class _Handler(BaseHTTPRequestHandler):
 def serve(host: str, port: int, registry: CollectorRegistry, health: Health) -> ThreadingHTTPServer:
     """Return the server, which answers in threads of its own until it is shut down."""
     server = _Server(host, port, partial(_Handler, registry, health))
-    threading.Thread(target=server.serve_forever, name="port", daemon=True).start()
+    threading.Thread(target=server.serve_forever, name="endpoint", daemon=True).start()
     return server
