@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from model_store import codec
@@ -18,6 +19,7 @@ from model_store.codec import Kind
 from model_store.seen import Seen, group, latest
 from model_store.vectors import Named, RedisVectors
 from stream.engine import Engine, Learned
+from stream.errors import servable
 from stream.model.learner import Rows as ServedRows
 from stream.vocabulary import Vocabulary
 
@@ -116,14 +118,39 @@ class Publisher:
         if not (_some(rows) or told or left or learned.learned):
             return lambda: None
         globals_, marks = self._globals(), self._marking(learned, left, stamp)
-        return lambda: self._vectors.write(
-            stamp, rows, globals_=globals_, meta=told, unseen=left, then=marks()
-        )
+
+        def write() -> object:
+            with servable("what users have seen"):
+                then = marks()
+            return self._vectors.write(
+                stamp, rows, globals_=globals_, meta=told, unseen=left, then=then
+            )
+
+        return write
 
     def describe(self) -> None:
         """The servers can read what the model is after the call."""
-        model = self._model | self._engine.model() | {"epoch": self.epoch}
+        model = self._said()
         self._hold(lambda: self._vectors.publish_model(model))
+
+    def check(self) -> None:
+        """All that waits to be published has a form in which it can be, else Unservable."""
+        with servable("the model's description"):
+            orjson.dumps(self._said())
+        learner = self._engine.learner
+        names = list(learner.features.row)
+        for begin in range(0, len(names), REFRESH_ROWS):
+            rows = np.arange(begin, min(begin + REFRESH_ROWS, len(names)), dtype=np.int32)
+            self._packed_rows("feature", learner.feature_rows(rows))
+        self._rows("item", learner.dirty())
+
+    def went_back(self) -> None:
+        """The engine is as it was before: ids may have come to other rows since."""
+        self._packed = []
+
+    def _said(self) -> dict[str, Any]:
+        with servable("the model's description"):
+            return self._model | self._engine.model() | {"epoch": self.epoch}
 
     def _again(self, kind: Served, rows: Rows) -> None:
         """These rows, and what hangs on them, stand as if they had just changed."""

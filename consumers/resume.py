@@ -24,6 +24,8 @@ class Meta(msgspec.Struct, frozen=True):
     positions: list[tuple[str, int, int]]
     epoch: int
     learned: int
+    bad_events: int = 0
+    duplicates: int = 0
     rank: int | None = None  # those saved before they were told have neither
     world: int | None = None
 

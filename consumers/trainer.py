@@ -24,6 +24,7 @@ from consumers import resume
 from consumers.behind import Behind, Moment
 from consumers.checkpoint import Checkpoint, Positions, pack_positions
 from consumers.health import STORES, Health
+from consumers.isolation import Suspects, blames_a_record, halve, ranges
 from consumers.kafka import DeadLetters, KafkaSource, Sink, patient
 from consumers.metrics import TrainerMetrics
 from consumers.probes import Probes
@@ -32,8 +33,11 @@ from model_store.seen import Seen
 from model_store.snapshots import Snapshots
 from model_store.vectors import RedisVectors
 from stream.engine import Engine, Learned
-from stream.errors import Unavailable
+from stream.errors import Inconsistent, Unavailable, Unservable
+from stream.events import BadRecord
+from stream.pieces import Piece, joined, parted, pieces, unlearnable
 from stream.records import RecordBatch
+from stream.schemas import ATTRIBUTE_KINDS
 
 log = logging.getLogger("counterflow.trainer")
 
@@ -103,6 +107,11 @@ class Trainer:
         self._replay = replay  # how often an event is learned again while the queue is empty
         self._owed = 0
         self._warned_s: dict[str, float] = {}
+        self._blank: dict[str, NDArray[Any]] | None = None  # the state where no snapshot was
+        self._began: Positions = {}  # of each partition, the first offset polled
+        self._before = (0, 0)  # bad and repeated records, in the snapshot that it resumed from
+        self._suspects = Suspects()
+        self._counted: Positions = {}  # what lies below is learned again, and counted no more
         self._joined = (0, 0, 0, 0)  # late, corrected, contradicted, evicted, as they were counted
 
     @property
@@ -136,8 +145,11 @@ class Trainer:
             positions = meta.offsets()
             epoch = meta.epoch
             self.learned_before = meta.learned
+            self._before = meta.bad_events, meta.duplicates
             self._joined = self._joins()
             log.info("resumed where %d clicks and ratings were learned", self.learned_before)
+        else:
+            self._blank = self.engine.state()
         for place, count in self.source.start(positions, skip_gap).items():
             self.metrics.skipped_offsets.labels(*map(str, place)).inc(count)
             self.skipped += count
@@ -167,30 +179,62 @@ class Trainer:
         It is in Redis too, or with a backlog on its way.
         """
         batches = self._kafka(partial(self.source.poll, timeout_s)) or []
-        if batches:
-            if self.first_poll_s is None:
-                self.first_poll_s = self._monotonic()
-            self._learn(batches)
-        else:
-            self._behind.finish()
-            if self._owed:
-                self._learn_again()
-        self._upkeep()
+        try:
+            if batches:
+                if self.first_poll_s is None:
+                    self.first_poll_s = self._monotonic()
+                self._learn(batches)
+            else:
+                self._behind.finish()
+                if self._owed:
+                    self._learn_again()
+            self._upkeep()
+        except Unservable as error:
+            self._step_back(error)
         self.health.turned()
         return sum(b.count for b in batches)
 
     def _learn(self, batches: Sequence[RecordBatch]) -> None:
-        start = self._monotonic()
-        learned = self.engine.learn(batches, self.source.pending())
-        self.metrics.step_duration_seconds.observe(self._monotonic() - start)
-        if learned.bad:
-            self._bury(batches, learned)
+        for batch in batches:
+            self._began.setdefault((batch.topic, batch.partition), batch.fetch_offset)
+        learn = self._learn_apart if self._suspects.among(batches) else self._learn_whole
+        again, new = parted(batches, self._counted) if self._counted else ([], batches)
+        if again and not learn(again, new, True):
+            return
+        if new:
+            learn(new, (), False)
+
+    def _learn_whole(
+        self, batches: Sequence[RecordBatch], rest: Sequence[RecordBatch], again: bool
+    ) -> bool:
+        """Learn a poll, or the part of it that comes `again`; tell whether nothing raised."""
+        try:
+            learned, change = self._digest(batches, rest)
+        except Exception as error:
+            if not blames_a_record(error):
+                raise
+            self._step_back(error, batches)
+            return False
+        if learned.bad and not again:
+            self._bury(batches, learned.bad)
         backlog = sum(batch.count for batch in batches) >= BACKLOG
         write = self._behind.begin if backlog else self._behind.now
         ends = {(batch.topic, batch.partition): batch.next_offset for batch in batches}
-        write(self.publisher.change(learned), partial(self._written, learned.kafka_ts_ms, ends))
+        times = learned.kafka_ts_ms[: 0 if again else None]
+        write(change, partial(self._written, times, ends))
         self._dirty = True
-        self._count(learned)
+        self._count(learned, again)
+        return True
+
+    def _digest(
+        self, batches: Sequence[RecordBatch], rest: Sequence[RecordBatch]
+    ) -> tuple[Learned, Callable[[], object]]:
+        """Learn the batches, behind which the rest will come; return what changed and its write."""
+        start = self._monotonic()
+        more = {(b.topic, b.partition) for b in rest if b.kind not in ATTRIBUTE_KINDS}
+        learned = self.engine.learn(batches, self.source.pending() | more)
+        self.metrics.step_duration_seconds.observe(self._monotonic() - start)
+        return learned, self.publisher.change(learned)
 
     def _written(self, kafka_ts_ms: NDArray[np.int64], ends: Positions, at: Moment) -> None:
         """The poll's change is in Redis since then; a Kafka time still to come is clock skew."""
@@ -212,7 +256,95 @@ class Trainer:
         self.publisher.moved(update.users, update.items)
         self._dirty = True
 
-    def _bury(self, batches: Sequence[RecordBatch], learned: Learned) -> None:
+    # what raises when it is learned ---------------------------------------------------------------
+
+    def _step_back(self, error: Exception, batches: Sequence[RecordBatch] = ()) -> None:
+        """The engine and the source stand where the newest snapshot left them after the call.
+
+        What is read again is not counted again, and the stretch that raised is learned with care:
+        these batches, or all since the snapshot. Raises the error where it was learned so before.
+        """
+        reached: Positions = self._until_done("kafka", partial(patient, self.source.positions))
+        log.warning("something cannot be learned or written; it is looked for", exc_info=error)
+        began = self._restore()
+        stretch = ranges(batches) or {p: (offset, reached[p]) for p, offset in began.items()}
+        if not self._suspects.widen(stretch):
+            raise error
+        counted = reached | {p: first for p, (first, _) in stretch.items() if batches}
+        for place, offset in counted.items():
+            self._counted[place] = max(offset, self._counted.get(place, 0))
+
+    def _restore(self) -> Positions:
+        """All is as in the newest snapshot, or as at the start; returns where the source stands."""
+        try:
+            self._behind.finish()
+        except Unservable as error:
+            log.warning("a change is not written: %s", error)
+        try:
+            path = self._checkpoint.finish()
+            self.snapshot = self.snapshot if path is None else path.name
+        except Unavailable as error:
+            log.warning("the snapshot is not safe, the one before it counts: %s", error)
+        found = self.snapshots.newest_valid() if self._blank is None or self.snapshot else None
+        if found is not None:
+            said = resume.meta(found)
+            resume.load(self.engine, found)
+        elif self._blank is not None:
+            said = resume.Meta({}, [], 0, 0)
+            self.engine.load(self._blank)
+        else:
+            raise Inconsistent(
+                "there is no valid snapshot to go back to", "start again, and look into the log"
+            )
+        self.publisher.went_back()
+        offsets = said.offsets()
+        # the log may have begun behind the snapshot's offsets
+        began = offsets | {p: max(n, offsets.get(p, 0)) for p, n in self._began.items()}
+        self.source.seek(began)
+        self.learned = said.learned - self.learned_before
+        self.bad_events = said.bad_events - self._before[0]
+        self.duplicates = said.duplicates - self._before[1]
+        self._joined = self._joins()
+        return began
+
+    def _learn_apart(
+        self, batches: Sequence[RecordBatch], rest: Sequence[RecordBatch], again: bool
+    ) -> bool:
+        """Every record of the batches is learned after the call, or buried if it raises alone."""
+        self._behind.finish()
+        proved = False
+
+        def learn(some: list[Piece], later: list[Piece]) -> None:
+            part = joined(some)
+            learned, change = self._digest(part, [*joined(later), *rest])
+            self.publisher.check()
+            times = learned.kafka_ts_ms[: 0 if again else None]
+            self._behind.now(change, partial(self._written, times, {}))
+            if learned.bad and not again:
+                self._bury(part, learned.bad)
+            self._count(learned, again)
+
+        def bury(piece: Piece, error: Exception) -> None:
+            nonlocal proved
+            if not proved:
+                self.engine.warm_up()  # where nothing can be learned, it is not for the record
+                proved = True
+            bad = unlearnable(piece, error)
+            log.error("%s[%d]@%d cannot be learned: %s", *piece.place, piece.offset, bad.detail)
+            self._bury(joined([piece]), [bad])
+            self.metrics.bad_events.labels(reason=bad.reason).inc()
+            self.bad_events += 1
+
+        def load(state: dict[str, NDArray[Any]]) -> None:
+            self.engine.load(state)
+            self.publisher.went_back()
+
+        halve(pieces(batches), learn, self.engine.state, load, bury)
+        self._dirty = True
+        self._saved_s = -np.inf  # the next snapshot lies behind it
+        return True
+
+    def _bury(self, batches: Sequence[RecordBatch], bad: list[BadRecord]) -> None:
         """Every bad record of the poll is acknowledged in the dead-letter topic after the call."""
 
         def flush() -> None:
@@ -223,10 +355,17 @@ class Trainer:
                 self.metrics.dead_letters_failed.inc(failed - self._unacknowledged)
                 self._unacknowledged = failed
 
-        self.dead_letters.add(learned.bad, batches)
+        self.dead_letters.add(bad, batches)
         self._until_done("kafka", flush)
 
-    def _count(self, learned: Learned) -> None:
+    def _count(self, learned: Learned, again: bool = False) -> None:
+        """Count what was learned; of what is learned again, only what the summary tells."""
+        self.bad_events += len(learned.bad)
+        self.duplicates += learned.duplicates
+        self.learned += learned.learned
+        if again:
+            self._joined = self._joins()
+            return
         m = self.metrics
         for kind, n in learned.events.items():
             m.events.labels(type=kind).inc(n)
@@ -240,9 +379,6 @@ class Trainer:
                 self._warn_of_room(kind)
         for signal in learned.drifted:
             m.drift_detections.labels(signal=signal).inc()
-        self.bad_events += len(learned.bad)
-        self.duplicates += learned.duplicates
-        self.learned += learned.learned
         self._owed = min(self._owed + self._replay * learned.learned, OWED_MAX)
         now = self._joins()
         for counter, total, before in zip(
@@ -322,6 +458,8 @@ class Trainer:
             "learned": self.learned_before + self.learned,
             "rank": self.source.rank,
             "world": self.source.world,
+            "bad_events": self._before[0] + self.bad_events,
+            "duplicates": self._before[1] + self.duplicates,
         }
         self._checkpoint.begin(self.engine.state(), meta, positions)
         self._saved_s = self._monotonic()
@@ -378,17 +516,27 @@ class Trainer:
 
         With `close_windows` no exposure is open any more, unless `stop` was set.
         """
+        while not self._settled(ends, close_windows):
+            pass
+        self.save()
+
+    def _settled(self, ends: Positions, close_windows: bool) -> bool:
+        """Learn up to `ends` and write all of it; tell whether nothing raised."""
         while not self.stop.is_set() and not _reached(
             self._kafka(self.source.positions) or {}, ends
         ):
             self.turn()
-        self._behind.finish()
-        if close_windows and not self.stop.is_set():
-            self.publisher.moved(*self.engine.close_windows())
-            self._dirty = True
-        if not self.stop.is_set():
-            self.publisher.settle()
-        self.save()
+        try:
+            self._behind.finish()
+            if close_windows and not self.stop.is_set():
+                self.publisher.moved(*self.engine.close_windows())
+                self._dirty = True
+            if not self.stop.is_set():
+                self.publisher.settle()
+        except Unservable as error:
+            self._step_back(error)
+            return False
+        return True
 
     def close(self) -> None:
         """The thread, the clients and the lock are released after the call."""

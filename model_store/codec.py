@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stream.errors import Inconsistent
+from stream.errors import Inconsistent, Unservable
 
 Kind = Literal["user", "item", "feature"]
 
@@ -117,11 +117,11 @@ def pack(
     """Each row is one bytes object of equal length, ready to be written.
 
     Vector components beyond float16 are cut to its largest; counts beyond 32 bits likewise. A value
-    that is not finite raises Inconsistent: a diverged model must not reach the servers.
+    that is not finite raises Unservable: a diverged model must not reach the servers.
     """
     stamp(epoch, sequence)
     if not (np.isfinite(bias).all() and np.isfinite(vector).all()):
-        raise Inconsistent(
+        raise Unservable(
             f"a {kind} row to be written is not finite: the model has diverged",
             "start from an older snapshot with a lower learning rate",
         )

@@ -20,7 +20,7 @@ from model_store.codec import KINDS, Kind, body, pack_ids, unpack
 from model_store.keys import GENERATION, Space, escaped, keys, named
 from model_store.seen import Seen
 from model_store.wire import bulk, command, connect, mapped, send
-from stream.errors import Inconsistent
+from stream.errors import Inconsistent, servable
 
 __all__ = ["CHUNK", "GENERATION", "Named", "RedisVectors", "connect", "escaped", "keys", "mapped"]
 
@@ -110,10 +110,12 @@ class RedisVectors:
 
     def publish_model(self, model: Mapping[str, Any]) -> None:
         """The servers can read what the model is, unless one of a higher `epoch` stands there."""
+        with servable("the model's description"):
+            said = orjson.dumps(dict(model))
         with mapped():
             told = self._client.eval(
                 scripts.DESCRIBE, 2, self._model, self._writer,
-                self._ttl_s, orjson.dumps(dict(model)), self._claim,
+                self._ttl_s, said, self._claim,
             )  # fmt: skip
         if told < 0:
             raise self._overtaken(told)
@@ -146,11 +148,12 @@ class RedisVectors:
         """
         longer = b"%d" % (2 * self._ttl_s)
         commands = [command(b"EVALSHA", _HOLD_SHA, b"1", self._writer, self._claim, longer)]
-        for kind, (some, payloads) in rows.items():
-            commands += self._guarded(kind, some, payloads, keep)
-        counted = len(commands)
-        titles = [stamp + value for value in meta.values()]
-        commands += self._guarded("meta", list(meta), titles, keep)
+        with servable("a change"):
+            for kind, (some, payloads) in rows.items():
+                commands += self._guarded(kind, some, payloads, keep)
+            counted = len(commands)
+            titles = [stamp + value for value in meta.values()]
+            commands += self._guarded("meta", list(meta), titles, keep)
         if globals_:
             globals_ = stamp + globals_
             told = (b"2", self._globals, self._writer, self._ttl, self._claim, globals_)

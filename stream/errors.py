@@ -4,7 +4,11 @@ CounterflowError
 ├── BadEvent        dead letter with the reason, go on
 ├── Unavailable     hold the partitions, wait retry_after_s, try again; nothing is lost
 └── Inconsistent    stop; the remedy says what the operator does
+    └── Unservable  find the record that is behind it, bury it, go on
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class CounterflowError(Exception):
@@ -35,3 +39,21 @@ class Unavailable(CounterflowError):
 
 class Inconsistent(CounterflowError):
     """State and stream do not fit together; going on would corrupt one of them."""
+
+
+class Unservable(Inconsistent):
+    """What was learned has no form in which it could be served."""
+
+
+@contextmanager
+def servable(what: str) -> Iterator[None]:
+    """Whatever raises inside, no store being at it, is Unservable outside."""
+    try:
+        yield
+    except (CounterflowError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise Unservable(
+            f"{what} cannot be written: {type(error).__name__}: {error}",
+            "report it with the log; the snapshots before are untouched",
+        ) from error

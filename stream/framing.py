@@ -34,6 +34,17 @@ def frame(
     return varint(len(body)) + body
 
 
+def place(data: memoryview, at: int) -> tuple[int, int, int]:
+    """Return where the record ends whose length field stands at `at`, and its two deltas.
+
+    They are of its time (ms) and of its offset, from those of its batch.
+    """
+    size, at = _read(data, at)
+    ts_delta_ms, then = _read(data, at + 1)
+    offset_delta, _ = _read(data, then)
+    return at + size, ts_delta_ms, offset_delta
+
+
 def unframe(data: memoryview, at: int) -> tuple[bytes | None, bytes | None, Headers]:
     """Return key, value and headers of the record whose length field stands at `at`."""
     size, at = _read(data, at)

@@ -230,6 +230,10 @@ class Learner:
             return run.learn(columns | {"ts_s": ts_s}, pair)
         return prediction, control, terms, served
 
+    def dirty(self) -> NDArray[np.int32]:
+        """Return the items that `take_dirty` will return."""
+        return np.flatnonzero(self._dirty[: self.item.used]).astype(np.int32)
+
     def take_dirty(self, most: int) -> NDArray[np.int32]:
         """Return up to `most` items that moved in pairs alone; they count as written."""
         rows = np.flatnonzero(self._dirty[: self.item.used])[:most].astype(np.int32)
