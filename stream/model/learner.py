@@ -252,8 +252,9 @@ class Learner:
             self._ensure(self.item, np.array([row], np.int32), loop.ITEM)
         links: list[tuple[int, float]] = []
         for name, value in links_of(kind, attributes or {}, self.config.linear):
-            at = self.features.admit(name)
-            if at is None or len(links) == self.config.max_links:
+            full = len(links) == self.config.max_links  # what is not linked takes no room
+            at = None if full else self.features.admit(name)
+            if at is None:
                 self.features.refused += 1
                 continue
             if at not in self._values:
@@ -351,7 +352,8 @@ class Learner:
         exposure = packed[:, at.bias + 3 * at.Y : at.bias + at.C]
         bounds = np.array([self.features.range(f) for f in rows.tolist()]).reshape(-1, 2)
         numeric = (bounds != 0).any(1) | (packed[:, at.center] != 0)
-        scale = np.where(numeric, 1.0 / packed[:, at.inverse], 0.0)
+        inverse = packed[:, at.inverse]  # 0: known by name alone, as earlier states may have it
+        scale = np.where(numeric & (inverse > 0), 1.0 / np.where(inverse > 0, inverse, 1.0), 0.0)
         measure = np.stack([*bounds.T, np.where(numeric, packed[:, at.center], 0.0), scale], 1)
         bias = np.concatenate([own, control, exposure, measure], 1)
         return _rows(bias.astype(np.float32), vector.copy(), packed, at)
