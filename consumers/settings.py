@@ -105,6 +105,13 @@ class Redis(Section, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=2)],
         described("Rows vanish when no trainer rewrites them for so long."),
     ] = 86_400
+    read_timeout_s: Annotated[
+        Seconds,
+        described(
+            "Longest wait of a request for Redis; then lists come from memory, as for an unknown"
+            " user."
+        ),
+    ] = 0.25
 
 
 class Snapshots(Section, frozen=True, kw_only=True):
@@ -172,8 +179,12 @@ class Service(Section, frozen=True, kw_only=True):
         Seconds, described("Longest wait for the broker's acknowledgement of posted events.")
     ] = 10.0
     ready_lag_s: Annotated[
-        Seconds, described("Without word from Redis for so long, /readyz says no.")
-    ] = 10.0
+        Annotated[float, Meta(ge=0)],
+        described(
+            "Without word from Redis for so long, /readyz says no; 0: not while lists can be"
+            " served from memory."
+        ),
+    ] = 0.0
 
 
 class Exploration(Section, frozen=True, kw_only=True):

@@ -304,13 +304,9 @@ def test_links_follow_what_is_told_of_an_item():
     assert [attribute_of(name) for name in linked.called(number)] == ["genre", "genre"]
     assert value.tolist() == [1.0] * 4
     meta[b"a"] = {"attributes": {"price": 9.5}}
-    linked.forget([b"a"])
     assert linked.called(linked.of([b"a"], meta)[1]) == [
         name for name, _ in links_of("item", {"price": 9.5})
     ]
-    assert not linked.worn
-    linked.forget([b"a"])
-    assert linked.worn
 
 
 @both

@@ -527,7 +527,7 @@ def test_without_redis_it_says_so_and_comes_back_by_itself(prefix):
         with playground.redis_server(port) as url:
             World(url, prefix).publish()
             http = stack.enter_context(serving(url, prefix, service__ready_lag_s="0.8"))
-        response = http.post("/v1/recommend", json={"user_id": "7"}, timeout=30)
+        response = http.get("/v1/users/7", timeout=30)
         assert (response.status_code, response.json()["code"]) == (503, "unavailable")
         assert int(response.headers["retry-after"]) >= 1
         until(lambda: http.get("/readyz").status_code == 503, "not ready")

@@ -1,5 +1,6 @@
 """Laws of the service towards clients: who may ask, what they may send, and how long they take."""
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -20,45 +21,45 @@ def world(redis_url, prefix):
     world.client.close()
 
 
+@contextlib.contextmanager
+def serving_process(log, **chosen):
+    """Run `counterflow serve` with its log in that file and yield a client of it."""
+    port = playground.free_port()
+    flags = [f"--set={name}={value}" for name, value in chosen.items()]
+    with log.open("wb") as out:
+        command = [sys.executable, "-m", "consumers", "serve", f"--set=service.port={port}", *flags]
+        process = subprocess.Popen(command, stderr=out)
+    headers = {"content-type": "application/json"}
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with httpx.Client(base_url=url, headers=headers, trust_env=False) as http:
+
+            def ready():
+                assert process.poll() is None, log.read_text()
+                try:
+                    return http.get("/readyz").status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            until(ready, "ready")
+            yield http
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
 @pytest.fixture
 def started(world, redis_url, prefix, tmp_path):
     """Return a function that starts `counterflow serve` and returns its client and its log."""
-    running = []
+    with contextlib.ExitStack() as stack:
 
-    def start(**chosen):
-        port = playground.free_port()
-        named = {
-            "redis.url": redis_url, "redis.prefix": prefix, "service.port": port,
-            **{name.replace("__", "."): value for name, value in chosen.items()},
-        }  # fmt: skip
-        log = tmp_path / "log"
-        with log.open("wb") as out:
-            flags = [f"--set={name}={value}" for name, value in named.items()]
-            process = subprocess.Popen(
-                [sys.executable, "-m", "consumers", "serve", *flags], stderr=out
-            )
-        http = httpx.Client(
-            base_url=f"http://127.0.0.1:{port}",
-            headers={"content-type": "application/json"},
-            trust_env=False,
-        )
-        running.append((process, http))
+        def start(**chosen):
+            log = tmp_path / "log"
+            named = {name.replace("__", "."): value for name, value in chosen.items()}
+            both = {"redis.url": redis_url, "redis.prefix": prefix, **named}
+            return stack.enter_context(serving_process(log, **both)), log
 
-        def ready():
-            assert process.poll() is None, log.read_text()
-            try:
-                return http.get("/readyz").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        until(ready, "ready")
-        return http, log
-
-    yield start
-    for process, http in running:
-        http.close()
-        process.terminate()
-        assert process.wait(20) == 0
+        yield start
 
 
 def connected(http):

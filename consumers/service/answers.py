@@ -78,6 +78,13 @@ class Served(Struct, frozen=True, kw_only=True):
     objective: str
 
 
+Degraded = Annotated[
+    list[str] | UnsetType,
+    Meta(description="what the answer had to do without (redis: the user's row and seen items, so"
+         " it is the one for an unknown user, and not logged); left out where nothing was missing"),
+]  # fmt: skip
+
+
 class Recommendation(Struct, frozen=True, kw_only=True):
     """The best items, best first, but for what the service leaves to chance."""
 
@@ -92,6 +99,7 @@ class Recommendation(Struct, frozen=True, kw_only=True):
     withheld: Annotated[
         list[Withheld] | UnsetType, Meta(description="left out where nothing is withheld")
     ] = UNSET
+    degraded: Degraded = UNSET
 
 
 class Ranking(Struct, frozen=True, kw_only=True):
@@ -101,6 +109,7 @@ class Ranking(Struct, frozen=True, kw_only=True):
     model: Served
     items: list[Scored]
     unknown_items: list[str]
+    degraded: Degraded = UNSET
 
 
 class Consumption(Struct, frozen=True, kw_only=True):
@@ -145,6 +154,7 @@ class Effect(Struct, frozen=True, kw_only=True):
     ] = None
     consumption: Consumption | None = None
     individual: Individual | None = None
+    degraded: Degraded = UNSET
 
 
 class Term(Struct, frozen=True, kw_only=True):
@@ -167,6 +177,7 @@ class Why(Struct, frozen=True, kw_only=True):
     sum: float
     link: Link
     score: float
+    degraded: Degraded = UNSET
 
 
 class Signal(Struct, frozen=True, kw_only=True):

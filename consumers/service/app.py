@@ -9,7 +9,8 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,7 +20,6 @@ from msgspec import UNSET, UnsetType
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
@@ -43,6 +43,7 @@ from consumers.service.doors import Doors
 from consumers.service.effects import Effects, known, served
 from consumers.service.exploration import Explorer, Slate, greedy
 from consumers.service.follower import Follower
+from consumers.service.health import AtScrape, Broker
 from consumers.service.impressions import ImpressionLog, Shown
 from consumers.service.openapi import describe
 from consumers.service.posted import Posted, Produce, read
@@ -56,8 +57,10 @@ from consumers.service.requests import (
     read_body,
 )
 from consumers.service.shelf import Rows, Shelf
+from consumers.service.store import Store
 from consumers.service.timing import Timing
 from consumers.service.users import Found, Users
+from consumers.service.work import Lane, Lanes
 from consumers.settings import Settings
 from model_store.keys import GENERATION
 from model_store.reader import AsyncReader
@@ -65,6 +68,8 @@ from stream.errors import CounterflowError
 from stream.inference.model import Floats, Outcome
 
 log = logging.getLogger("counterflow.service")
+
+T = TypeVar("T")
 
 _RECOMMEND = msgspec.json.Decoder(Recommend)
 _RANK = msgspec.json.Decoder(Rank)
@@ -95,13 +100,15 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        service.following = asyncio.create_task(service.follower.run())
+        tasks = service.start()
         try:
             yield
         finally:
-            while not service.following.done():  # a cancellation that meets an answer can be lost
-                service.following.cancel()
-                await asyncio.wait([service.following], timeout=CANCEL_S)
+            while tasks:  # a cancellation that meets an answer can be lost
+                for task in tasks:
+                    task.cancel()
+                tasks = (await asyncio.wait(tasks, timeout=CANCEL_S))[1]
+            service.lanes.close()
             await client.aclose()
 
     routes = [
@@ -154,33 +161,66 @@ class Service:
         self.settings = settings
         self.metrics = ServiceMetrics(registry)
         self.reader = AsyncReader(client, settings.redis.prefix)
+        self.store = Store(client, settings.redis.read_timeout_s, self.metrics)
+        ttl_s = settings.redis.ttl_s
         self.users = Users(
-            client, settings.redis.prefix, settings.redis.ttl_s, settings.service.seen_max
+            client, self.store, settings.redis.prefix, ttl_s, settings.service.seen_max
         )
-        self.effects = Effects(settings, self.users, self._shelf)
-        self.follower = Follower(self.reader, self.metrics, time.monotonic, loaded)
+        self.lanes = Lanes()
+        self.effects = Effects(settings, self.users, self._shelf, self.lanes)
+        self.follower = Follower(self.reader, self.metrics, time.monotonic, loaded, ttl_s)
+        self.broker = None if produce is None else Broker(settings.kafka)
         self.following: asyncio.Task[None] | None = None
         self.explorer = Explorer(settings.exploration)
         self._impressions = impressions
         self._produce = produce
         self._clock = clock
         self._openapi = orjson.dumps(describe())
+        AtScrape(
+            "counterflow_dependency_up", "Whether it answers, 1 or 0", self._up, registry,
+            "dependency",
+        )  # fmt: skip
+        AtScrape(
+            "counterflow_model_age_seconds",
+            "Since a trainer changed or confirmed the model's rows",
+            lambda: {"": self.follower.age_s()},
+            registry,
+        )
+
+    def start(self) -> set[asyncio.Task[None]]:
+        """Return the tasks beside the requests, at work."""
+        self.following = asyncio.create_task(self.follower.run())
+        watches = [self.store.watch()] + ([self.broker.watch()] if self.broker else [])
+        return {self.following, *map(asyncio.create_task, watches)}
+
+    def _up(self) -> dict[str, float | None]:
+        up: dict[str, float | None] = {"redis": float(self.store.up())}
+        return up if self.broker is None else up | {"kafka": float(self.broker.up())}
 
     # lists ---------------------------------------------------------------------------------------
 
     async def recommend(self, request: Request) -> Response:
         """Answer with the best k items."""
-        asked = decode(_RECOMMEND, await read_body(request, self.settings.service.body_max_bytes))
+        asked = await self._asked(_RECOMMEND, request)
         shelf = self._shelf()
         self._choose(shelf, asked)
-        names = choice.needs(shelf, candidates(shelf, asked), asked.do)
-        seen = self.settings.service.exclude_seen
-        found = await self.users.read(asked.user_id, seen, names)
-        shelf = self._shelf()  # the follower may have moved items meanwhile: all from here is one
+        async with self.lanes.of(shelf, asked) as lane:
+            names: list[str] = []
+            if choice.describes(asked.do):
+                names = await lane.run(attribute_names, self._view(lane), asked)
+            seen = self.settings.service.exclude_seen
+            found = await self.users.read(asked.user_id, seen, names)
+            # the follower may have moved items meanwhile: all from here is one
+            return await lane.run(self._recommended, self._view(lane), asked, names, found)
+
+    def _recommended(
+        self, shelf: Shelf, asked: Recommend, names: Sequence[str], found: Found
+    ) -> Response:
         outcome = self._choose(shelf, asked)
         without = [*found.seen, *(item.encode() for item in asked.exclude)]
         rows = shelf.candidates(asked.filters, without)
-        real = asked.do is None or asked.do.empty  # a list in another world stands before nobody
+        # a list in another world stands before nobody, and one without the user is no decision
+        real = (asked.do is None or asked.do.empty) and not found.away
         known, items, slate = self._list(shelf, outcome, asked, names, found, rows, asked.k, real)
         shown = int(slate.shown.sum())
         return answer(
@@ -190,22 +230,46 @@ class Service:
                 items=items[:shown],
                 impression_id=self._tell(asked.user_id, items, slate) if real else UNSET,
                 withheld=withheld(items, slate) if shown < len(items) else UNSET,
+                degraded=found.degraded,
             )
         )
 
     async def rank(self, request: Request) -> Response:
         """Answer with the given items, best first, and the unknown ones."""
-        asked = decode(_RANK, await read_body(request, self.settings.service.body_max_bytes))
+        asked = await self._asked(_RANK, request)
         shelf = self._shelf()
         self._choose(shelf, asked)
-        names = choice.needs(shelf, [item.encode() for item in asked.item_ids], asked.do)
-        found = await self.users.read(asked.user_id, False, names)
-        shelf = self._shelf()
+        async with self.lanes.of(shelf, asked) as lane:
+            names: list[str] = []
+            if choice.describes(asked.do):
+                items = [item.encode() for item in asked.item_ids]
+                names = await lane.run(choice.needs, self._view(lane), items, asked.do)
+            found = await self.users.read(asked.user_id, False, names)
+            return await lane.run(self._ranked, self._view(lane), asked, names, found)
+
+    def _ranked(self, shelf: Shelf, asked: Rank, names: Sequence[str], found: Found) -> Response:
         outcome = self._choose(shelf, asked)
         rows, unknown = shelf.rows(asked.item_ids)
         known, items, _ = self._list(shelf, outcome, asked, names, found, rows, len(rows))
         model = served(shelf, outcome, asked.objective)
-        return answer(Ranking(user=known, model=model, items=items, unknown_items=unknown))
+        return answer(
+            Ranking(
+                user=known,
+                model=model,
+                items=items,
+                unknown_items=unknown,
+                degraded=found.degraded,
+            )
+        )
+
+    async def _asked(self, decoder: msgspec.json.Decoder[T], request: Request) -> T:
+        body = await read_body(request, self.settings.service.body_max_bytes)
+        async with self.lanes.of_body(body) as lane:
+            return await lane.run(decode, decoder, body)
+
+    def _view(self, lane: Lane) -> Shelf:
+        """Return the shelf as it stands, for as long as the lane's work takes."""
+        return self._shelf().view() if lane.threaded else self._shelf()
 
     def _shelf(self) -> Shelf:
         if self.follower.shelf is None:
@@ -273,7 +337,7 @@ class Service:
     async def user(self, request: Request) -> Response:
         """Answer with what is kept of a user."""
         user_id = request.path_params["user_id"]
-        row = await self.reader.user(encoded(user_id))
+        row = await self.store.ask(partial(self.reader.user, encoded(user_id)))
         if row is None:
             raise Problem(404, "unknown_user", "no row of this user", field="user_id")
         return answer(
@@ -289,7 +353,7 @@ class Service:
     async def item(self, request: Request) -> Response:
         """Answer with what is kept of an item."""
         item_id = request.path_params["item_id"]
-        row = await self.reader.item(encoded(item_id))
+        row = await self.store.ask(partial(self.reader.item, encoded(item_id)))
         if row is None:
             raise Problem(404, "unknown_item", "no row of this item", field="item_id")
         shelf = self.follower.shelf
@@ -325,11 +389,13 @@ class Service:
         """Answer after the broker has acknowledged all events, or say which it has."""
         body = await read_body(request, self.settings.service.body_max_bytes)
         scale = (self.settings.model.rating_min, self.settings.model.rating_max)
-        events = read(body, int(self._clock() * 1_000), scale)
+        async with self.lanes.of_body(body) as lane:
+            events = await lane.run(read, body, int(self._clock() * 1_000), scale)
         if self._produce is None:
             raise unavailable("this service takes no events: it has no broker", acknowledged=[])
         try:
-            done = await run_in_threadpool(self._produce, events)
+            async with self.lanes.of_events(len(events)) as lane:
+                done = await lane.run(self._produce, events)
         except CounterflowError as error:
             log.warning("events were not taken: %s", error)
             retry_after_s = getattr(error, "retry_after_s", 1.0)
@@ -365,12 +431,19 @@ class Service:
         return answer({"live": True})
 
     async def readyz(self, _: Request) -> Response:
-        """Answer 200 while lists can be served from fresh rows."""
+        """Answer 200 while lists can be served, from memory if need be; the body says how old."""
         shelf = self._shelf()
-        silent_s = self.follower.silent_s()
-        if silent_s > self.settings.service.ready_lag_s:
+        silent_s, most_s = self.follower.silent_s(), self.settings.service.ready_lag_s
+        if 0 < most_s < silent_s:
             raise unavailable(f"no word from Redis for {silent_s:.1f} s: {self.follower.problem}")
-        return answer({"ready": True, "items": len(shelf.catalogue.items)})
+        return answer(
+            {
+                "ready": True,
+                "items": len(shelf.catalogue.items),
+                "model_age_seconds": self.follower.age_s(),
+                "degraded": [name for name, up in self._up().items() if not up],
+            }
+        )
 
     async def metrics_page(self, request: Request) -> Response:
         """Answer with the metrics in the format that is asked for."""
@@ -389,13 +462,12 @@ class Service:
         return HTMLResponse(PAGE.format(version=distribution_version(), state=state, links=links))
 
 
-def candidates(shelf: Shelf, asked: Recommend) -> list[bytes]:
-    """Return the items that an intervention on attributes may rank, seen ones included."""
-    if asked.do is None or asked.do.attributes is UNSET:
-        return []
+def attribute_names(shelf: Shelf, asked: Recommend) -> list[str]:
+    """Return the attribute values whose rows an intervention needs, seen items included."""
     rows = shelf.candidates(asked.filters, [])
     ids = shelf.catalogue.items.ids
-    return ids if rows is None else [ids[row] for row in rows.tolist()]
+    items = ids if rows is None else [ids[row] for row in rows.tolist()]
+    return choice.needs(shelf, items, asked.do)
 
 
 def scored(

@@ -90,6 +90,11 @@ def no_control(field: str, detail: str = NO_CONTROL) -> Problem:
     return Problem(422, "no_control", detail, field=field, remedy=WITHHOLD)
 
 
+def describes(do: Intervention | None) -> bool:
+    """Return whether attributes are set."""
+    return do is not None and do.attributes is not UNSET
+
+
 def needs(shelf: Shelf, items: Sequence[bytes], do: Intervention | None) -> list[str]:
     """Return the attribute values whose rows the intervention needs, each once."""
     if do is None or do.attributes is UNSET:

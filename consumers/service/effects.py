@@ -1,7 +1,7 @@
 """What an intervention changes, why a score is what it is, and what the detectors say."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,14 +14,18 @@ from consumers.service.answers import Known, Served, answer
 from consumers.service.problems import Problem, invalid
 from consumers.service.requests import AskEffect, AskWhy, Intervention, decode, read_body
 from consumers.service.shelf import Rows, Shelf
-from consumers.service.users import Users
+from consumers.service.users import Found, Users
+from consumers.service.work import Lane, Lanes
 from consumers.settings import Settings
 from model_store.keys import GENERATION
+from stream.errors import CounterflowError
 from stream.inference import abduction, do, intervals, support
 from stream.inference.explain import explain
 from stream.inference.model import Outcome
 from stream.inference.outcome import World
 from stream.inference.rows import Pairs, User
+
+T = TypeVar("T")
 
 _EFFECT = msgspec.json.Decoder(AskEffect)
 _WHY = msgspec.json.Decoder(AskWhy)
@@ -52,20 +56,29 @@ CLOSED = "no path from {} to the {} was learned: it is closed, so nothing is kno
 class Effects:
     """The routes that ask the model, not for a list."""
 
-    def __init__(self, settings: Settings, users: Users, shelf: Callable[[], Shelf]) -> None:
+    def __init__(
+        self, settings: Settings, users: Users, shelf: Callable[[], Shelf], lanes: Lanes
+    ) -> None:
         self._settings = settings
         self._users = users
-        self._shelf = shelf
+        self._all = shelf
+        self._lanes = lanes
+
+    def _shelf(self) -> Shelf:
+        return self._all().alone()  # an item's links are found faster than waited for
 
     async def effect(self, request: Request) -> Response:
         """Answer with factual, counterfactual and effect of an intervention."""
-        body = await read_body(request, self._settings.service.body_max_bytes)
-        asked = decode(_EFFECT, body)
+        asked = await self._asked(_EFFECT, request)
         self._effect(self._shelf(), asked)
         item = asked.item_id.encode()
-        names = choice.needs(self._shelf(), [item], asked.do)
-        found = await self._users.read(asked.user_id, False, names)
-        shelf = self._shelf()  # the follower may have moved items meanwhile: all from here is one
+        async with self._lanes.of_one(asked.do) as lane:
+            names = await lane.run(choice.needs, self._view(lane), [item], asked.do)
+            found = await self._users.read(asked.user_id, False, names)
+            # the follower may have moved items meanwhile: all from here is one
+            return await lane.run(self._told, self._view(lane), asked, names, found)
+
+    def _told(self, shelf: Shelf, asked: AskEffect, names: Sequence[str], found: Found) -> Response:
         outcome = self._effect(shelf, asked)
         user = shelf.user(found.user)
         row = place(shelf, asked.item_id)
@@ -76,10 +89,19 @@ class Effects:
             "user": known(user),
             "item_id": asked.item_id,
             "model": served(shelf, outcome, "effect"),
+            "degraded": found.degraded,
         }
         if refusal is not None:
             return answer(unsupported(pairs, refusal, common))
         return answer(effect(pairs, setting, asked, common))
+
+    async def _asked(self, decoder: msgspec.json.Decoder[T], request: Request) -> T:
+        body = await read_body(request, self._settings.service.body_max_bytes)
+        async with self._lanes.of_body(body) as lane:
+            return await lane.run(decode, decoder, body)
+
+    def _view(self, lane: Lane) -> Shelf:
+        return self._shelf().view() if lane.threaded else self._shelf()
 
     def _effect(self, shelf: Shelf, asked: AskEffect) -> Outcome:
         """Return the outcome; what the model cannot say of the intervention is a problem."""
@@ -97,16 +119,20 @@ class Effects:
 
     async def explain(self, request: Request) -> Response:
         """Answer with the score of one user and item, cut into its paths."""
-        body = await read_body(request, self._settings.service.body_max_bytes)
-        asked = decode(_WHY, body)
+        asked = await self._asked(_WHY, request)
         self._explain(self._shelf(), asked)
-        item = asked.item_id.encode()
-        everything = Intervention(attributes={})
-        names = choice.needs(self._shelf(), [item], everything)
-        if not self._shelf().parsed.causal:
-            names = []  # attribute values of such a model have no rows that are served
-        found = await self._users.read(asked.user_id, False, names)
-        shelf = self._shelf()
+        async with self._lanes.of_one(None):
+            names: list[str] = []
+            if self._shelf().parsed.causal:  # else attribute values have no rows that are served
+                item = asked.item_id.encode()
+                names = choice.needs(self._shelf(), [item], Intervention(attributes={}))
+            try:
+                found = await self._users.read(asked.user_id, False, names)
+            except CounterflowError:  # the terms add up, with attributes inside the item's
+                names, found = [], Found(None, away=True)
+            return self._why(self._shelf(), asked, names, found)
+
+    def _why(self, shelf: Shelf, asked: AskWhy, names: Sequence[str], found: Found) -> Response:
         outcome = self._explain(shelf, asked)
         user = shelf.user(found.user)
         pairs = shelf.pairs(outcome, user, place(shelf, asked.item_id)).wide()
@@ -120,7 +146,7 @@ class Effects:
             popularity=None if setting.popularity is UNSET else setting.popularity,
             cut=True,
         )
-        meta = shelf.catalogue.meta
+        item, meta = asked.item_id.encode(), shelf.catalogue.meta
         why = explain(pairs, world, shelf.linked.parts(item, meta, read, pairs) if names else {})
         return answer(
             answers.Why(
@@ -131,6 +157,7 @@ class Effects:
                 sum=why.sum,
                 link=outcome.link,
                 score=why.score,
+                degraded=found.degraded,
             )
         )
 

@@ -17,6 +17,7 @@ log = logging.getLogger("counterflow.service")
 BLOCK_MS = 500  # longest wait for a change; below the client's socket timeout
 WAIT_S = 0.1  # between two questions for a model that no trainer has published yet
 MODEL_S = 1.0  # between two looks at the model's description
+SLACK_S = 0.25  # by which two looks at the same moment may differ
 HOLD_S = 5.0  # after a refusal that an operator has to mend
 
 
@@ -29,6 +30,7 @@ class Follower:
         metrics: ServiceMetrics,
         clock: Callable[[], float],
         loaded: Callable[[], object] = lambda: None,
+        ttl_s: float = 0.0,
     ) -> None:
         self.shelf: Shelf | None = None
         self.problem = "nothing was loaded yet"  # as answers say it
@@ -39,6 +41,13 @@ class Follower:
         self._loaded = loaded  # told whenever all items were loaded anew
         self._contact_s = float("-inf")
         self._asked_s = float("-inf")
+        self._ttl_s = ttl_s
+        self._lapses_s: float | None = None  # when the model's description does
+        self._confirmed_s: float | None = None
+
+    def age_s(self) -> float | None:
+        """Return for how long no trainer has changed or confirmed the model; None without one."""
+        return None if self._confirmed_s is None else self._clock() - self._confirmed_s
 
     def silent_s(self) -> float:
         """Return for how long Redis has not answered the follower."""
@@ -66,7 +75,10 @@ class Follower:
         if self.shelf is None:
             self.problem = "no trainer has published a model yet"
             return WAIT_S
+        version = self.shelf.catalogue.version
         changes = await self._reader.refresh(self.shelf.catalogue, BLOCK_MS)
+        if self.shelf.catalogue.version != version:
+            self._confirmed_s = self._clock()
         self.shelf.forget(changes)
         self._said = self.problem = ""
         self._metrics.rows.labels(kind="item").set(len(self.shelf.catalogue.items))
@@ -78,6 +90,7 @@ class Follower:
         self._asked_s = self._clock()
         if model is None:
             return  # a lapsed description leaves what is loaded in use
+        await self._confirm()
         try:
             found = shapes(model)
             parse(model)
@@ -92,3 +105,24 @@ class Follower:
         shelf = Shelf(model, await self._reader.load(found))
         self._loaded()
         self.shelf = shelf
+
+    async def _confirm(self) -> None:
+        """It is known when the model was described last: a trainer does so every second.
+
+        Each time the description is to lapse later than before.
+        """
+        try:
+            left_ms = await self._reader.remaining_ms()
+        except Inconsistent:  # a user of Redis that may not ask
+            return
+        if left_ms is None:
+            return
+        now_s = self._clock()
+        lapses_s = now_s + left_ms / 1_000
+        if self._lapses_s is None:
+            self._confirmed_s = min(now_s, lapses_s - self._ttl_s)
+        elif lapses_s > self._lapses_s + SLACK_S:
+            self._confirmed_s = now_s
+        else:
+            lapses_s = self._lapses_s
+        self._lapses_s = lapses_s

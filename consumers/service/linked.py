@@ -1,6 +1,7 @@
 """Which attribute values each item is linked to, as the learner links them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,35 +27,25 @@ class Read:
 class Linked:
     """The links of described items, made when first asked for; names are numbered as they come.
 
-    Links lie one item after the other; an item that changes leaves its old ones behind.
+    Links lie one item after the other; an item that changes leaves its old ones behind. Threads
+    share it: what is there stays where it is, an item is asked for anew where its description is
+    another one than that of its links.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self._numbers: dict[str, int] = {}
-        self._place: dict[bytes, int] = {}  # of an item in begin and size
+        self._place: dict[bytes, tuple[object, int]] = {}  # of an item in begin and size
+        self._learning = threading.Lock()
         self._begin, self._size = Grown(np.intp), Grown(np.intp)
         self._number, self._value = Grown(np.intp), Grown(np.float64)
-        self._left = 0  # links that nobody has any more
-
-    @property
-    def worn(self) -> bool:
-        """Whether most of the links are left behind: time to begin anew."""
-        return 2 * self._left > len(self._number.array)
-
-    def forget(self, items: Iterable[bytes]) -> None:
-        """These items are asked for anew after the call."""
-        for item in items:
-            place = self._place.pop(item, None)
-            if place is not None:
-                self._left += int(self._size.array[place])
 
     def of(
         self, items: Sequence[bytes], meta: Mapping[bytes, Mapping[str, Any]]
     ) -> tuple[Integers, Integers, NDArray[np.float64]]:
         """Return the links of the items: owner, number of the name, value, (m,) each."""
-        held = self._place
-        places = [held[item] if item in held else self._learn(item, meta) for item in items]
+        with self._learning:
+            places = [self._found(item, meta) for item in items]
         begin, size = self._begin.array[places], self._size.array[places]
         owner = np.repeat(np.arange(len(places)), size)
         at = np.arange(len(owner)) + np.repeat(begin - (np.cumsum(size) - size), size)
@@ -84,15 +75,16 @@ class Linked:
         place = np.full(len(self.names), -1)
         kept = np.ones(len(self.names), np.bool_)
         for name, at in read.names.items():
-            if name in self._numbers:
-                place[self._numbers[name]] = at
-                kept[self._numbers[name]] = attribute_of(name) not in set_
+            called = self._numbers.get(name, len(place))
+            if called < len(place):  # a name that another thread has just added is not of these
+                place[called] = at
+                kept[called] = attribute_of(name) not in set_
         known = place[number] >= 0
         owner, number, value = owner[known], number[known], value[known]
         old = linked(owner, place[number], value, len(items), read.features, most=most)
         stays = kept[number]
         owner, feature, value = owner[stays], place[number[stays]], value[stays]
-        given = list(links_of("item", attributes))
+        given = list(links_of("item", attributes))[:most]  # further ones find no room in a row
         width, rows = len(given), np.arange(len(items))
         # each row: the given links, then those that stay
         first = width * rows + np.searchsorted(owner, rows)
@@ -123,14 +115,18 @@ class Linked:
             found[name] = Part(held.bias + one, held.match + other)
         return found
 
-    def _learn(self, item: bytes, meta: Mapping[bytes, Mapping[str, Any]]) -> int:
-        """Return the place of an item that was not asked for yet."""
-        given = list(links_of("item", meta.get(item, {}).get("attributes") or {}))
+    def _found(self, item: bytes, meta: Mapping[bytes, Mapping[str, Any]]) -> int:
+        """Return the place of an item as it is described now."""
+        said, (known, place) = meta.get(item), self._place.get(item, (self, 0))
+        if known is said:
+            return place
+        given = list(links_of("item", (said or {}).get("attributes") or {}))
         self._begin.add([len(self._number.array)])
         self._size.add([len(given)])
         self._number.add([self._named(name) for name, _ in given])
         self._value.add([value for _, value in given])
-        place = self._place[item] = len(self._begin.array) - 1
+        place = len(self._begin.array) - 1
+        self._place[item] = said, place
         return place
 
     def _named(self, name: str) -> int:

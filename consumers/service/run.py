@@ -11,7 +11,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-import redis.asyncio
 import uvicorn
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
@@ -21,8 +20,9 @@ from consumers.kafka import Outgoing, Sink, Unacknowledged
 from consumers.service.app import create_app
 from consumers.service.impressions import ImpressionLog
 from consumers.service.posted import Posted
+from consumers.service.work import yield_often
 from consumers.settings import Service, Settings
-from model_store.wire import BAD_URL, URL_REMEDY
+from model_store.reader import connect_async
 from stream.errors import CounterflowError
 
 log = logging.getLogger("counterflow.service")
@@ -181,14 +181,12 @@ def configured(app: Starlette, settings: Service) -> uvicorn.Config:
 def run(settings: Settings, started: Callable[[str], None] | None = None) -> None:
     """Requests were answered until a signal; `started` is told the URL once it listens."""
     check_host(settings.service)
+    yield_often()
     held = listen(settings.service.host, settings.service.port)
     host = settings.service.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{held.getsockname()[1]}"
     produce = KafkaProduce(settings)
-    try:
-        client = redis.asyncio.Redis.from_url(settings.redis.url, socket_timeout=SOCKET_TIMEOUT_S)
-    except ValueError as error:
-        raise CounterflowError(BAD_URL, URL_REMEDY) from error
+    client = connect_async(settings.redis.url, SOCKET_TIMEOUT_S)
     registry = CollectorRegistry()
     impressions = (
         ImpressionLog(settings, registry) if settings.exploration.log_impressions else None

@@ -1,9 +1,11 @@
 """All items in memory as requests see them: rows to score, titles, and filters on attributes.
 
-Changed only by the follower, between two requests; nothing a request does adds an item.
+Changed only by the follower, on the event loop; nothing a request does adds an item. What works in
+a thread has a view, which stays as it is.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from stream.inference.model import Floats, Outcome, parse
 from stream.inference.rows import Features, Items, Pairs, User
 
 FILTERS_MAX = 256  # filters remembered until an attribute changes
+MATCHED_MAX = 1_000_000  # items that all remembered filters have together
 
 Rows = NDArray[np.intp]
 
@@ -30,8 +33,21 @@ class Shelf:
         self.shapes: Shapes = shapes(model)
         self.catalogue = catalogue
         self.linked = Linked()
-        self._matching: dict[bytes, list[bytes]] = {}
+        self._matching = Matching()
+        self._changed = 0  # items with other attributes since the links were begun
         self.tell(model)
+
+    def view(self) -> "Shelf":
+        """Return what stands now, for another thread: what changes later does not reach it."""
+        twin = copy.copy(self)
+        twin.catalogue = self.catalogue.view()
+        return twin
+
+    def alone(self) -> "Shelf":
+        """Return the same with links of its own, for one item: nobody else has to be waited for."""
+        twin = copy.copy(self)
+        twin.linked = Linked()
+        return twin
 
     def tell(self, model: Mapping[str, Any]) -> None:
         """The model is as described after the call; its rows have the shape of before."""
@@ -113,30 +129,60 @@ class Shelf:
     def forget(self, changes: Changes) -> None:
         """Filters are asked anew after the call if any attribute has changed."""
         if changes.reloaded or changes.meta:
-            self._matching.clear()
-            self.linked.forget(changes.meta)
-            if changes.reloaded or self.linked.worn:
-                self.linked = Linked()
+            self._matching = Matching()
+            self._changed += len(changes.meta)
+            if changes.reloaded or self._changed > len(self.catalogue.meta):
+                self.linked, self._changed = Linked(), 0
+
+    def remembers(self, filters: Mapping[str, Filter]) -> bool:
+        """Return whether it is known which items satisfy the filters."""
+        return Matching.name(filters) in self._matching.held
 
     def _satisfy(self, filters: Mapping[str, Filter]) -> list[bytes]:
         """Return the ids of all items that satisfy the filters, with or without a row."""
-        name = msgspec.json.encode(filters, order="sorted")
-        matching = self._matching.get(name)
-        if matching is None:
-            matching = [
+        name, matching = Matching.name(filters), self._matching
+        found = matching.held.get(name)
+        if found is None:
+            tests = [(name, matcher(wanted)) for name, wanted in filters.items()]
+            found = [
                 item
                 for item, meta in self.catalogue.meta.items()
-                if satisfies(filters, meta.get("attributes") or {})
+                if satisfies(tests, meta.get("attributes") or {})
             ]
-            if len(self._matching) >= FILTERS_MAX:
-                self._matching.clear()
-            self._matching[name] = matching
-        return matching
+            matching.put(name, found)
+        return found
 
 
-def satisfies(filters: Mapping[str, Filter], attributes: Mapping[str, Any]) -> bool:
+class Matching:
+    """Which items satisfy the filters that were asked for, until any attribute changes.
+
+    Views share it: what two threads put in at the same time, both have found.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[bytes, list[bytes]] = {}
+        self._size = 0
+
+    @staticmethod
+    def name(filters: Mapping[str, Filter]) -> bytes:
+        """Return the same bytes for the same filters."""
+        return msgspec.json.encode(filters, order="sorted")
+
+    def put(self, name: bytes, found: list[bytes]) -> None:
+        """These items are held under that name; all others are gone when there are too many."""
+        if len(self.held) >= FILTERS_MAX or self._size + len(found) > MATCHED_MAX:
+            self.held.clear()
+            self._size = 0
+        self._size += len(found)
+        self.held[name] = found
+
+
+Test = Callable[[Any], bool]
+
+
+def satisfies(tests: Sequence[tuple[str, Test]], attributes: Mapping[str, Any]) -> bool:
     """Return whether every filter holds."""
-    return all(holds(wanted, attributes.get(name)) for name, wanted in filters.items())
+    return all(test(attributes.get(name)) for name, test in tests)
 
 
 def holds(wanted: Filter, found: Any) -> bool:
@@ -145,13 +191,23 @@ def holds(wanted: Filter, found: Any) -> bool:
     >>> holds("Comedy", ["Action", "Comedy"]), holds(Condition(gte=1990), 1989), holds(1, True)
     (True, False, False)
     """
-    if found is None:
-        return False
-    if isinstance(found, list):
-        return any(holds(wanted, each) for each in found)
-    if isinstance(wanted, list):
-        return any(holds(each, found) for each in wanted)
-    if isinstance(wanted, Condition):
+    return matcher(wanted)(found)
+
+
+def matcher(wanted: Filter) -> Test:
+    """Return what tells whether an attribute satisfies the filter, in the time of one look-up."""
+    one = within(wanted) if isinstance(wanted, Condition) else among(wanted)
+
+    def test(found: Any) -> bool:
+        return any(map(one, found)) if isinstance(found, list) else one(found)
+
+    return test
+
+
+def within(wanted: Condition) -> Test:
+    """Return what tells whether a number lies within the bounds."""
+
+    def test(found: Any) -> bool:
         if isinstance(found, bool) or not isinstance(found, int | float):
             return False
         return (
@@ -160,4 +216,19 @@ def holds(wanted: Filter, found: Any) -> bool:
             and (wanted.lte is UNSET or found <= wanted.lte)
             and (wanted.lt is UNSET or found < wanted.lt)
         )
-    return isinstance(wanted, bool) == isinstance(found, bool) and bool(wanted == found)
+
+    return test
+
+
+def among(wanted: Filter) -> Test:
+    """Return what tells whether a value is one of those; true is not 1."""
+    values = wanted if isinstance(wanted, list) else [wanted]
+    flags = {value for value in values if isinstance(value, bool)}
+    others = {value for value in values if not isinstance(value, bool)}
+
+    def test(found: Any) -> bool:
+        if isinstance(found, bool):
+            return found in flags
+        return isinstance(found, int | float | str) and found in others
+
+    return test
