@@ -175,6 +175,19 @@ class Service(Section, frozen=True, kw_only=True):
     ] = True
     seen_max: Annotated[Count, described("How many seen items of a user are remembered.")] = 2_000
     body_max_bytes: Annotated[Count, described("Largest body of a request.")] = 4 << 20
+    connections_max: Annotated[
+        Count,
+        described(
+            "Most connections that are served; the health is told on a few beyond them. Leave room"
+            " below the limit of open files."
+        ),
+    ] = 512
+    head_timeout_s: Annotated[
+        Seconds, described("Time for the headers of a request, however slowly they come.")
+    ] = 10.0
+    body_timeout_s: Annotated[
+        Seconds, described("Time for the body of a request, and for reading on in its answer.")
+    ] = 30.0
     produce_timeout_s: Annotated[
         Seconds, described("Longest wait for the broker's acknowledgement of posted events.")
     ] = 10.0

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
@@ -212,3 +213,79 @@ def test_uploads_that_break_off_are_no_errors_and_leave_no_lines(started):
     until(lambda: wanted in http.get("/metrics").text, "counted as gone")
     assert 'status="500"' not in http.get("/metrics").text
     assert len(log.read_text().splitlines()) == 1, "it says where it listens, and no more"
+
+
+# clients that take their time
+
+
+HEAD = b"POST /v1/recommend HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\n"
+
+
+def closed_after(client, dribble, most_s=10):
+    """Return how long the service bore a client that sends a byte now and then, and its word."""
+    begin, said = time.monotonic(), b""
+    client.settimeout(0.1)
+    while time.monotonic() < begin + most_s:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            client.sendall(dribble)
+        try:
+            more = client.recv(65_536)
+        except TimeoutError:
+            continue
+        except ConnectionResetError:
+            more = b""
+        if not more:
+            return time.monotonic() - begin, said
+        said += more
+    raise AssertionError("it is open still")
+
+
+@pytest.mark.parametrize(
+    ("begun", "dribble", "status"),
+    [
+        (b"", b"", b""),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"x", b"408"),
+        (HEAD + b"Content-Length: 1000\r\n\r\n", b" ", b"408"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n", b"408"),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nX: ", b"x", b"408"),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", b" ", b"200"),
+    ],
+)
+def test_what_dribbles_is_closed_in_time(started, begun, dribble, status):
+    http, log = started(service__head_timeout_s=1, service__body_timeout_s=1)
+    with connected(http) as client:
+        client.sendall(begun % http.base_url.netloc if b"%s" in begun else begun)
+        took, said = closed_after(client, dribble)
+        assert 0.8 < took < 3
+        assert status in said
+    assert http.post("/v1/recommend", json={"user_id": "7"}).status_code == 200
+    assert b"Traceback" not in log.read_bytes()
+
+
+def test_a_client_that_does_not_read_is_closed_in_time(started):
+    http, _ = started(service__head_timeout_s=1, service__body_timeout_s=1)
+    ask = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1_000
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+        client.connect((http.base_url.host, http.base_url.port))
+        client.settimeout(0.1)
+        begin = time.monotonic()
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            while time.monotonic() < begin + 10:
+                with contextlib.suppress(TimeoutError):
+                    client.sendall(ask)
+    assert http.get("/livez").status_code == 200
+
+
+def test_beyond_the_bound_of_connections_the_health_is_told_and_no_more(started):
+    http, _ = started(service__connections_max=20)
+    asked = {"user_id": "7"}
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(connected(http))
+        with httpx.Client(base_url=http.base_url, headers=http.headers, trust_env=False) as other:
+            assert other.get("/livez").status_code == 200
+            refused = other.post("/v1/recommend", json=asked)
+            assert (refused.status_code, refused.json()["code"]) == (503, "busy")
+            assert refused.headers["retry-after"]
+    until(lambda: http.post("/v1/recommend", json=asked).status_code == 200, "there is room")

@@ -46,6 +46,7 @@ from consumers.service.follower import Follower
 from consumers.service.health import AtScrape, Broker
 from consumers.service.impressions import ImpressionLog, Shown
 from consumers.service.openapi import describe
+from consumers.service.patience import Crowd
 from consumers.service.posted import Posted, Produce, read
 from consumers.service.problems import Problem, unavailable
 from consumers.service.requests import (
@@ -141,6 +142,7 @@ def create_app(
     templates = {route.endpoint: route.path.replace(":path", "") for route in routes}
     histogram = service.metrics.http_request_duration_seconds
     app.add_middleware(Doors, settings=settings.service)
+    app.add_middleware(Crowd)
     app.add_middleware(Timing, histogram=histogram, templates=templates)
     return app
 

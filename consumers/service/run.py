@@ -19,6 +19,7 @@ from consumers import clients, ports, topics
 from consumers.kafka import Outgoing, Sink, Unacknowledged
 from consumers.service.app import create_app
 from consumers.service.impressions import ImpressionLog
+from consumers.service.patience import patient
 from consumers.service.posted import Posted
 from consumers.service.work import yield_often
 from consumers.settings import Service, Settings
@@ -170,6 +171,7 @@ def configured(app: Starlette, settings: Service) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         lifespan="on",
+        http=patient(settings),
         ws="none",
         access_log=False,
         log_level="warning",
