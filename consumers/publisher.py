@@ -19,7 +19,7 @@ from model_store.codec import Kind
 from model_store.seen import Seen, group, latest
 from model_store.vectors import Named, RedisVectors
 from stream.engine import Engine, Learned
-from stream.errors import servable
+from stream.errors import Unservable, servable
 from stream.model.learner import Rows as ServedRows
 from stream.vocabulary import Vocabulary
 
@@ -138,10 +138,9 @@ class Publisher:
         with servable("the model's description"):
             orjson.dumps(self._said())
         learner = self._engine.learner
-        names = list(learner.features.row)
-        for begin in range(0, len(names), REFRESH_ROWS):
-            rows = np.arange(begin, min(begin + REFRESH_ROWS, len(names)), dtype=np.int32)
-            self._packed_rows("feature", learner.feature_rows(rows))
+        values = learner.feature_rows(np.arange(len(learner.features), dtype=np.int32))
+        if not (np.isfinite(values.bias).all() and np.isfinite(values.vector).all()):
+            raise Unservable("an attribute value's row is not finite", "look into the log")
         self._rows("item", learner.dirty())
 
     def went_back(self) -> None:

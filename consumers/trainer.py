@@ -449,6 +449,7 @@ class Trainer:
 
     def _begin_save(self) -> None:
         self._behind.finish()
+        self.publisher.check()  # a snapshot is what is gone back to: it must be sound itself
         positions = self._until_done("kafka", partial(patient, self.source.positions))
         self._same_topics()
         meta = {
