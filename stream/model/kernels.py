@@ -99,7 +99,11 @@ def share(features: Array, f: int, af: Layout, value: np.float32, weight: np.flo
     """Return how strongly a link of that value enters its row; numbers are standardised."""
     x: np.float32 = weight * (value - features[f, af.center]) * features[f, af.inverse]
     far = weight * _FAR
-    return min(max(x, -far), far)
+    if x > far:
+        x = far
+    elif x < -far:
+        x = -far
+    return x
 
 
 @inlined
