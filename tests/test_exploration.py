@@ -385,6 +385,7 @@ def serve(redis_url, prefix):
                 {
                     "redis.url": redis_url,
                     "redis.prefix": prefix,
+                    "redis.read_timeout_s": "5",
                     "kafka.bootstrap_servers": servers,
                     "kafka.topic_prefix": prefix,
                     "kafka.options": '{"bootstrap_timeout_ms": 300}',

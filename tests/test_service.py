@@ -116,7 +116,8 @@ def redis_url():
 def serving(redis_url, prefix, produce=None, ready=True, **cli):
     """Run the service in a thread and yield a client of it."""
     named = {key.replace("__", "."): value for key, value in cli.items()}
-    settings = load({"redis.url": redis_url, "redis.prefix": prefix, **named})
+    patient = {"redis.read_timeout_s": "5"}  # a busy machine is no Redis that hangs
+    settings = load({"redis.url": redis_url, "redis.prefix": prefix, **patient, **named})
     client = redis.asyncio.Redis.from_url(redis_url, socket_timeout=5)
     app = create_app(settings, client, produce, CollectorRegistry())
     held = listen("127.0.0.1", 0)

@@ -13,6 +13,7 @@ import redis
 
 from consumers import playground, topics
 from model_store.codec import pack, stamp
+from model_store.reader import Catalogue, Items
 from model_store.vectors import RedisVectors
 from stream.model.features import links_of
 from tests import planted
@@ -84,7 +85,8 @@ def heavy(count):
     values = [f"value-{at}" for at in range(10_000)]
     user = {"user_id": "7"}
     sets = {"attributes": {"price": 9.9, "genre": [f"g{at}" for at in range(20)]}}
-    events = [{**RATING, "event_id": f"r{at}", "item_id": ids[at % count]} for at in range(10_000)]
+    rated = {**RATING, "user_id": "8"}  # not seen by the one who asks
+    events = [{**rated, "event_id": f"r{at}", "item_id": ids[at % count]} for at in range(10_000)]
     fields = {f"field-{at}": values[:600] for at in range(64)}
     return {
         "filters": ("recommend", {**user, "filters": {"genre": values, "year": values}}),
@@ -192,3 +194,71 @@ def test_beside_any_allowed_request_the_service_answers_at_once(url, name):
 def test_beside_many_of_all_kinds_the_service_answers_at_once(url):
     took, _ = beside(url, list(heavy(ITEMS).values()), threads=8, rounds=1)
     assert max(took) < 2 * WORST_S, f"{max(took):.3f} s"
+
+
+def test_a_view_stays_as_it_is_while_the_items_change():
+    shape, ids = (2, 3), [b"a", b"b", b"c"]
+    held = Catalogue(Items(shape), {"item": shape}, meta={b"a": {"title": "A"}})
+
+    def rows(value, ids):
+        counts = np.full(len(ids), 5)
+        bias, vector = np.full((len(ids), 2), value, "f4"), np.full((len(ids), 3), value, "f4")
+        return pack("item", 1, 1, counts, counts, counts, bias, vector)
+
+    held.items.apply(ids, rows(1.0, ids))
+    view = held.view()
+    assert view is held.view(), "one view of one state"
+    before = view.items
+    held.part()
+    held.items.apply([b"b", b"d"], [None, *rows(2.0, [b"d"])])
+    held.meta[b"a"] = {"title": "B"}
+    held.version += 1
+    assert held.items.ids == [b"a", b"c", b"d"]
+    assert (view.items is before, view.items.ids) == (True, ids)
+    assert view.items.row == {b"a": 0, b"b": 1, b"c": 2}
+    assert (view.items.bias == 1.0).all() and (view.items.vector == 1.0).all()
+    assert view.meta == {b"a": {"title": "A"}}
+    assert held.view().items.ids == held.items.ids
+    del view, before
+    fresh = held.view().items
+    held.part()
+    assert held.items is fresh, "nobody looks on: nothing is copied"
+
+
+def test_lists_made_in_threads_are_whole_while_items_come_and_go(url, redis_url):
+    client = redis.Redis.from_url(redis_url)
+    vectors, stop = RedisVectors(client, prefix="load", ttl_s=600), threading.Event()
+
+    def change():
+        sequence, width = 10, planted.Y * 2 + planted.H + 2
+        while not stop.is_set():
+            sequence += 1
+            some = [f"new-{at}".encode() for at in range(40)]
+            counts = np.full(40, 50)
+            bias = np.full((40, width), 1.0, np.float32)
+            vector = np.zeros((40, 2 * FACTORS + EXPOSURE), np.float32)
+            packed = pack("item", 1, sequence, counts, counts, counts, bias, vector)
+            gone = sequence % 2 == 0
+            mark = stamp(1, sequence)
+            rows = [mark] * 40 if gone else packed
+            meta = {i: b"" if gone else orjson.dumps({"title": i.decode()}) for i in some}
+            vectors.write(mark, {"item": (some, rows)}, meta=meta)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        asked = heavy(ITEMS)
+        named = ("attributes", "rank", "bounds", "filters", "the first thousand")
+        _, statuses = beside(url, [asked[name] for name in named], threads=4, rounds=5)
+        with httpx.Client(base_url=url, trust_env=False) as http:
+            body = {"user_id": "7", "k": 1_000}
+            for _ in range(20):
+                items = http.post("/v1/recommend", json=body).json()["items"]
+                found = [item["item_id"] for item in items]
+                assert len(found) == len(set(found)) == 1_000
+                assert all(item["title"] in (item["item_id"], None) for item in items)
+    finally:
+        stop.set()
+        changing.join()
+        client.close()
+    assert set(statuses) == {200}

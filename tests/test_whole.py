@@ -266,6 +266,7 @@ def test_what_the_service_withholds_and_explores_tells_effects_and_the_greedy_po
         "exploration.seed": "1",
         "exploration.log_impressions": "true",
         "service.port": "0",
+        "redis.read_timeout_s": "5",
     }
     settings = load(place.chosen)
     random = np.random.default_rng(2)
