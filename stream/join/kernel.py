@@ -431,7 +431,7 @@ def join(m, a, j, c, begin, handled):  # type: ignore[no-untyped-def]
             if not over and n[HELD] <= n[OPEN_MAX]:
                 break
             if not over and n[UNSWEPT] > 0:
-                sweep(m)
+                sweep(m, False)
                 continue
             if n[ROWS] == len(j.source) or n[CLOSED_ROWS] == len(c.user):
                 return i, True

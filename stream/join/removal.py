@@ -95,8 +95,8 @@ def forget_pair(m, user, item):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def sweep(m):  # type: ignore[no-untyped-def]
-    """No exposure is gone but for blanks in the ring.
+def sweep(m, ends):  # type: ignore[no-untyped-def]
+    """No exposure is gone but for blanks in the ring; where the call ends none bears an era.
 
     Slots are read in the order of memory, and the heap only where something in it is a blank.
     """
@@ -106,6 +106,8 @@ def sweep(m):  # type: ignore[no-untyped-def]
         if gone(m, slot):
             bury(m, slot)
             blank[slot] = 1
+        elif ends and m.slots[slot].marks > _MARKS:
+            m.slots[slot].marks &= _MARKS
     n[UNSWEPT] = 0
     if n[BURIED] == 0:
         return
@@ -127,10 +129,7 @@ def sweep(m):  # type: ignore[no-untyped-def]
 def purge(m):  # type: ignore[no-untyped-def]
     """Nothing that is gone is left, and nothing bears an era."""
     n = m.counts
-    sweep(m)
-    for slot in range(n[USED]):
-        if m.slots[slot].marks > _MARKS:
-            m.slots[slot].marks &= _MARKS
+    sweep(m, True)
     size = len(m.waiting)
     for at in range(max(0, n[WAITED] - size), n[WAITED]):
         w = m.waiting[at % size]
