@@ -25,7 +25,7 @@ class Causal:
     def __init__(self, outcomes: Sequence[Outcome], items: int, users: int) -> None:
         """Nothing is known; address space for so many rows of items and users is reserved."""
         names = [o.name for o in outcomes]
-        self.effects = {name: AverageEffect(users) for name in names}
+        self.effects = {name: AverageEffect(users, waits=True) for name in names}
         self.paths = {name: PathRegression(TERMS, users=users, items=items) for name in names}
         self.slopes = {o.name: Slopes(o.link == "logit", items, NUMBERS, users) for o in outcomes}
         self.waiting = Waiting(items, NUMBERS)

@@ -92,6 +92,19 @@ def test_an_outcome_that_never_varies_has_no_interval():
     assert (figures["interval"], figures["reason"]) == (None, "every outcome was the same")
 
 
+def test_what_was_shown_before_anything_was_withheld_is_not_compared():
+    """No probability is logged; the stream begins to withhold after 1,000 windows of clicks."""
+    rng = np.random.default_rng(8)
+    arm = np.r_[np.ones(1_000, bool), False, rng.random(2_000) < 0.5]
+    click = np.r_[np.ones(1_000), 0.0, rng.random(2_000) < 0.2]
+    columns = click, np.ones(3_001), *np.full((2, 3_001), np.nan)
+    effect, later = AverageEffect(waits=True), AverageEffect()
+    effect.update(arm, *columns)
+    later.update(arm[1_000:], *(c[1_000:] for c in columns))
+    for name in ("value", "interval", "withheld"):
+        assert effect.figures()[name] == later.figures()[name]
+
+
 def test_students_quantiles():
     for freedom, wanted in ((4, 2.776), (9, 2.262), (19, 2.093), (60, 2.000), (1e9, 1.960)):
         assert quantile(freedom) == pytest.approx(wanted, abs=0.008)

@@ -45,7 +45,9 @@ def _follow(arm, prediction, y):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _add(at, shown, outcome, chance, treated, control, every, counts, moments, logged, share):  # type: ignore[no-untyped-def]
+def _add(  # type: ignore[no-untyped-def]
+    at, shown, outcome, chance, treated, control, every, counts, moments, waits, logged, share,
+):  # fmt: skip
     """Add the windows one by one, of either kind (0: logged) to its own.
 
     moments (2, 5): the first outcome, which all are counted from, and the number and three moments
@@ -58,7 +60,10 @@ def _add(at, shown, outcome, chance, treated, control, every, counts, moments, l
         arm = 1 if shown[n] else 0
         e = chance[n]
         kind = 0 if 0.0 < e < 1.0 else 1
+        counts[kind, arm] += 1
         if kind == 1:
+            if waits and counts[1, 0] == 0:
+                continue
             e = 0.5  # any one probability: weights of a mean
         arms, common = every[kind], moments[kind]
         if common[1] == 0:
@@ -76,7 +81,6 @@ def _add(at, shown, outcome, chance, treated, control, every, counts, moments, l
             gather(x, at[n], *logged)
         else:
             gather(x, at[n], *share)
-        counts[kind, arm] += 1
         _follow(arms[arm], mu1 if arm else mu0, y)
 
 
@@ -99,9 +103,13 @@ class AverageEffect:
     e was not logged: one probability is taken to hold for all, and the figures say so.
     """
 
-    def __init__(self, users: int = 0, least: int = LEAST) -> None:
-        """Nothing is known; `users` rows may come, and an interval after `least` withheld."""
-        self._least = least
+    def __init__(self, users: int = 0, least: int = LEAST, waits: bool = False) -> None:
+        """Nothing is known; `users` rows may come, and an interval after `least` withheld.
+
+        `waits`: windows that were not randomised are compared from the first withheld one on:
+        before it no one probability held, and a stream that withholds nothing costs nothing.
+        """
+        self._least, self._waits = least, waits
         self._logged, self._share = Clusters(WIDTH, users), Clusters(WIDTH, users)
         self._counts = np.zeros((2, 2), np.int64)  # (logged, not logged) x (withheld, shown)
         self._arms = np.zeros((2, 2, 4))  # of the same
@@ -125,7 +133,7 @@ class AverageEffect:
         self._share.at(user, len(y))
         _add(
             at, arm, y, e, mu1, mu0, self._arms, self._counts, self._common,
-            self._logged.arrays, self._share.arrays,
+            self._waits, self._logged.arrays, self._share.arrays,
         )  # fmt: skip
 
     def figures(self) -> dict[str, Any]:

@@ -12,21 +12,21 @@ from stream.effects.moments import Z95, Array
 from stream.memory import reserve
 
 USERS = 20  # users' worth of windows, before any interval: below, users' differences are unknown
-WIDTH_MAX = 16
 
 
 @compiled
-def gather(x, at, rows, total, square, window, cube, tally):  # type: ignore[no-untyped-def]
+def gather(x, at, rows, total, square, window, cube, tally, held):  # type: ignore[no-untyped-def]
     """The vector x (k,), x[0] = 1, is in the sums of cluster `at` after the call; -1: its own.
 
     square and cube are the second and third moments over clusters of the clusters' sums, window
     the second moment of the vectors. A cluster's sum moves from s to t, so square moves by
-    t t' - s s': exact, whatever the order. tally: clusters, sum of their sizes to the fourth.
+    t t' - s s': exact, whatever the order. tally: clusters, sum of their sizes to the fourth. held
+    (2, k): room for s and t.
     """
     k = len(x)
-    s, t = np.zeros(WIDTH_MAX), np.empty(WIDTH_MAX)
+    s, t = held[0], held[1]
     for a in range(k):
-        t[a] = x[a]
+        s[a], t[a] = 0.0, x[a]
         if at >= 0:
             s[a] = rows[at, a]
             rows[at, a] = s[a] + x[a]
@@ -40,9 +40,10 @@ def gather(x, at, rows, total, square, window, cube, tally):  # type: ignore[no-
             old, new = s[a] * s[b], t[a] * t[b]
             square[a, b] += new - old
             window[a, b] += x[a] * x[b]
-            for c in range(b, k):
-                cube[place] += new * t[c] - old * s[c]
-                place += 1
+            if new != 0.0 or old != 0.0:  # few users have both arms yet
+                for c in range(b, k):
+                    cube[place + c - b] += new * t[c] - old * s[c]
+            place += k - b
 
 
 class Spread(NamedTuple):
@@ -71,13 +72,16 @@ class Clusters:
         self.window = np.zeros((width, width))
         self.cube = np.zeros(width * (width + 1) * (width + 2) // 6)  # a <= b <= c, in that order
         self.tally = np.zeros(2)
+        self._held = np.zeros((2, width))
         self._used = 0  # rows beyond were never touched
         self._places = _places(width)
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """Return what `gather` writes into."""
-        return self.rows, self.total, self.square, self.window, self.cube, self.tally
+        return (
+            self.rows, self.total, self.square, self.window, self.cube, self.tally, self._held,
+        )  # fmt: skip
 
     def at(self, cluster: NDArray[np.int32] | None, size: int) -> NDArray[np.int32]:
         """Return the clusters (size,) as `gather` takes them: -1 where a vector is its own."""
