@@ -169,6 +169,14 @@ def test_below_a_least_effective_sample_size_a_policy_has_no_value():
     assert figures["snips"]["interval"] is not None
 
 
+def test_rewards_that_never_vary_give_no_interval_but_the_reason():
+    judge = OffPolicy()
+    judge.update(np.zeros(500), np.full(500, 0.5), np.arange(500) % 2, *np.zeros((2, 500)))
+    figures = judge.figures()
+    assert [figures[k]["interval"] for k in ("ips", "snips", "dr")] == [None] * 3
+    assert figures["reason"] == "every reward was the same"
+
+
 def test_a_policys_sums_of_before_users_were_told_apart_go_on():
     rng = np.random.default_rng(3)
     w, r = rng.choice([0.0, 2.0], 1_000), rng.random(1_000)

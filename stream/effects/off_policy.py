@@ -111,11 +111,12 @@ class OffPolicy:
             reason = f"an effective sample size below {self.ess_share:.0%} of the events"
         else:
             reason = few(users)
+        if reason is None and "snips" in spreads and not spreads["snips"].variance:
+            reason = "every reward was the same"  # which looks certain
 
         def said(name: str) -> dict[str, Any]:
             value = found[name][0] if name in found and ess >= self._least else None
             spread, between = spreads.get(name), None
-            # rewards that all agree look certain
             if value is not None and spread is not None and spread.variance and reason is None:
                 between = bounds(value, spread, [spread.skew / spread.variance])
             return {
