@@ -209,9 +209,17 @@ class Exploration(Section, frozen=True, kw_only=True):
     ] = 0.0
     withhold: Annotated[
         Annotated[float, Meta(ge=0, le=0.5)],
-        described("Share of recommendations that withhold the item of one place, as a control."),
+        described(
+            "Chance of each placed item to be withheld as a control, for a user and a window."
+        ),
     ] = 0.0
-    seed: Annotated[Natural, described("Seed of these draws; 0 takes one from the system.")] = 0
+    seed: Annotated[
+        Natural,
+        described(
+            "Seed of these draws and key of withholding, kept secret; 0: the system's, in Redis.",
+            secret=True,
+        ),
+    ] = 0
     log_impressions: Annotated[
         bool, described("Recommendations go to the impression topic by themselves.")
     ] = False

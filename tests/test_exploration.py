@@ -2,12 +2,12 @@
 
 import contextlib
 import itertools
+import math
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from fractions import Fraction
 
 import httpx
 import numpy as np
@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from consumers import playground, topics
 from consumers.kafka import KafkaSource, Outgoing, Sink
 from consumers.service.app import create_app
-from consumers.service.exploration import Slate, draw
+from consumers.service.exploration import Slate, draw, reach
 from consumers.service.impressions import ImpressionLog, Shown
 from consumers.service.run import Server, listen
 from consumers.settings import load
@@ -44,33 +44,60 @@ def until(condition, what):
 
 def chances(ranked, n, k, epsilon, withhold):
     """Return P(item shown at place) and P(item withheld at place), by listing all that can be."""
-    shown, gone = Counter(), Counter()
-    places, omega = min(n, k), Fraction(withhold) if n > k else Fraction(0)
-    orders = list(itertools.permutations(range(n)))
-    weights = {order: Fraction(epsilon) / len(orders) for order in orders}
-    weights[tuple(ranked)] += 1 - Fraction(epsilon)
-    for order, weight in weights.items():
-        for place in range(places):
-            shown[order[place], place + 1] += weight * (1 - omega)
-        for hole in range(places):
-            gone[order[hole], hole + 1] += weight * omega / places
-            kept = [*order[:hole], order[places] if n > k else None, *order[hole + 1 : places]]
-            for place, item in enumerate(kept):
-                shown[item, place + 1] += weight * omega / places
-    return shown, gone
+    shown, gone = Counter(), Counter()  # by rank and place, over all that can be withheld
+    for out in itertools.product((False, True), repeat=n):
+        weight = math.prod(withhold if each else 1 - withhold for each in out)
+        if weight:
+            stand, left = slate_of(out, k)
+            shown.update({place: weight for place in stand})
+            gone.update({place: weight for place in left})
+    return mixed(shown, ranked, n, epsilon), mixed(gone, ranked, n, epsilon)
+
+
+def slate_of(out, k):
+    """Return (rank, place) of what stands and of what is withheld, `out` telling that by rank."""
+    rest = list(range(min(k, len(out)), len(out)))
+    stand, left = [], []
+    for r in range(min(k, len(out))):
+        here = len(stand) + 1
+        if not out[r]:
+            stand.append((r, here))
+            continue
+        left.append((r, here))
+        while rest and out[rest[0]]:
+            left.append((rest.pop(0), here))
+        if rest:
+            stand.append((rest.pop(0), here))
+    return stand, left
+
+
+def mixed(by_rank, ranked, n, epsilon):
+    """Return the chances of items from those of ranks: by rank, and by a uniform permutation."""
+    found = Counter()
+    for (r, place), p in by_rank.items():
+        found[ranked[r], place] += (1 - epsilon) * p
+        for item in range(n):
+            found[item, place] += epsilon * p / n
+    return found
+
+
+def out_by_lot(random, n, withhold):
+    """Return what withholds by lot, as another key would."""
+    out = random.random(n) < withhold
+    return lambda item: bool(out[item])
 
 
 def fits(counts, expected):
     """Return whether counts fit their expectations: chi-square within 4 of its deviations."""
     cells = [cell for cell, mean in expected.items() if mean > 0]
     assert set(counts) <= set(cells)
-    square = sum((counts[cell] - float(expected[cell])) ** 2 / expected[cell] for cell in cells)
+    square = sum((counts[cell] - expected[cell]) ** 2 / expected[cell] for cell in cells)
     return square <= len(cells) + 4 * (2 * len(cells)) ** 0.5
 
 
 CASES = [
     (n, k, epsilon, withhold)
-    for n, k in ((1, 3), (3, 3), (4, 3), (6, 3), (5, 1))
+    for n, k in ((1, 3), (3, 3), (4, 3), (6, 3), (5, 1), (12, 10))
     for epsilon in (0.0, 0.25, 1.0)
     for withhold in (0.0, 0.5)
 ]
@@ -83,8 +110,11 @@ def test_what_is_stated_is_what_chance_does(n, k, epsilon, withhold):
     chance, withheld = chances(order.tolist(), n, k, epsilon, withhold)
     shown, gone, stated = Counter(), Counter(), {}
     for _ in range(N_DRAWS):
-        slate = draw(order[: k + 1], n, k, epsilon, withhold, random)
-        assert slate.position[slate.shown].tolist() == list(range(1, min(n, k) + 1))
+        lot = out_by_lot(random, n, withhold)
+        slate = draw(order[: reach(k, withhold)], n, k, epsilon, withhold, lot, random)
+        assert slate.position[slate.shown].tolist() == list(range(1, slate.shown.sum() + 1))
+        assert withhold or slate.shown.sum() == min(n, k)
+        assert slate.show_probability.tolist() == [1 - withhold] * len(slate.candidate)
         assert len(set(slate.candidate.tolist())) == len(slate.candidate)
         for item, place, propensity, is_shown in zip(
             slate.candidate.tolist(),
@@ -94,9 +124,9 @@ def test_what_is_stated_is_what_chance_does(n, k, epsilon, withhold):
             strict=True,
         ):
             (shown if is_shown else gone)[item, place] += 1
-            assert stated.setdefault((item, place), propensity) == propensity
+            assert stated.setdefault((item, place), propensity) == pytest.approx(propensity)
     for pair, propensity in stated.items():
-        assert propensity == pytest.approx(float(chance[pair]), abs=1e-12)
+        assert propensity == pytest.approx(chance[pair], abs=1e-12)
         assert 0 < propensity <= 1
     assert fits(shown, {pair: N_DRAWS * p for pair, p in chance.items()})
     assert fits(gone, {pair: N_DRAWS * p for pair, p in withheld.items()})
@@ -106,7 +136,7 @@ def test_without_withholding_a_propensity_is_that_of_rank_and_chance():
     random = np.random.default_rng(3)
     ranked = np.arange(11)
     for _ in range(200):
-        slate = draw(ranked, 50, 10, 0.2, 0.0, random)
+        slate = draw(ranked, 50, 10, 0.2, 0.0, out_by_lot(random, 50, 0.0), random)
         by_rank = slate.candidate == slate.position - 1
         assert slate.propensity.tolist() == pytest.approx(0.8 * by_rank + 0.2 / 50)
         assert (slate.propensity > 0.5).tolist() == by_rank.tolist()
@@ -117,7 +147,7 @@ def test_without_withholding_a_propensity_is_that_of_rank_and_chance():
 def test_nothing_to_show_is_an_empty_slate():
     for epsilon in (0.0, 1.0):
         none = np.empty(0, np.intp)
-        slate = draw(none, 0, 5, epsilon, 0.5, np.random.default_rng(0))
+        slate = draw(none, 0, 5, epsilon, 0.5, bool, np.random.default_rng(0))
         assert isinstance(slate, Slate)
         assert len(slate.candidate) == len(slate.propensity) == 0
 
@@ -127,13 +157,13 @@ def test_weights_by_propensity_tell_the_value_of_policies_that_did_not_act():
     n, k = 8, 3
     chance = random.uniform(0.05, 0.9, n)  # of a click, at the first place
     examined = np.array([1.0, 0.7, 0.5])
-    ranked = np.argsort(chance)[: k + 1]  # the worst first: what acts is a bad policy
+    ranked = np.argsort(chance)  # the worst first: what acts is a bad policy
     policies = {"acting": ranked[:k], "best": np.argsort(-chance)[:k], "other": np.array([3, 0, 5])}
     values = {name: [] for name in policies}
     for _ in range(N_DRAWS):
-        slate = draw(ranked, n, k, 0.5, 0.4, random)
+        slate = draw(ranked, n, k, 0.5, 0.4, out_by_lot(random, n, 0.4), random)
         item, place = slate.candidate[slate.shown], slate.position[slate.shown] - 1
-        click = random.random(k) < chance[item] * examined[place]
+        click = random.random(len(item)) < chance[item] * examined[place]
         for name, policy in policies.items():
             weight = (policy[place] == item) / slate.propensity[slate.shown]
             values[name].append(weight @ click)
@@ -145,26 +175,21 @@ def test_weights_by_propensity_tell_the_value_of_policies_that_did_not_act():
     assert chance[policies["best"]] @ examined > 2 * (chance[policies["acting"]] @ examined)
 
 
-def test_both_arms_of_the_withheld_have_the_stated_chance_and_tell_the_effect():
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_both_arms_of_the_withheld_have_the_stated_chance_and_tell_the_effect(k):
     random = np.random.default_rng(12)
-    n, k, withhold = 9, 4, 0.5
+    n, withhold = 40, 0.2
     treated, control = random.uniform(0.3, 0.9, n), random.uniform(0.1, 0.5, n)
     arms = {True: [], False: []}
     truth = []
     for _ in range(N_DRAWS):
-        slate = draw(np.arange(k + 1), n, k, 0.2, withhold, random)
-        randomised = slate.show_probability < 1
-        assert slate.show_probability[randomised].tolist() == [1 - withhold / k] * randomised.sum()
-        assert slate.show_probability[~slate.shown].tolist() in ([], [1 - withhold / k])
-        assert randomised.sum() == k  # a stand-in is not: it has no control arm
-        for item, shown in zip(
-            slate.candidate[randomised].tolist(), slate.shown[randomised].tolist(), strict=True
-        ):
+        slate = draw(np.arange(n), n, k, 0.2, withhold, out_by_lot(random, n, withhold), random)
+        for item, shown in zip(slate.candidate.tolist(), slate.shown.tolist(), strict=True):
             arms[shown].append(random.random() < (treated if shown else control)[item])
             truth.append(treated[item] - control[item])
-    share = len(arms[True]) / (N_DRAWS * k)
-    p = 1 - withhold / k
-    assert abs(share - p) < 4 * (p * (1 - p) / (N_DRAWS * k)) ** 0.5
+    p, drawn = 1 - withhold, len(truth)
+    # the chance is the same at each item that was reached, whatever k
+    assert abs(len(arms[True]) / drawn - p) < 4 * (p * (1 - p) / drawn) ** 0.5
     effect = np.mean(arms[True]) - np.mean(arms[False])
     error = (np.var(arms[True]) / len(arms[True]) + np.var(arms[False]) / len(arms[False])) ** 0.5
     assert abs(effect - np.mean(truth)) < 3 * error
@@ -193,8 +218,9 @@ def logger(stack, servers, prefix, **cli):
 def shown(number, user="7", items=("a", "b", "c")):
     """Return an answer of two places, one of its items withheld."""
     for seed in range(number, 10**6):
-        slate = draw(np.arange(len(items)), 9, 2, 0.2, 0.5, np.random.default_rng(seed))
-        if not slate.shown.all():
+        random = np.random.default_rng(seed)
+        slate = draw(np.arange(9), 9, 2, 0.2, 0.5, out_by_lot(random, 9, 0.5), random)
+        if (~slate.shown).sum() == 1:
             ids = [items[i] if i < len(items) else f"x{i}" for i in slate.candidate.tolist()]
             return Shown(f"s-{number}", user, 1_790_000_000_000 + number, ids, slate)
 
@@ -429,22 +455,20 @@ def test_lists_are_what_they_state_with_filters_exclusions_and_ties(serve):
         chance, gone = chances(range(n), n, k, 0.4, 0.5)
         seen, withheld = Counter(), Counter()
         slates = set()
-        for _ in range(size):
-            answer = recommend(http, **asked)
+        for number in range(size):
+            answer = recommend(http, **asked, user_id=f"user {number}")
             slates.add(answer["impression_id"])
-            holes = {item["position"] for item in answer.get("withheld", [])}
-            for place, item in enumerate(answer["items"]):
-                pair = candidates.index(item["item_id"]), place + 1
+            for at, item in enumerate(answer["items"]):
+                pair = candidates.index(item["item_id"]), at + 1
                 seen[pair] += 1
-                assert item["propensity"] == pytest.approx(float(chance[pair]), abs=1e-12)
-                drawn = n > k and place + 1 not in holes  # what stands in was not
-                assert item.get("show_probability") == (1 - 0.5 / k if drawn else None)
+                assert item["propensity"] == pytest.approx(chance[pair], abs=1e-12)
+                assert item["show_probability"] == 0.5
                 assert item["score"] == 3 + WORTH[item["item_id"]]
             for item in answer.get("withheld", []):
                 pair = candidates.index(item["item_id"]), item["position"]
                 withheld[pair] += 1
-                assert item["propensity"] == pytest.approx(float(chance[pair]), abs=1e-12)
-                assert item["show_probability"] == 1 - 0.5 / k
+                assert item["propensity"] == pytest.approx(chance[pair], abs=1e-12)
+                assert item["show_probability"] == 0.5
         assert len(slates) == size
         assert fits(seen, {pair: size * p for pair, p in chance.items()})
         assert fits(withheld, {pair: size * p for pair, p in gone.items()})
@@ -477,7 +501,7 @@ def test_the_same_seed_leaves_the_same_to_chance(serve):
     lists = []
     for _ in range(2):
         http, _ = serve(epsilon=0.5, withhold=0.5, seed=9)
-        drawn = [recommend(http, k=3) for _ in range(20)]
+        drawn = [recommend(http, k=3, user_id=f"user {n}") for n in range(20)]
         lists.append([[item["item_id"] for item in answer["items"]] for answer in drawn])
     assert lists[0] == lists[1]
     assert len(set(map(tuple, lists[0]))) > 5

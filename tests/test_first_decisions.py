@@ -33,24 +33,28 @@ class Returns:
             user, item = f"u{pair // ITEMS}", f"i{pair % ITEMS}"
             base = 0.05 if pair // ITEMS % 2 else 0.5
             at = T0 + int(r.integers(8 * W))
-            drawn, clicked = {}, False
-            number = 0
+            drawn = {}
+            number, clicked = 0, False
             while number == 0 or (number < 60 and r.random() < back[0 if clicked else 1]):
                 window = at // W if sticky else number
                 shown = drawn.setdefault(window, bool(r.random() < show))
                 clicked = r.random() < base + EFFECT * shown
-                name = f"{pair}-{number}"
-                self.impressions.append((at, user, (
-                    f'{{"event_id":"i{name}","ts_ms":{at},"user_id":"{user}","item_id":"{item}",'
-                    f'"impression_id":"{name}","position":1,"shown":{str(shown).lower()},'
-                    f'"show_probability":{show}}}')))  # fmt: skip
-                if clicked:  # who was not shown the item knows nothing of the slate
-                    named = f',"impression_id":"{name}"' if shown else ""
-                    self.clicks.append((at + 4_000, user, (
-                        f'{{"event_id":"c{name}","ts_ms":{at + 4_000},"user_id":"{user}",'
-                        f'"item_id":"{item}"{named}}}')))  # fmt: skip
+                self.meet(at, user, item, f"{pair}-{number}", shown, show, clicked)
                 at += 5_000 + int(r.integers(W // 4))
                 number += 1
+
+    def meet(self, at, user, item, slate, shown, show, clicked):
+        """Add an impression, and its click four seconds later."""
+        name = f"{slate}-{item}"
+        self.impressions.append((at, user, (
+            f'{{"event_id":"i{name}","ts_ms":{at},"user_id":"{user}","item_id":"{item}",'
+            f'"impression_id":"{slate}","position":1,"shown":{str(shown).lower()},'
+            f'"show_probability":{show}}}')))  # fmt: skip
+        if clicked:  # who was not shown the item knows nothing of the slate
+            named = f',"impression_id":"{slate}"' if shown else ""
+            self.clicks.append((at + 4_000, user, (
+                f'{{"event_id":"c{name}","ts_ms":{at + 4_000},"user_id":"{user}",'
+                f'"item_id":"{item}"{named}}}')))  # fmt: skip
 
     def batches(self, clicks_first):
         """Yield polls of half an hour each, their clicks before or after their impressions."""

@@ -47,8 +47,8 @@ class Scored(Struct, frozen=True, kw_only=True):
     ] = None  # fmt: skip
     show_probability: Annotated[
         float | UnsetType,
-        Meta(description="of standing here rather than being withheld; left out where that was not"
-             " drawn"),
+        Meta(description="of being shown rather than withheld, in both arms; left out where"
+             " nothing is withheld by chance"),
     ] = UNSET  # fmt: skip
 
 

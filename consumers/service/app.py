@@ -41,7 +41,7 @@ from consumers.service.answers import (
 )
 from consumers.service.doors import Doors
 from consumers.service.effects import Effects, known, served
-from consumers.service.exploration import Explorer, Slate, greedy
+from consumers.service.exploration import Explorer, Slate, Withholds, greedy
 from consumers.service.follower import Follower
 from consumers.service.health import AtScrape, Broker
 from consumers.service.impressions import ImpressionLog, Shown
@@ -61,6 +61,7 @@ from consumers.service.shelf import Rows, Shelf
 from consumers.service.store import Store
 from consumers.service.timing import Timing
 from consumers.service.users import Found, Users
+from consumers.service.withholding import Lot, Withholding
 from consumers.service.work import Lane, Lanes
 from consumers.settings import Settings
 from model_store.keys import GENERATION
@@ -174,6 +175,7 @@ class Service:
         self.broker = None if produce is None else Broker(settings.kafka)
         self.following: asyncio.Task[None] | None = None
         self.explorer = Explorer(settings.exploration)
+        self.withholding = Withholding(settings, client)
         self._impressions = impressions
         self._produce = produce
         self._clock = clock
@@ -192,7 +194,8 @@ class Service:
     def start(self) -> set[asyncio.Task[None]]:
         """Return the tasks beside the requests, at work."""
         self.following = asyncio.create_task(self.follower.run())
-        watches = [self.store.watch()] + ([self.broker.watch()] if self.broker else [])
+        watches = [self.store.watch(), self.withholding.run()]
+        watches += [self.broker.watch()] if self.broker else []
         return {self.following, *map(asyncio.create_task, watches)}
 
     def _up(self) -> dict[str, float | None]:
@@ -212,25 +215,38 @@ class Service:
                 names = await lane.run(attribute_names, self._view(lane), asked)
             seen = self.settings.service.exclude_seen
             found = await self.users.read(asked.user_id, seen, names)
+            # a list in another world stands before nobody, and one without the user is no decision
+            real = (asked.do is None or asked.do.empty) and not found.away
+            now_ms = int(self._clock() * 1_000)  # of the decision and of its impressions
+            lot = await self.withholding.of(asked.user_id, now_ms) if real else None
+            told = now_ms if real else None
             # the follower may have moved items meanwhile: all from here is one
-            return await lane.run(self._recommended, self._view(lane), asked, names, found)
+            view = self._view(lane)
+            return await lane.run(self._recommended, view, asked, names, found, lot, told)
 
     def _recommended(
-        self, shelf: Shelf, asked: Recommend, names: Sequence[str], found: Found
+        self,
+        shelf: Shelf,
+        asked: Recommend,
+        names: Sequence[str],
+        found: Found,
+        lot: Lot | None,
+        now_ms: int | None,
     ) -> Response:
+        """Answer with the list; `now_ms` is when it stands before the user, None: it does not."""
         outcome = self._choose(shelf, asked)
         without = [*found.seen, *(item.encode() for item in asked.exclude)]
         rows = shelf.candidates(asked.filters, without)
-        # a list in another world stands before nobody, and one without the user is no decision
-        real = (asked.do is None or asked.do.empty) and not found.away
-        known, items, slate = self._list(shelf, outcome, asked, names, found, rows, asked.k, real)
+        known, items, slate = self._list(shelf, outcome, asked, names, found, rows, asked.k, lot)
         shown = int(slate.shown.sum())
         return answer(
             Recommendation(
                 user=known,
                 model=served(shelf, outcome, asked.objective),
                 items=items[:shown],
-                impression_id=self._tell(asked.user_id, items, slate) if real else UNSET,
+                impression_id=(
+                    UNSET if now_ms is None else self._tell(asked.user_id, items, slate, now_ms)
+                ),
                 withheld=withheld(items, slate) if shown < len(items) else UNSET,
                 degraded=found.degraded,
             )
@@ -294,7 +310,7 @@ class Service:
         found: Found,
         rows: Rows | None,
         k: int,
-        by_chance: bool = False,
+        lot: Lot | None = None,
     ) -> tuple[Known, list[Scored], Slate]:
         """Return the slate and its items in the slate's order, withheld ones at the end."""
         user = shelf.user(found.user)
@@ -311,8 +327,10 @@ class Service:
         if refusal is not None:
             raise refusal.problem()
         scores = ranking.scores(pairs, asked.objective, do)[within]
-        if by_chance and self.explorer.chance:
-            slate = self.explorer.draw(ranking.best(scores, k + 1), len(scores), k)
+        if lot is not None and self.explorer.chance:
+            decide = withholds(lot, shelf.catalogue.items.ids, place[within])
+            ranked = ranking.best(scores, self.explorer.reach(k))
+            slate = self.explorer.draw(ranked, len(scores), k, decide)
         else:
             slate = greedy(ranking.best(scores, k))
         order = slate.candidate
@@ -323,14 +341,15 @@ class Service:
         judged = ranking.judge(pairs, asked.objective, do, score)
         return known(user), scored(shelf, asked.objective, best, score, judged, slate), slate
 
-    def _tell(self, user_id: str, items: Sequence[Scored], slate: Slate) -> str | UnsetType:
+    def _tell(
+        self, user_id: str, items: Sequence[Scored], slate: Slate, now_ms: int
+    ) -> str | UnsetType:
         """Return the slate's id, where it can be of use; the slate is on its way to Kafka."""
         if self._impressions is None and not self.explorer.chance:
             return UNSET
         impression_id = uuid.uuid4().hex
         if self._impressions is not None:
             ids = [item.item_id for item in items]
-            now_ms = int(self._clock() * 1_000)
             self._impressions.put(Shown(impression_id, user_id, now_ms, ids, slate))
         return impression_id
 
@@ -507,6 +526,12 @@ def scored(
             )
         )
     return items
+
+
+def withholds(lot: Lot, ids: Sequence[bytes], rows: Rows) -> Withholds | None:
+    """Return what tells of a candidate, a place in `rows`, whether it is withheld."""
+    withheld = lot.withheld
+    return None if withheld is None else lambda each: withheld(ids[rows[each]])
 
 
 def withheld(items: Sequence[Scored], slate: Slate) -> list[Withheld]:
