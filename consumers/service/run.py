@@ -154,7 +154,7 @@ def check_host(settings: Service) -> None:
     """
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
-    except OSError:
+    except ports.TAKEN:
         return  # `listen` says what is wrong with it
     addresses = {str(address[0]).partition("%")[0] for *_, address in found}
     if settings.allowed_hosts or all(ipaddress.ip_address(a).is_loopback for a in addresses):
