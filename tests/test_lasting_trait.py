@@ -53,6 +53,20 @@ def test_the_outcome_if_shown_keeps_what_the_user_likes(seed):
     assert within(found, world.mean) > 0.95
 
 
+def test_predictive_intervals_know_that_a_pair_is_seldom_rated():
+    """By the residuals alone, which are of pairs that are rated, they held .83 of these."""
+    world = Confounded(seed=1)
+    engine = learned(world.events(20_000))
+    draws = np.random.default_rng(1)
+    held = []
+    for k, pairs in enumerate(pairs_of(engine, ids(world, "user"), ids(world, "item"), "rating")):
+        noise = draws.uniform(-world.noise, world.noise, len(pairs))
+        low, high = intervals.predictive(pairs, shown(pairs, IF_SHOWN), IF_SHOWN)
+        one = world.mean[k] + noise
+        held.append((low <= one) & (one <= high))
+    assert np.mean(held) > 0.88
+
+
 @dataclass(frozen=True)
 class Chosen(Confounded):
     """Windows alone, on what suits the user's trait; one in ten is withheld by chance.

@@ -86,10 +86,11 @@ def judge(pairs: Pairs, objective: str, do: Do, score: Floats) -> list[Judged]:
         return [
             Judged(None, None, own, None if own else USUAL) for own in pairs.has_control.tolist()
         ]
-    if pairs.outcome.link == "identity":
-        return [_predictive(pairs.outcome, value) for value in score.tolist()]
     world = do.world(cut=True)
     arm = outcome.shown(pairs, world)
+    if pairs.outcome.link == "identity":
+        one = _bounds(intervals.predictive(pairs, arm, world), len(pairs))
+        return [Judged(each, "predictive" if each else None) for each in one]
     expected = intervals.expected(pairs, arm, world) if pairs.model.causal else None
     return [Judged(each, "model-based" if each else None) for each in _bounds(expected, len(pairs))]
 
@@ -99,15 +100,6 @@ def _bounds(found: tuple[Floats, Floats] | None, size: int) -> list[list[float] 
         return [None] * size
     pairs = zip(found[0].tolist(), found[1].tolist(), strict=True)
     return [None if low != low or high != high else [low, high] for low, high in pairs]
-
-
-def _predictive(outcome: Outcome, score: float) -> Judged:
-    """Return where 95 % of single ratings lie, from the spread of the progressive residuals."""
-    if outcome.residual_sd is None:
-        return Judged(None, None)
-    reach = intervals.Z * outcome.residual_sd
-    bounds = [max(outcome.low, score - reach), min(outcome.high, score + reach)]
-    return Judged(bounds, "predictive")
 
 
 def best(scores: Floats, k: int) -> NDArray[np.intp]:

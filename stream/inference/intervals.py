@@ -41,6 +41,29 @@ def expected(pairs: Pairs, arm: Arm, world: World) -> Bounds | None:
 
     Made on the link scale, so that it stays within the outcome's.
     """
+    variance = _doubt(pairs, arm, world)
+    if variance is None:
+        return None
+    low, high = around(arm.eta, variance)
+    return arm.theta * pairs.outcome.inverse(low), arm.theta * pairs.outcome.inverse(high)
+
+
+def predictive(pairs: Pairs, arm: Arm, world: World) -> Bounds | None:
+    """Return where one rating of each pair lies, around the arm's mean; None without residuals.
+
+    What is left to chance, and what is not known of the pair: one that is seldom rated is further
+    off than those that the residuals are of.
+    """
+    if pairs.outcome.residual_sd is None:
+        return None
+    variance = np.full(len(pairs), pairs.outcome.residual_sd**2)
+    doubt = _doubt(pairs, arm, world) if pairs.model.causal else None
+    low, high = around(arm.mean, variance if doubt is None else variance + doubt)
+    return np.maximum(low, pairs.outcome.low), np.minimum(high, pairs.outcome.high)
+
+
+def _doubt(pairs: Pairs, arm: Arm, world: World) -> Floats | None:
+    """Return the variance (n,) of the expected outcome on the link scale."""
     variance: Floats | None = level(pairs, arm)
     if variance is None:
         return None
@@ -48,8 +71,7 @@ def expected(pairs: Pairs, arm: Arm, world: World) -> Bounds | None:
     slope = np.maximum(arm.slope / arm.theta, 1e-6)
     alone = (arm, np.ones(len(pairs)))
     variance = variance + match(pairs, alone) + trait(pairs, alone)
-    low, high = around(arm.eta, variance + _paths(pairs, design(pairs, arm)) / slope**2)
-    return arm.theta * pairs.outcome.inverse(low), arm.theta * pairs.outcome.inverse(high)
+    return np.asarray(variance + _paths(pairs, design(pairs, arm)) / slope**2)
 
 
 def showing(pairs: Pairs, treated: Arm, control: Arm, world: World) -> Floats | None:
