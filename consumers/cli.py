@@ -79,6 +79,35 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--dataset", choices=["ml-100k"], help="replay this data set through Kafka")
     up.add_argument("--once", action="store_true", help="end after the last event")
     train = command("train", commands.train, "learn from Kafka, write vectors to Redis")
+    _train(train)
+    command("serve", commands.serve, "answer over HTTP from the vectors in Redis")
+    replay = command("replay", commands.replay, "send a data set to Kafka in time order")
+    replay.add_argument("dataset", choices=["ml-100k"])
+    simulate = command(
+        "simulate", commands.simulate, "make the events of a world whose causal answers are known"
+    )
+    _simulate(simulate)
+    topics = command("topics", commands.topics, "make the topics, or check them")
+    topics.add_argument("action", choices=["create", "check"])
+    topics.add_argument("--partitions", type=int, default=4)
+    topics.add_argument("--replication", type=int, default=1)
+    events = command("events", commands.events, "the JSON Schemas of the events")
+    events.add_argument("action", choices=["schema"])
+    vectors = command("vectors", commands.vectors, "the rows in Redis, one JSON object a line")
+    vectors.add_argument("action", choices=["export"])
+    snapshots = command("snapshots", commands.snapshots, "the snapshots, or what is damaged")
+    snapshots.add_argument("action", choices=["list", "verify"])
+    config = command("config", commands.config, "the settings as they hold, secrets hidden")
+    config.add_argument("action", choices=["show"])
+    measured = sub.add_parser("evaluate", help="measure the model on data with known answers")
+    measured.set_defaults(run=commands.evaluate)
+    evaluate.arguments(measured, common)
+    command("compile", commands.compile_kernels, "compile the kernels now, not at the first start")
+    command("doctor", commands.doctor, "check Kafka, the topics, Redis and the snapshot folder")
+    return top
+
+
+def _train(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--until-end", action="store_true", help="end at the high watermarks of the start"
     )
@@ -94,12 +123,9 @@ def parser() -> argparse.ArgumentParser:
         "--skip-gap", action="store_true",
         help="keep the model and go on where the log begins, if the snapshot's offsets are gone",
     )  # fmt: skip
-    command("serve", commands.serve, "answer over HTTP from the vectors in Redis")
-    replay = command("replay", commands.replay, "send a data set to Kafka in time order")
-    replay.add_argument("dataset", choices=["ml-100k"])
-    simulate = command(
-        "simulate", commands.simulate, "make the events of a world whose causal answers are known"
-    )
+
+
+def _simulate(simulate: argparse.ArgumentParser) -> None:
     simulate.formatter_class = argparse.RawDescriptionHelpFormatter
     simulate.epilog = "worlds:\n" + "\n".join(
         f"  {name:<14} {about}" for name, about in commands.WORLDS.items()
@@ -119,21 +145,3 @@ def parser() -> argparse.ArgumentParser:
         help="write the events, one JSON object a line; without either they go to stdout, and the "
         "planted answers to stderr instead of stdout",
     )
-    topics = command("topics", commands.topics, "make the topics, or check them")
-    topics.add_argument("action", choices=["create", "check"])
-    topics.add_argument("--partitions", type=int, default=4)
-    topics.add_argument("--replication", type=int, default=1)
-    events = command("events", commands.events, "the JSON Schemas of the events")
-    events.add_argument("action", choices=["schema"])
-    vectors = command("vectors", commands.vectors, "the rows in Redis, one JSON object a line")
-    vectors.add_argument("action", choices=["export"])
-    snapshots = command("snapshots", commands.snapshots, "the snapshots, or what is damaged")
-    snapshots.add_argument("action", choices=["list", "verify"])
-    config = command("config", commands.config, "the settings as they hold, secrets hidden")
-    config.add_argument("action", choices=["show"])
-    measured = sub.add_parser("evaluate", help="measure the model on data with known answers")
-    measured.set_defaults(run=commands.evaluate)
-    evaluate.arguments(measured, common)
-    command("compile", commands.compile_kernels, "compile the kernels now, not at the first start")
-    command("doctor", commands.doctor, "check Kafka, the topics, Redis and the snapshot folder")
-    return top

@@ -89,13 +89,17 @@ def run(
                 raise _ended(trainer)
             result = orjson.loads(out.splitlines()[-1])
             result["redis_keys"] = int(redis.Redis.from_url(servers.redis_url).dbsize())
-            if json:
-                sys.stdout.buffer.write(orjson.dumps(result) + b"\n")
-            else:
-                for name, value in result.items():
-                    print(f"{name:>16} {value}")
-            sys.stdout.flush()
+            _say(result, json)
     return 0
+
+
+def _say(result: dict[str, Any], json: bool) -> None:
+    if json:
+        sys.stdout.buffer.write(orjson.dumps(result) + b"\n")
+    else:
+        for name, value in result.items():
+            print(f"{name:>16} {value}")
+    sys.stdout.flush()
 
 
 @contextmanager

@@ -113,22 +113,7 @@ def create_app(
             service.lanes.close()
             await client.aclose()
 
-    routes = [
-        Route("/", service.page),
-        Route("/v1/recommend", service.recommend, methods=["POST"]),
-        Route("/v1/rank", service.rank, methods=["POST"]),
-        Route("/v1/effect", service.effects.effect, methods=["POST"]),
-        Route("/v1/explain", service.effects.explain, methods=["POST"]),
-        Route("/v1/events", service.events, methods=["POST"]),
-        Route("/v1/users/{user_id:path}", service.user),
-        Route("/v1/items/{item_id:path}", service.item),
-        Route("/v1/model", service.model),
-        Route("/v1/drift", service.effects.drift),
-        Route("/livez", service.livez),
-        Route("/readyz", service.readyz),
-        Route("/metrics", service.metrics_page),
-        Route("/openapi.json", service.openapi),
-    ]
+    routes = _routes(service)
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
@@ -146,6 +131,25 @@ def create_app(
     app.add_middleware(Crowd)
     app.add_middleware(Timing, histogram=histogram, templates=templates)
     return app
+
+
+def _routes(service: "Service") -> list[Route]:
+    return [
+        Route("/", service.page),
+        Route("/v1/recommend", service.recommend, methods=["POST"]),
+        Route("/v1/rank", service.rank, methods=["POST"]),
+        Route("/v1/effect", service.effects.effect, methods=["POST"]),
+        Route("/v1/explain", service.effects.explain, methods=["POST"]),
+        Route("/v1/events", service.events, methods=["POST"]),
+        Route("/v1/users/{user_id:path}", service.user),
+        Route("/v1/items/{item_id:path}", service.item),
+        Route("/v1/model", service.model),
+        Route("/v1/drift", service.effects.drift),
+        Route("/livez", service.livez),
+        Route("/readyz", service.readyz),
+        Route("/metrics", service.metrics_page),
+        Route("/openapi.json", service.openapi),
+    ]
 
 
 class Service:

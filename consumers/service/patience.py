@@ -10,7 +10,7 @@ further ones, so that those who watch the service still see it; even more are hu
 """
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import h11
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,85 +27,86 @@ WATCHED = ("/livez", "/readyz", "/metrics")
 
 def patient(settings: Service) -> type[H11Protocol]:
     """Return the protocol with the timers and the bound of these settings."""
+    return type("Patient", (_Patient,), {"limits": settings})
 
-    class Patient(H11Protocol):
-        """One connection; at most one timer runs, for what it waits for now."""
 
-        _timer: asyncio.TimerHandle | None = None
-        _awaited: object = None  # what the timer is for
+class _Patient(H11Protocol):
+    """One connection; at most one timer runs, for what it waits for now."""
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            """The connection has until `head_timeout_s` to send its first headers."""
-            crowd = len(self.connections) - settings.connections_max
-            super().connection_made(transport)
-            if hasattr(transport, "max_size"):
-                transport.max_size = READ_BYTES
-            if crowd >= SPARE:
-                transport.abort()
-            elif crowd >= 0:
-                self.app_state = {**self.app_state, "crowded": True}
-            self._await("head")
+    limits: ClassVar[Service]
+    _timer: asyncio.TimerHandle | None = None
+    _awaited: object = None  # what the timer is for
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            """No timer runs after the call."""
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The connection has until `head_timeout_s` to send its first headers."""
+        crowd = len(self.connections) - self.limits.connections_max
+        super().connection_made(transport)
+        if hasattr(transport, "max_size"):
+            transport.max_size = READ_BYTES
+        if crowd >= SPARE:
+            transport.abort()
+        elif crowd >= 0:
+            self.app_state = {**self.app_state, "crowded": True}
+        self._await("head")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """No timer runs after the call."""
+        self._await(None)
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        """What has come is taken, and the timer runs for what has to come next."""
+        cycle = self.cycle
+        super().handle_events()
+        if self.transport.is_closing() or self.flow.write_paused:
+            self._await("reading")
+        elif self.conn.their_state is h11.SEND_BODY:
+            self._await(self.cycle)
+        elif self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._await("head", anew=self.cycle is not cycle)
+        else:
             self._await(None)
-            super().connection_lost(exc)
 
-        def handle_events(self) -> None:
-            """What has come is taken, and the timer runs for what has to come next."""
-            cycle = self.cycle
-            super().handle_events()
-            if self.transport.is_closing() or self.flow.write_paused:
-                self._await("reading")
-            elif self.conn.their_state is h11.SEND_BODY:
-                self._await(self.cycle)
-            elif self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
-                self._await("head", anew=self.cycle is not cycle)
-            else:
-                self._await(None)
+    def timeout_keep_alive_handler(self) -> None:
+        """An idle connection is closed, also if its client never reads the last answer."""
+        super().timeout_keep_alive_handler()
+        self._await("reading")
 
-        def timeout_keep_alive_handler(self) -> None:
-            """An idle connection is closed, also if its client never reads the last answer."""
-            super().timeout_keep_alive_handler()
-            self._await("reading")
+    def pause_writing(self) -> None:
+        """The client does not read its answer: it has until `body_timeout_s` to go on."""
+        super().pause_writing()
+        self._await("reading")
 
-        def pause_writing(self) -> None:
-            """The client does not read its answer: it has until `body_timeout_s` to go on."""
-            super().pause_writing()
-            self._await("reading")
+    def resume_writing(self) -> None:
+        """The client reads on."""
+        super().resume_writing()
+        if self._awaited == "reading":
+            self._await(None)
 
-        def resume_writing(self) -> None:
-            """The client reads on."""
-            super().resume_writing()
-            if self._awaited == "reading":
-                self._await(None)
+    def _await(self, what: object, anew: bool = False) -> None:
+        """The timer runs for that, from now unless it did so before; None: it does not run."""
+        if what is self._awaited and not anew:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._awaited, self._timer = what, None
+        if what is not None:
+            head = what == "head"
+            limit_s = self.limits.head_timeout_s if head else self.limits.body_timeout_s
+            self._timer = self.loop.call_later(limit_s, self._expire)
 
-        def _await(self, what: object, anew: bool = False) -> None:
-            """The timer runs for that, from now unless it did so before; None: it does not run."""
-            if what is self._awaited and not anew:
-                return
-            if self._timer is not None:
-                self._timer.cancel()
-            self._awaited, self._timer = what, None
-            if what is not None:
-                head = what == "head"
-                limit_s = settings.head_timeout_s if head else settings.body_timeout_s
-                self._timer = self.loop.call_later(limit_s, self._expire)
-
-        def _expire(self) -> None:
-            """The connection is closed, with a word where no answer has begun."""
-            cycle: Any = self.cycle
-            answering = cycle is not None and not cycle.response_complete
-            began = answering and cycle.response_started
-            if self._awaited == "reading" or began:
-                self.transport.abort()
-                return
-            if answering or (self._awaited == "head" and self.conn.trailing_data[0]):
-                self.transport.write(TIMED_OUT)
-            self.transport.close()
-            self._await("reading")
-
-    return Patient
+    def _expire(self) -> None:
+        """The connection is closed, with a word where no answer has begun."""
+        cycle: Any = self.cycle
+        answering = cycle is not None and not cycle.response_complete
+        began = answering and cycle.response_started
+        if self._awaited == "reading" or began:
+            self.transport.abort()
+            return
+        if answering or (self._awaited == "head" and self.conn.trailing_data[0]):
+            self.transport.write(TIMED_OUT)
+        self.transport.close()
+        self._await("reading")
 
 
 class Crowd:
