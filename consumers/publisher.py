@@ -136,7 +136,7 @@ class Publisher:
     def check(self) -> None:
         """All that waits to be published has a form in which it can be, else Unservable."""
         with servable("the model's description"):
-            orjson.dumps(self._said())
+            orjson.dumps(self._said(), option=orjson.OPT_SERIALIZE_NUMPY)
         learner = self._engine.learner
         values = learner.feature_rows(np.arange(len(learner.features), dtype=np.int32))
         if not (np.isfinite(values.bias).all() and np.isfinite(values.vector).all()):

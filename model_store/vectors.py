@@ -111,7 +111,7 @@ class RedisVectors:
     def publish_model(self, model: Mapping[str, Any]) -> None:
         """The servers can read what the model is, unless one of a higher `epoch` stands there."""
         with servable("the model's description"):
-            said = orjson.dumps(dict(model))
+            said = orjson.dumps(dict(model), option=orjson.OPT_SERIALIZE_NUMPY)
         with mapped():
             told = self._client.eval(
                 scripts.DESCRIBE, 2, self._model, self._writer,

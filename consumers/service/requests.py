@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 
 from consumers.service.problems import Problem, invalid
-from stream.schemas import ATTRIBUTES_MAX, MEMBERS_MAX
+from stream.schemas import ATTRIBUTES_MAX, MEMBERS_MAX, VALUE_MAX_BYTES
 
 K_MAX = 1_000
 ITEMS_MAX = 10_000
@@ -17,13 +17,13 @@ EVENTS_MAX = 10_000
 ID_MAX_BYTES = 256
 FILTERS_MAX = 64
 VALUES_MAX = 10_000  # of one filter
-TEXT_MAX = 4_096
+TEXT_MAX = VALUE_MAX_BYTES  # an event holds no longer one
 WHOLE_MAX = 2**53  # beyond it a double does not tell whole numbers apart
 REAL_MAX = float(np.finfo(np.float32).max)  # rows are float32
 
 Id = Annotated[str, Meta(min_length=1, max_length=ID_MAX_BYTES, description="at most 256 bytes")]
 Objective = Literal["outcome", "effect", "consumption"]
-Name = Annotated[str, Meta(max_length=ID_MAX_BYTES)]
+Name = Annotated[str, Meta(max_length=TEXT_MAX)]
 Text = Annotated[str, Meta(max_length=TEXT_MAX)]
 Whole = Annotated[int, Meta(ge=-WHOLE_MAX, le=WHOLE_MAX)]
 Real = Annotated[float, Meta(ge=-REAL_MAX, le=REAL_MAX)]

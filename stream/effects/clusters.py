@@ -114,7 +114,7 @@ class Clusters:
         between = max(0.0, (raw - plain) / (two - count)) if two > count else 0.0
         alone = max(0.0, (raw - between * two) / count)
         if alone + between <= 0:
-            return Spread(0.0, 0.0, max(self.tally[0] - 1, 0.0))
+            return Spread(0.0, 0.0, max(float(self.tally[0]) - 1, 0.0))
         first = alone * count + between * two
         second = alone**2 * two + 2 * alone * between * three + between**2 * fourth
         kept = 1 + two / count**2 - 2 * (alone * two + between * three) / (count * first)
