@@ -8,12 +8,14 @@ the state, in halves, until what raises stands alone.
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from stream.errors import CounterflowError, Unservable
+from stream.errors import CounterflowError, Inconsistent, Unservable
 from stream.pieces import Piece, Place
 from stream.records import RecordBatch
 
 State = TypeVar("State")
 Range = tuple[int, int]  # offsets, the second left out
+BURIED_MIN = 64  # a producer that sends only such records is heard before
+BURIED_SHARE = 8
 
 
 def blames_a_record(error: Exception) -> bool:
@@ -45,6 +47,31 @@ class Suspects:
             if batch.next_offset > begin and batch.fetch_offset < end:
                 return True
         return False
+
+
+class Blame:
+    """How many records were learned apart, and how many were buried for what they raised.
+
+    Where nearly all raise the fault is not theirs: they are not given up for it.
+    """
+
+    def __init__(self) -> None:
+        self._learned = self._buried = 0
+
+    def learned(self, count: int) -> None:
+        """So many were learned after all."""
+        self._learned += count
+
+    def bury(self, error: Exception) -> None:
+        """One more is to blame; Inconsistent where that can no longer be."""
+        self._buried += 1
+        if self._buried >= BURIED_MIN and self._buried > BURIED_SHARE * self._learned:
+            raise Inconsistent(
+                f"{self._buried} records raised and {self._learned} beside them did not, the last"
+                f" for {type(error).__name__}: {error}",
+                "report it with the log; nothing behind the newest snapshot is given up, and the"
+                " records are learned from there by a version that can",
+            ) from error
 
 
 def ranges(batches: Sequence[RecordBatch]) -> dict[Place, Range]:

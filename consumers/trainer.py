@@ -24,7 +24,7 @@ from consumers import resume
 from consumers.behind import Behind, Moment
 from consumers.checkpoint import Checkpoint, Positions, pack_positions
 from consumers.health import STORES, Health
-from consumers.isolation import Suspects, blames_a_record, halve, ranges
+from consumers.isolation import Blame, Suspects, blames_a_record, halve, ranges
 from consumers.kafka import DeadLetters, KafkaSource, Sink, patient
 from consumers.metrics import TrainerMetrics
 from consumers.probes import Probes
@@ -110,7 +110,7 @@ class Trainer:
         self._blank: dict[str, NDArray[Any]] | None = None  # the state where no snapshot was
         self._began: Positions = {}  # of each partition, the first offset polled
         self._before = (0, 0)  # bad and repeated records, in the snapshot that it resumed from
-        self._suspects = Suspects()
+        self._suspects, self._blame = Suspects(), Blame()
         self._counted: Positions = {}  # what lies below is learned again, and counted no more
         self._joined = (0, 0, 0, 0)  # late, corrected, contradicted, evicted, as they were counted
 
@@ -323,12 +323,14 @@ class Trainer:
             if learned.bad and not again:
                 self._bury(part, learned.bad)
             self._count(learned, again)
+            self._blame.learned(len(some))
 
         def bury(piece: Piece, error: Exception) -> None:
             nonlocal proved
             if not proved:
                 self.engine.warm_up()  # where nothing can be learned, it is not for the record
                 proved = True
+            self._blame.bury(error)
             bad = unlearnable(piece, error)
             log.error("%s[%d]@%d cannot be learned: %s", *piece.place, piece.offset, bad.detail)
             self._bury(joined([piece]), [bad])

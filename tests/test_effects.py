@@ -4,6 +4,7 @@ import json
 from itertools import pairwise
 
 import numpy as np
+import orjson
 import pytest
 
 from stream.effects import AverageEffect, OffPolicy, PathRegression
@@ -419,3 +420,15 @@ def test_a_state_is_a_copy(name):
     state = held.state()
     held.update(*columns)
     assert not any(part.any() for part in state.values())
+
+
+def test_figures_are_plain_json_from_the_first_window_on():
+    effect = AverageEffect(users=4)
+    policy = OffPolicy(users=4)
+    for shown, outcome, user in ((1, 0, 0), (0, 0, 0), (1, 1, 1), (0, 1, 2), (1, 1, 2)):
+        orjson.dumps([effect.figures(), policy.figures()])
+        row = np.array([user], np.int32)
+        effect.update([shown], [outcome], [0.5], [np.nan], [np.nan], row)
+        policy.update([outcome], [0.5], [1.0], [np.nan], [np.nan], row)
+    said = orjson.loads(orjson.dumps([effect.figures(), policy.figures()]))
+    assert said[0]["users"] is not None

@@ -10,7 +10,7 @@ import consumers.trainer
 from consumers import topics
 from consumers.kafka import KafkaSource
 from stream.engine import Engine
-from stream.errors import Unservable
+from stream.errors import Inconsistent, Unservable
 from stream.framing import frame, unframe
 from stream.model.learner import Learner
 from stream.pieces import joined, parted, pieces
@@ -76,6 +76,22 @@ def mixed(good, bad, seed=0):
     for record in bad:
         records.insert(r.randrange(len(records) + 1), record)
     return records
+
+
+def test_a_fault_of_our_own_is_not_blamed_on_records(place, monkeypatch):
+    """What is published of the model cannot be written: all but the first records raise."""
+    place.send(ratings(20))
+    place.learn_all()
+    real = Engine.model
+    monkeypatch.setattr(Engine, "model", lambda self: real(self) | {
+        "ours": object() if self.progressive.figures("rating")["count"] > 20 else None
+    })  # fmt: skip
+    place.send(ratings(400, start=1_000))
+    with pytest.raises(Inconsistent, match="64 records raised and 0 beside them did not"):
+        place.learn_all()
+    monkeypatch.undo()
+    assert place.learn_all().learned == 400
+    assert place.counts() == expected([*ratings(20), *ratings(400, start=1_000)])
 
 
 @pytest.mark.parametrize("snapshot_first", [False, True])
