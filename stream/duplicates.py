@@ -1,8 +1,8 @@
 """A producer's repeated event is counted and ignored, inside a bounded window.
 
-The window holds 128 bits of each of the last `window` (type, event_id) pairs: two lanes of
-`hash_bytes`, so that a million ids meet by accident once in 10^26 windows. What has no event_id, a
-removal, is never repeated: one of the same key acts again, since more may be known by then.
+The window holds 128 bits of each of the last `window` (type, event_id) pairs, `hash_pair`, so that
+a million ids meet by accident once in 10^26 windows. What has no event_id, a removal, is never
+repeated: one of the same key acts again, since more may be known by then.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.compiled import compiled
-from stream.hashing import NO_KEY, hash_bytes
+from stream.hashing import NO_KEY, hash_pair
 
 _LANE_A = np.uint64(0xBB67AE8584CAA73B)
 _LANE_B = np.uint64(0x3C6EF372FE94F82B)
@@ -59,8 +59,7 @@ def _fresh(table, ring, count, key, data, kind, at, length, out):  # type: ignor
             out[n] = True
             continue
         salt = np.uint64(kind[n] + 1)
-        a = hash_bytes(data, at[n], length[n], _LANE_A ^ salt, key)
-        b = hash_bytes(data, at[n], length[n], _LANE_B ^ salt, key)
+        a, b = hash_pair(data, at[n], length[n], (_LANE_A ^ salt, _LANE_B ^ salt), key)
         slot = np.int64(a & np.uint64(mask))
         seen = False
         while table[slot] >= 0:

@@ -51,10 +51,10 @@ def _round(a, b, c, d):  # type: ignore[no-untyped-def]
     return a, b, _turned(c, 32), d
 
 
-@compiled
-def _keyed(data, at, length, k0, k1):  # type: ignore[no-untyped-def]
-    """Return SipHash-1-3 of data[at:at+length]."""
-    a, b = k0 ^ np.uint64(0x736F6D6570736575), k1 ^ np.uint64(0x646F72616E646F6D)
+@inlined
+def _absorbed(data, at, length, k0, k1, wide):  # type: ignore[no-untyped-def]
+    """Return SipHash's state after data[at:at+length], one round a word; `wide`: of 128 bits."""
+    a, b = k0 ^ np.uint64(0x736F6D6570736575), k1 ^ np.uint64(0x646F72616E646F6D) ^ wide
     c, d = k0 ^ np.uint64(0x6C7967656E657261), k1 ^ np.uint64(0x7465646279746573)
     i = 0
     while i + 8 <= length:
@@ -70,11 +70,32 @@ def _keyed(data, at, length, k0, k1):  # type: ignore[no-untyped-def]
         word |= np.uint64(data[at + i + n]) << (np.uint64(n) * _EIGHT)
         n += 1
     a, b, c, d = _round(a, b, c, d ^ word)
-    a ^= word
-    c ^= np.uint64(0xFF)
+    return a ^ word, b, c, d
+
+
+@inlined
+def _finished(a, b, c, d):  # type: ignore[no-untyped-def]
     for _ in range(3):
         a, b, c, d = _round(a, b, c, d)
+    return a, b, c, d
+
+
+@compiled
+def _keyed(data, at, length, k0, k1):  # type: ignore[no-untyped-def]
+    """Return SipHash-1-3 of data[at:at+length]."""
+    a, b, c, d = _absorbed(data, at, length, k0, k1, np.uint64(0))
+    a, b, c, d = _finished(a, b, c ^ np.uint64(0xFF), d)
     return a ^ b ^ c ^ d
+
+
+@compiled
+def _keyed_pair(data, at, length, k0, k1):  # type: ignore[no-untyped-def]
+    """Return 128 bits in two halves, as SipHash's reference makes them."""
+    a, b, c, d = _absorbed(data, at, length, k0, k1, np.uint64(0xEE))
+    a, b, c, d = _finished(a, b, c ^ np.uint64(0xEE), d)
+    first = a ^ b ^ c ^ d
+    a, b, c, d = _finished(a, b ^ np.uint64(0xDD), c, d)
+    return first, a ^ b ^ c ^ d
 
 
 @compiled
@@ -102,6 +123,15 @@ def hash_bytes(data, at, length, seed, key):  # type: ignore[no-untyped-def]
             b += 1
         h = mix((h ^ word) * PRIME)
     return h
+
+
+@compiled
+def hash_pair(data, at, length, seeds, key):  # type: ignore[no-untyped-def]
+    """Return 128 bits of data[at:at+length] in two halves, under two seeds and a key (2,)."""
+    one, other = seeds
+    if key[0] | key[1] != np.uint64(0):
+        return _keyed_pair(data, at, length, key[0] ^ one, key[1])
+    return hash_bytes(data, at, length, one, key), hash_bytes(data, at, length, other, key)
 
 
 @compiled

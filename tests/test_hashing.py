@@ -7,7 +7,7 @@ import pytest
 from stream import testing
 from stream.engine import _SLATE, Engine
 from stream.framing import frame
-from stream.hashing import hash_many
+from stream.hashing import hash_many, hash_pair
 from stream.records import RecordBatch
 from stream.vocabulary import _SEED
 from tests.test_engine import CONFIG, ROOMY, T0, world
@@ -47,11 +47,12 @@ def hashes(ids, seed, key):
     return hash_many(np.frombuffer(b"".join(ids) + b"\0" * 8, np.uint8), at, length, seed, key)
 
 
-def plain(data, key):
-    """SipHash-1-3 as its paper writes it."""
+def plain(data, key, wide=False):
+    """SipHash-1-3 as its paper writes it; `wide`: both halves of 128 bits, as in its reference."""
     k0, k1 = (int.from_bytes(key[at : at + 8], "little") for at in (0, 8))
     v = [k0 ^ 0x736F6D6570736575, k1 ^ 0x646F72616E646F6D]
     v += [k0 ^ 0x6C7967656E657261, k1 ^ 0x7465646279746573]
+    v[1] ^= 0xEE * wide
 
     def turned(x, by):
         return (x << by | x >> (64 - by)) & M64
@@ -71,9 +72,14 @@ def plain(data, key):
         v[3] ^= word
         rounds(1)
         v[0] ^= word
-    v[2] ^= 0xFF
+    v[2] ^= 0xEE if wide else 0xFF
     rounds(3)
-    return v[0] ^ v[1] ^ v[2] ^ v[3]
+    first = v[0] ^ v[1] ^ v[2] ^ v[3]
+    if not wide:
+        return first
+    v[1] ^= 0xDD
+    rounds(3)
+    return first, v[0] ^ v[1] ^ v[2] ^ v[3]
 
 
 def test_it_is_siphash_1_3():
@@ -81,6 +87,10 @@ def test_it_is_siphash_1_3():
     rng = np.random.default_rng(0)
     ids = [rng.bytes(n) for n in (*range(1, 40), 255, 256) for _ in range(3)]
     assert hashes(ids, np.uint64(0), KEY).tolist() == [plain(i, KEY) for i in ids]
+    key, none = np.frombuffer(KEY, "<u8").astype(np.uint64), (np.uint64(0), np.uint64(0))
+    for id_ in ids:
+        pair = hash_pair(np.frombuffer(id_, np.uint8), 0, len(id_), none, key)
+        assert tuple(map(int, pair)) == plain(id_, KEY, wide=True)
 
 
 @pytest.mark.parametrize("seed", [_SEED, _SLATE])
