@@ -55,10 +55,13 @@ class Probes:
         while not self._stop.is_set():
             try:
                 ask()
-            except CounterflowError as error:
+            except Exception as error:  # a probe that ends would tell of its store as of then
                 if not self._stop.is_set():
                     self._metrics.store_errors.labels(store=store).inc()
-                    self._health.hold(store, "probe", error.message)
+                    why = f"{type(error).__name__}: {error}"
+                    if isinstance(error, CounterflowError):
+                        why = error.message
+                    self._health.hold(store, "probe", why)
             else:
                 self._health.answered(store)
                 self._health.release(store, "probe")

@@ -163,11 +163,9 @@ class Trainer:
     def _publish(self, above: int) -> None:
         """Redis holds the whole model under an epoch above all others after the call."""
 
-        def claim() -> int:
-            safe = self.snapshots.epoch()
-            return self.snapshots.claim_epoch(self.vectors.claim_epoch(max(above, safe)))
-
-        epoch = int(self._until_done("redis", claim))
+        safe = max(above, self.snapshots.epoch())
+        claimed = int(self._until_done("redis", lambda: self.vectors.claim_epoch(safe)))
+        epoch = int(self._until_done("snapshots", lambda: self.snapshots.claim_epoch(claimed)))
         log.info("epoch %d", epoch)
         self.publisher.everything(epoch)
 

@@ -26,6 +26,7 @@ from consumers import settings as all_settings
 from consumers.kafka import KafkaSource
 from consumers.replay import replay
 from consumers.settings import Settings
+from model_store.snapshots import Snapshots
 from stream.errors import CounterflowError
 
 READY_S = 180.0  # the first start compiles the learning step
@@ -113,13 +114,14 @@ def _folder(settings: Settings) -> Iterator[Path]:
         raise CounterflowError(
             f"{at} cannot be written: {error.strerror}", "choose another snapshots.dir"
         ) from error
-    if any(at.glob("up-*")):
+    old = [run for run in at.glob("up-*") if not Snapshots(run).in_use()]
+    if old:
         print(
             f"the embedded broker keeps nothing: beginning afresh, older runs in {at} are removed",
             file=sys.stderr,
         )
-        for old in at.glob("up-*"):
-            shutil.rmtree(old, ignore_errors=True)
+        for run in old:
+            shutil.rmtree(run, ignore_errors=True)
     yield made.rename(at / made.name.removeprefix("new-"))
 
 

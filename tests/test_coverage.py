@@ -72,6 +72,19 @@ def test_few_users_say_nothing_of_all_users():
     assert figures["reason"] == f"outcomes of 10 users' worth observed, {USERS} needed"
 
 
+@pytest.mark.parametrize("chance", [1e-45, 1e-6, 1 - 1e-6])
+def test_one_window_that_was_all_but_certain_does_not_outweigh_all(chance):
+    *columns, user = shown(np.random.default_rng(1), 4_000, 10, 5, 0.5, 0.1)
+    effect = AverageEffect(400)
+    effect.update(*columns, user)
+    before = effect.figures()
+    none = np.full(1, np.nan)
+    for arm in (True, False):
+        effect.update([arm], [1.0], [np.float32(chance)], none, none, np.zeros(1, np.int32))
+    assert effect.figures() == before
+    assert before["interval"] is not None
+
+
 def test_where_no_control_clicked_the_interval_still_reaches_far_enough():
     """500 controls without a click: their chance may be .0075 (the rule of three: .006)."""
     n = 100_000
@@ -201,7 +214,7 @@ def test_a_policys_sums_of_before_users_were_told_apart_go_on():
 
 
 @pytest.mark.parametrize("make", [slopes, paths])
-@pytest.mark.parametrize("where", [(3_000, 100), (5_000, 10), (5_000, 1)], ids=str)
+@pytest.mark.parametrize("where", [(6_000, 100), (5_000, 10), (5_000, 1)], ids=str)
 def test_coefficients_hold_theirs_though_users_and_items_differ(make, where):
     ((share, told),) = cell(make, 400, *where).values()
     assert told == 400
@@ -225,7 +238,7 @@ def test_a_slope_of_few_users_or_items_says_why_it_has_no_interval():
     few.update(item, label, bias, price, user)
     said = few.figures(("price",))
     assert (said["open"], said["interval"]) == (False, None)
-    assert said["reason"] == "outcomes of 10 users' worth observed, 20 needed"
+    assert said["reason"] == f"outcomes of 10 users' worth observed, {USERS} needed"
     alone = Slopes(False, 40, 1)
     alone.update(item % 4, label, bias, price)
     assert "4 items' worth observed, 8 needed" in alone.figures(("price",))["reason"]

@@ -16,8 +16,10 @@ from threading import Event
 import orjson
 import pytest
 import redis
+from prometheus_client import CollectorRegistry
 
-from consumers import playground, topics
+from consumers import build, playground, probes, topics
+from consumers.metrics import TrainerMetrics
 from consumers.topics import Admin
 from model_store.snapshots import Snapshots
 from tests.test_trainer import Place, expected, ratings
@@ -267,3 +269,34 @@ def test_a_topic_that_is_deleted_under_it_stops_the_trainer_with_the_remedy(
         until(lambda: trainer.get("/readyz")[0] == 503)
         assert trainer.process.wait(60) == 1
         assert trainer.said("was deleted while it was read")
+
+
+def test_a_probe_survives_what_its_client_raises_and_tells_of_it():
+    """kafka-python raises a KeyError for a partition that it has not heard of yet."""
+    health, metrics = build.health(), TrainerMetrics(CollectorRegistry())
+    answers = iter([KeyError("partition 1"), KeyError("partition 1")])
+
+    def ask():
+        error = next(answers, None)
+        if error is not None:
+            raise error
+
+    asked = probes.Probes(health, metrics, {"kafka": ask}, lambda: None)
+    health.turned()
+    asked.start()
+    until(lambda: health.why("kafka") == "KeyError: 'partition 1'", 5)
+    until(lambda: health.up("kafka"), 5)
+    asked.close()
+
+
+def test_partitions_that_are_added_are_followed_and_the_port_stays_ready(place, tmp_path, apache):
+    if not apache:
+        pytest.skip("adding partitions: Apache Kafka only")
+    with running(place, tmp_path) as trainer, Admin(place.broker) as admin:
+        until(trainer.ready)
+        admin.create_partitions({topics.name(place.prefix, "rating"): 6})
+        added = {"topic": topics.name(place.prefix, "rating"), "partition": "5"}
+        until(lambda: trainer.figure("lag_records", **added) == 0, 45)
+        until(trainer.ready, 10)
+        assert trainer.figure("dependency_up", dependency="kafka") == 1
+        assert not trainer.said("Traceback")

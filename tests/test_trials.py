@@ -7,8 +7,9 @@ import numpy as np
 import orjson
 import pytest
 
-from consumers.evaluate import policy
+from consumers.evaluate import policy, uplift
 from stream.effects import AverageEffect, OffPolicy
+from stream.errors import Inconsistent
 from stream.model.config import ModelConfig
 from tests.test_evaluate import write
 
@@ -129,3 +130,12 @@ def test_a_trials_rows_of_one_user_go_together(tmp_path):
     )
     assert told["ate"] == pytest.approx(alone["ate"])
     assert np.diff(told["interval"])[0] > 1.3 * np.diff(alone["interval"])[0]
+
+
+def test_a_number_beyond_all_bounds_is_named_by_its_line(tmp_path):
+    r = np.random.default_rng(1)
+    y = r.random(400).astype(object)
+    y[100] = "1e300"
+    columns = {"t": r.integers(0, 2, 400), "y": y, "x": r.random(400)}
+    with pytest.raises(Inconsistent, match=r"line 102.*1e[+]30"):
+        uplift.run(write(tmp_path / "t.csv", columns), "t", "y", ["x"], config=CONFIG)

@@ -173,3 +173,18 @@ def test_what_is_compiled_once_is_loaded_at_the_next_start():
     )
     told = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
     assert told.stdout.split() == [b"1", b"0"]
+
+
+def test_a_second_one_leaves_the_snapshots_of_the_first_alone(tmp_path):
+    with running(tmp_path) as (first, *_):
+        (mine,) = tmp_path.glob("up-*")
+        with running(tmp_path) as (second, *_):
+            assert len([*tmp_path.glob("up-*")]) == 2
+            summary(second)
+        assert mine.exists()
+        said = summary(first)
+        assert (mine / said["snapshot"]).is_dir()
+    with running(tmp_path) as (third, _, words):
+        assert any("older runs" in line for line in words)
+        assert not mine.exists()
+        summary(third)

@@ -12,6 +12,7 @@ from stream.errors import Inconsistent
 
 Attributes = dict[str, float | str]
 LEVELS = 30  # of a text column in a design matrix; rarer ones share the intercept
+NUMBER_MAX = 1e30  # third moments of larger ones overflow
 TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 
 
@@ -40,6 +41,9 @@ class Table:
         if not np.isfinite(found).all():
             at = int(np.flatnonzero(~np.isfinite(found))[0])
             raise self.wrong(name, at, "a number")
+        if not (np.abs(found) <= NUMBER_MAX).all():
+            at = int(np.flatnonzero(np.abs(found) > NUMBER_MAX)[0])
+            raise self.wrong(name, at, f"a number within {NUMBER_MAX:g}")
         return found
 
     def arms(self, name: str) -> NDArray[np.int8]:

@@ -51,6 +51,12 @@ class Ends:
                 with broker_errors("asking for the ends"):
                     told = self._consumer.end_offsets(tps, timeout_ms=int(PATIENCE_S * 1000))
                 return {(tp.topic, tp.partition): offset for tp, offset in told.items()}
+            except KeyError:  # partitions that this client has not heard of: it looks again
+                self._consumer._cluster.request_update()  # noqa: SLF001
+                known = [tp for tp in tps if self._knows(tp)]
+                if len(known) == len(tps) or time.monotonic() > until:
+                    raise Unavailable("the broker does not know all partitions") from None
+                tps = known
             except Unavailable as error:
                 if time.monotonic() > until:
                     raise
@@ -61,6 +67,10 @@ class Ends:
         """The connection is closed after the call."""
         if self._consumer is not None:
             self._consumer.close(autocommit=False, timeout_ms=500)
+
+    def _knows(self, tp: TopicPartition) -> bool:
+        numbers = self._consumer._cluster.partitions_for_topic(tp.topic)  # noqa: SLF001
+        return tp.partition in (numbers or ())
 
     def _listens(self) -> bool:
         """Tell whether any broker takes a connection."""

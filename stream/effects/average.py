@@ -23,6 +23,7 @@ WIDTH = 9
 FIRST = 32  # outcomes of an arm before its predictions are judged
 RECENT = 0.99  # the errors by which they are: about those of an arm's last 100 outcomes
 TINY = 1e-10
+CHANCE = 9.99e-4  # a window that was all but certain to be shown or withheld would outweigh all
 SEEN, MEAN, ERROR, PLAIN = range(4)  # of an arm: outcomes, their mean, squared errors so far
 
 
@@ -60,6 +61,8 @@ def _add(  # type: ignore[no-untyped-def]
         arm = 1 if shown[n] else 0
         e = chance[n]
         kind = 0 if 0.0 < e < 1.0 else 1
+        if kind == 0 and not CHANCE <= e <= 1.0 - CHANCE:
+            continue
         counts[kind, arm] += 1
         if kind == 1:
             if waits and counts[1, 0] == 0:
@@ -99,8 +102,8 @@ class AverageEffect:
     The variance is that of the users' sums, since windows of one user are not independent. There
     is an interval from LEAST withheld windows on, and from users enough; before, the reason.
 
-    Windows count only if they were randomised (0 < e < 1). If none was, but some were withheld,
-    e was not logged: one probability is taken to hold for all, and the figures say so.
+    Windows count only if they were randomised (.001 <= e <= .999). If none was, but some were
+    withheld, e was not logged: one probability is taken to hold for all, and the figures say so.
     """
 
     def __init__(self, users: int = 0, least: int = LEAST, waits: bool = False) -> None:
@@ -158,7 +161,7 @@ class AverageEffect:
     def _said(self, sums: Clusters, counts: list[int], common: Array) -> dict[str, Any]:
         value, g = _estimate(sums)
         spread = sums.spread(g)
-        users = spread.freedom + 1
+        users = sums.worth
         reason = self._missing(counts)
         if reason is None:
             reason = few(users)

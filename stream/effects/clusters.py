@@ -11,7 +11,8 @@ from stream.compiled import compiled
 from stream.effects.moments import Z95, Array
 from stream.memory import reserve
 
-USERS = 20  # users' worth of windows, before any interval: below, users' differences are unknown
+USERS = 40  # users' worth of windows, before any interval: below, users' differences are unknown
+TAILS_MAX = 65_536  # clusters whose sums are looked at: 10 ms; of more, few do not decide
 
 
 @compiled
@@ -47,11 +48,16 @@ def gather(x, at, rows, total, square, window, cube, tally, held):  # type: igno
 
 
 class Spread(NamedTuple):
-    """How far an estimate g . total may be off: variance, third moment, degrees of freedom."""
+    """How far an estimate g . total may be off: variance, third moment, degrees of freedom.
+
+    `tails` are the degrees of freedom that the clusters' sums leave the variance: few where few
+    clusters decide it, by rare outcomes or large ones.
+    """
 
     variance: float
     skew: float
     freedom: float
+    tails: float = math.inf
 
 
 class Clusters:
@@ -95,6 +101,16 @@ class Clusters:
         self._used = max(self._used, most)
         return np.ascontiguousarray(cluster, np.int32)
 
+    @property
+    def worth(self) -> float:
+        """Return how many clusters of equal size say as much; it does not look at outcomes.
+
+        Who asked for an interval where the variance looks well known would be told those that
+        are too narrow.
+        """
+        squares = float(self.square[0, 0])
+        return float(self.total[0]) ** 2 / squares if squares else 0.0
+
     def within(self) -> Array:
         """Return the second moments (k, k) of the vectors."""
         return _full(self.window)
@@ -120,7 +136,23 @@ class Clusters:
         kept = 1 + two / count**2 - 2 * (alone * two + between * three) / (count * first)
         skew = float(self.cube @ (self._places[0] * np.prod(g[self._places[1]], axis=0)))
         freedom = first**2 / second - 1
-        return Spread(raw / max(float(kept), 1e-9), skew, float(freedom))
+        return Spread(raw / max(float(kept), 1e-9), skew, float(freedom), self._tails(g, raw))
+
+    def _tails(self, g: Array, raw: float) -> float:
+        """Return 2 V^2 / var(V) of the sum of squares V, its variance from the fourth powers.
+
+        Of normal sums that is their number. Not looked for among very many, nor where the sums of
+        some are not kept.
+        """
+        clusters = int(self.tally[0])
+        if not 0 < clusters <= TAILS_MAX or not self._used:
+            return math.inf
+        sums = self.rows[: self._used]
+        sums = sums[sums[:, 0] > 0].astype(np.float64)
+        if len(sums) < clusters:
+            return math.inf
+        share = float(((sums @ g) ** 4).sum()) / raw**2 - 1.0 / clusters
+        return 2.0 / share if share > 0 else math.inf
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return copies of what is needed to load it again; clusters that have vectors alone."""
@@ -169,7 +201,7 @@ def bounds(value: float, spread: Spread, events: Sequence[float] = ()) -> list[f
     value, tell K / V where no outcome has come yet; half an outcome each is in V, as in Jeffreys'
     interval of a share (Brown, Cai and DasGupta 2001).
     """
-    t = quantile(spread.freedom)
+    t = quantile(min(spread.freedom, spread.tails))
     size = np.array(events)
     below = spread.variance + float((size**2).sum())
     bend = (spread.skew + float((size**3).sum())) / below if below else 0.0

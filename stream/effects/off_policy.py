@@ -103,7 +103,7 @@ class OffPolicy:
         alarm = bool(ess < self.ess_share * used)
         found = self._values() if used else {}
         spreads = {name: self._sums.spread(g) for name, (_, g) in found.items()}
-        users = min((each.freedom + 1 for each in spreads.values()), default=0.0)
+        users = self._sums.worth
         reason = None
         if not used or ess < self._least:
             reason = f"an effective sample size of {ess:.0f} events, {self._least:.0f} needed"
