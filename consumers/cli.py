@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 from consumers import commands, evaluate, settings
 from stream.errors import CounterflowError
@@ -56,6 +57,13 @@ def said(error: CounterflowError, code: int) -> int:
     return code
 
 
+def _version() -> str:
+    try:
+        return metadata.version("counterflow")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     common = argparse.ArgumentParser(add_help=False)
@@ -68,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         "counterflow", description="Streaming online learning for causal recommendation."
     )
+    top.add_argument("--version", action="version", version=f"counterflow {_version()}")
     sub = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: object, help_: str) -> argparse.ArgumentParser:

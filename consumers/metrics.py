@@ -116,6 +116,11 @@ class TrainerMetrics:
             "Records whose Kafka time is ahead of the trainer's clock, left out of freshness",
             registry=registry,
         )
+        self.ahead_events = Counter(
+            "counterflow_ahead_events",
+            "Events whose ts_ms is over join.ahead_s after their Kafka time, which counts instead",
+            registry=registry,
+        )
         self.loss = Gauge(
             "counterflow_loss", "Progressive loss: prediction before learning",
             ["outcome", "kind"], registry=registry,

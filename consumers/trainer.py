@@ -9,7 +9,6 @@ tries again: nothing is learned meanwhile, nothing lost.
 
 import gc
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -371,12 +370,30 @@ class Trainer:
             m.events.labels(type=kind).inc(n)
         for bad in learned.bad:
             m.bad_events.labels(reason=bad.reason).inc()
+        if learned.bad:
+            self._warn(
+                "bad events", "%d events of a poll went to the dead-letter topic, the first as %s:"
+                " %.200s (more in counterflow_bad_events_total, each place in the letters)",
+                len(learned.bad), learned.bad[0].reason, learned.bad[0].detail,
+            )  # fmt: skip
         m.duplicate_events.inc(learned.duplicates)
         m.batch_events.observe(learned.learned)
         for kind, n in learned.refused.items():
             if n:
                 m.refused_ids.labels(kind=kind).inc(n)
-                self._warn_of_room(kind)
+                self._warn(
+                    f"room for {kind}s",
+                    "there is no room for more %ss: events of new ones are not learned, see"
+                    " counterflow_refused_ids_total; raise model.max_%ss and start again",
+                    kind, kind,
+                )  # fmt: skip
+        m.ahead_events.inc(learned.ahead)
+        if learned.ahead:
+            self._warn(
+                "ahead", "%d events are ahead of Kafka's clock by more than join.ahead_s, and count"
+                " as of then: a producer's clock is wrong, see counterflow_ahead_events_total",
+                learned.ahead,
+            )  # fmt: skip
         for signal in learned.drifted:
             m.drift_detections.labels(signal=signal).inc()
         self._owed = min(self._owed + self._replay * learned.learned, OWED_MAX)
@@ -388,16 +405,12 @@ class Trainer:
             counter.inc(total - before)
         self._joined = now
 
-    def _warn_of_room(self, kind: str) -> None:
-        """Say in the log, once a minute at most, that new ids of this kind are refused."""
-        now = time.monotonic()
-        if now - self._warned_s.get(kind, -WARN_S) >= WARN_S:
-            self._warned_s[kind] = now
-            log.warning(
-                "there is no room for more %ss: events of new ones are not learned, see"
-                " counterflow_refused_ids_total; raise COUNTERFLOW_MODEL__MAX_%sS and start again",
-                kind, kind.upper(),
-            )  # fmt: skip
+    def _warn(self, cause: str, text: str, *values: object) -> None:
+        """Say in the log, once a minute at most for each cause."""
+        now = self._monotonic()
+        if now - self._warned_s.get(cause, -np.inf) >= WARN_S:
+            self._warned_s[cause] = now
+            log.warning(text, *values)
 
     def _joins(self) -> tuple[int, int, int, int]:
         """Return late outcomes, corrections, contradicted and evicted exposures so far."""

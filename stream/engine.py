@@ -67,6 +67,7 @@ class Learned:
     kafka_ts_ms: NDArray[np.int64]  # (n,) of the clicks and ratings learned
     user: NDArray[np.int32]  # (n,) their users' rows, in poll order
     item: NDArray[np.int32]  # (n,)
+    ahead: int  # events whose own time is not believed: too far ahead of their Kafka time
     refused: dict[str, int]  # events that name a user or item for which there is no room, by kind
 
     @property
@@ -165,8 +166,13 @@ class Engine:
             kafka_ts_ms=decoded.kafka_ts_ms[mine],
             user=joined.user[joined.counts],
             item=joined.item[joined.counts],
+            ahead=self._ahead(decoded, fresh),
             refused={kind: int(which.sum()) for kind, which in refused.items()},
         )
+
+    def _ahead(self, decoded: Decoded, fresh: NDArray[np.bool_]) -> int:
+        latest = decoded.kafka_ts_ms + int(self.join.ahead_s * 1000)
+        return int((fresh & (decoded.kafka_ts_ms >= 0) & (decoded.ts_ms > latest)).sum())
 
     def close_windows(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Every open window is closed and learned after the call; returns the rows changed."""

@@ -97,6 +97,8 @@ def test_a_producer_whose_clock_is_ahead_closes_nobodys_windows(
         at = Place(broker, f"{prefix}{skewed:d}", redis_url, tmp_path / f"{skewed}")
         trainer = learn(at, Told(skewed))
         assert trainer.bad_events == 0
+        ahead = trainer.metrics.ahead_events._value.get()
+        assert (ahead > 0) == skewed
         assert trainer.engine.joiner.late_outcomes == trainer.engine.joiner.corrections == 0
         average = trainer.engine.causal.figures(())["effects"]["click"]
         runs.append((*figures(trainer), average))

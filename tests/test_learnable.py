@@ -244,7 +244,7 @@ def test_full_tables_refuse_new_ids_and_known_ones_learn_on_across_restarts(
     assert guests == 5
     for (kind, id_), n in expected(good).items():
         assert learned[kind, id_] == n + (guests if (kind, id_) == ("item", "3") else 0)
-    assert "COUNTERFLOW_MODEL__MAX_ITEMS" in caplog.text
+    assert "model.max_items" in caplog.text
     assert not any(
         b"new-" in key for key in build.redis_client(place.settings).scan_iter(f"{prefix}:*")
     )

@@ -236,3 +236,9 @@ def test_the_small_installation_of_the_readme_takes_no_cuda():
     report = orjson.loads(done.stdout[done.stdout.index("{") :])
     taken = {entry["metadata"]["name"] for entry in report["install"]}
     assert not {name for name in taken if name.startswith(("nvidia", "torch", "triton"))}
+
+
+def test_the_version_is_told():
+    done = command("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("counterflow ")

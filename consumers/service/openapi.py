@@ -58,6 +58,9 @@ effect is 0 without an interval, and `support.ok` is false.
 """
 
 
+POSTED = (400, 403, 408, 413, 415, 422, 503)  # what any POST may be answered
+
+
 def describe() -> dict[str, Any]:
     """Return the OpenAPI 3.1 document."""
     _, schemas = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
@@ -70,31 +73,31 @@ def describe() -> dict[str, Any]:
             "/v1/recommend": {
                 "post": _operation(
                     "The best items for a user", "Recommendation", _ref("Recommend"),
-                    problems=(400, 413, 422, 503),
+                    problems=POSTED,
                 )
             },
             "/v1/rank": {
                 "post": _operation(
                     "Given items, best first", "Ranking", _ref("Rank"),
-                    problems=(400, 413, 422, 503),
+                    problems=POSTED,
                 )
             },
             "/v1/effect": {
                 "post": _operation(
                     "What an intervention changes for one user and item", "Effect",
-                    _ref("AskEffect"), problems=(400, 404, 413, 422, 503),
+                    _ref("AskEffect"), problems=(404, *POSTED),
                 )
             },
             "/v1/explain": {
                 "post": _operation(
                     "Why one user and item have their score", "Why", _ref("AskWhy"),
-                    problems=(400, 404, 413, 422, 503),
+                    problems=(404, *POSTED),
                 )
             },
             "/v1/events": {
                 "post": _operation(
                     "Events, to Kafka; 202 after its acknowledgement", "Accepted", events,
-                    status=202, problems=(400, 413, 422, 503),
+                    status=202, problems=POSTED,
                 )
             },
             "/v1/users/{user_id}": {
