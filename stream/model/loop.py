@@ -8,7 +8,7 @@ composed in the same way, the score of outcome o if shown is
 
 with q_i = log(1 + decayed count). Withheld: mu0 = link^-1(base0 + a0_u + c0_i + g_u . h0_i),
 h0_i = q0_i and the same attributes. What this arm carries of the confounder path is learned beside
-(`scalars.carry`), teaches no row, and enters what is served alone.
+(`scalars.fit`), teaches no row, and enters what is served alone.
 Exposure: eta = m_i + s_u . t_i, fitted by noise-contrastive estimation (Gutmann & Hyvarinen 2010)
 of what was exposed against uniform pairs; pi = 1 - exp(-rate), rate = rho n exp(A eta + B), with
 rho the share of pairs exposed and n the uniform pairs an event, calibrated online (Platt 1999).

@@ -74,16 +74,20 @@ def calibrate(h: Array, k: int, eta: np.float32, aim: np.float32) -> None:
 
 
 @compiled
-def carry(row: Array, keen: float) -> None:
-    """Fold in what the control outcomes said of the confounder path; nothing is pending then."""
-    row[C_AA] = keen * row[C_AA] + row[C_NAA]
-    row[C_AB] = keen * row[C_AB] + row[C_NAB]
-    row[C_BB] = keen * row[C_BB] + row[C_NBB]
-    aa, bb, ab = row[C_AA] + PRIOR_SLOPE, row[C_BB] + PRIOR_SLOPE, row[C_AB]
+def fit(row: Array, keen: float, prior: float) -> None:
+    """Move the slope and level that a row begins with by its sums; none is pending then.
+
+    A natural gradient step: the curvature (aa, ab, bb) fades by `keen` and gains what is new. The
+    rows of the control arm and of the exposure heads both begin with these ten columns.
+    """
+    row[I_AA] = keen * row[I_AA] + row[N_AA]
+    row[I_AB] = keen * row[I_AB] + row[N_AB]
+    row[I_BB] = keen * row[I_BB] + row[N_BB]
+    aa, bb, ab = row[I_AA] + prior, row[I_BB] + prior, row[I_AB]
     size = aa * bb - ab * ab
-    row[CARRIED] -= (bb * row[C_A] - ab * row[C_B]) / size
-    row[LEVEL] -= (aa * row[C_B] - ab * row[C_A]) / size
-    for c in range(C_A, C_NBB + 1):
+    row[SCALE] -= (bb * row[S_A] - ab * row[S_B]) / size
+    row[SHIFT] -= (aa * row[S_B] - ab * row[S_A]) / size
+    for c in range(S_A, N_BB + 1):
         row[c] = 0.0
 
 
@@ -155,18 +159,10 @@ def refresh(o: Array, h: Array, t: Array, w: Array, n: Array, memory: float) -> 
                 row[GATE] = 1.0
             elif row[GATE] == 1 and mean < 0:
                 row[GATE] = 0.0
-        carry(w[k], keen)
+        fit(w[k], keen, PRIOR_SLOPE)
     for k in range(h.shape[0]):
         row = h[k]
-        row[I_AA] = keen * row[I_AA] + row[N_AA]
-        row[I_AB] = keen * row[I_AB] + row[N_AB]
-        row[I_BB] = keen * row[I_BB] + row[N_BB]
-        aa, bb, ab = row[I_AA] + PRIOR_SCALE, row[I_BB] + PRIOR_SCALE, row[I_AB]
-        size = aa * bb - ab * ab
-        row[SCALE] -= (bb * row[S_A] - ab * row[S_B]) / size
-        row[SHIFT] -= (aa * row[S_B] - ab * row[S_A]) / size
-        for c in range(S_A, N_BB + 1):
-            row[c] = 0.0
+        fit(row, keen, PRIOR_SCALE)
         row[EXPOSED] += row[EXPOSED_NEW]
         row[EXPOSED_NEW] = 0.0
         row[SHARE] = min(1.0, row[EXPOSED] / max(1.0, n[USERS] * n[ITEMS]))
