@@ -11,7 +11,7 @@ from stream.effects import AverageEffect, OffPolicy, PathRegression, Slopes, Wai
 from stream.join import Closed
 from stream.model.config import Outcome
 from stream.model.links import NUMBERS
-from stream.model.loop import TERMS
+from stream.model.step.names import TERMS
 from stream.roles import Role
 
 Numbers = Callable[[NDArray[np.int32]], NDArray[np.float32] | None]  # of items (n,) as of now

@@ -26,7 +26,7 @@ from stream.join import REMOVES_ITEM, REMOVES_USER, Arrivals, Joined, Joiner
 from stream.model.config import ModelConfig
 from stream.model.features import Kind
 from stream.model.learner import Learner
-from stream.model.loop import TERMS
+from stream.model.step.names import TERMS
 from stream.records import RecordBatch
 from stream.roles import Role
 from stream.schemas import ATTRIBUTE_KINDS

@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_
 
 from stream.batch import Batch, ratings
 from stream.errors import Inconsistent
-from stream.model import kernels, loop, waves
+from stream.model import kernels, waves
 from stream.model import scalars as sc
 from stream.model.config import ModelConfig, Outcome, Paths
 from stream.model.features import links_of, slope_name
@@ -839,7 +839,7 @@ def test_new_vectors_have_the_configured_spread_and_no_mean() -> None:
     at = layout("item", 32, 8, 4, 2, averaged=True)
     table = np.zeros((4000, at.width), np.float32)
     start = np.array([4.0, 0.4, 0.05, 0.03, 0.1], np.float32)
-    kernels.ensure(table, np.arange(4000, dtype=np.int32), at, loop.ITEM, np.uint64(7), start)
+    kernels.ensure(table, np.arange(4000, dtype=np.int32), at, kernels.ITEM, np.uint64(7), start)
     for first, size, spread in ((at.vector, 32, 0.03), (at.expo, 8, 0.1)):
         vectors = table[:, first : first + size]
         assert vectors.std() == pytest.approx(spread, rel=0.02)

@@ -167,9 +167,10 @@ def test_a_posted_rating_is_in_the_next_answer_as_soon_as_it_is_learned(tmp_path
 def test_what_is_compiled_once_is_loaded_at_the_next_start():
     subprocess.run([sys.executable, "-m", "consumers", "compile"], check=True)
     code = (
-        "from stream.engine import Engine; from stream.model import loop;"
-        "from stream.model.config import ModelConfig; Engine(ModelConfig()).warm_up();"
-        "stats = loop.learn.stats; print(len(stats.cache_hits), len(stats.cache_misses))"
+        "from stream.engine import Engine;"
+        "from stream.model.config import ModelConfig; engine = Engine(ModelConfig());"
+        "engine.warm_up(); stats = engine.learner.driver().stats;"
+        "print(len(stats.cache_hits), len(stats.cache_misses))"
     )
     told = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
     assert told.stdout.split() == [b"1", b"0"]

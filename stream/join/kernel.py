@@ -5,6 +5,7 @@ Nothing here looks beyond its record, so how a stream is cut into polls cannot m
 
 import numpy as np
 
+from stream.bare import bare
 from stream.compiled import compiled, inlined
 from stream.event_time import event_time
 from stream.join.columns import REMOVES_ITEM, REMOVES_USER
@@ -41,7 +42,6 @@ from stream.join.memory import (
     WATERMARK,
     WINDOW,
     ZERO,
-    bare,
     forget,
     name_place,
     pair,

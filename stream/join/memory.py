@@ -16,18 +16,14 @@ The chains of `waiting` need no removal: they run from new to old, so that the f
 number that the ring has overwritten ends them.
 """
 
-import importlib
 from collections import namedtuple
 from typing import Any
 
 import numpy as np
-from numba.extending import intrinsic
 
 from stream.compiled import inlined
 from stream.hashing import mix
 from stream.memory import reserve
-
-cgutils: Any = importlib.import_module("numba.core.cgutils")  # it has no types
 
 EXPOSURE = np.dtype(
     [
@@ -114,27 +110,6 @@ def allot(open_max: int, pending_max: int, closed_max: int) -> Any:
         np.zeros(0, np.int32),
         counts,
     )
-
-
-def _bare(typing: Any, rows: Any) -> Any:
-    """Return the named tuple of arrays without their owners, which outlive the call.
-
-    Nobody then counts the references of an array each time it is named: that took most of the time.
-    """
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        out = args[0]
-        for at, array in enumerate(rows.types):
-            view = context.make_array(array)(context, builder, builder.extract_value(out, at))
-            view.meminfo = cgutils.get_null_value(view.meminfo.type)
-            view.parent = cgutils.get_null_value(view.parent.type)
-            out = builder.insert_value(out, view._getvalue(), at)  # noqa: SLF001 numba's only way
-        return out
-
-    return rows(rows), code
-
-
-bare: Any = intrinsic(_bare)
 
 
 @inlined

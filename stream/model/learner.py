@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from stream.batch import Batch, ratings
 from stream.errors import Inconsistent
 from stream.memory import reserve
-from stream.model import loop, waves
+from stream.model import waves
 from stream.model.config import ModelConfig
+from stream.model.draw import draw
 from stream.model.features import Kind, is_slope, links_of
-from stream.model.kernels import ensure
+from stream.model.kernels import FEATURE, ITEM, USER, ensure
 from stream.model.layout import HEADS, Layout, layout
 from stream.model.links import NUMBERS, Features, Links, gather_numbers
 from stream.model.living import Living
@@ -38,6 +39,18 @@ from stream.model.scalars import (
     USERS,
     Scalars,
 )
+from stream.model.served import serve
+from stream.model.step.arguments import rates, scratch, tables_of
+from stream.model.step.names import (
+    TERMS,
+    Columns,
+    GlobalTerms,
+    Layouts,
+    Outcomes,
+    Paths,
+    Predictions,
+)
+from stream.model.step.sequential import sequential
 from stream.model.synthetic import Imagined
 from stream.model.tables import Table
 
@@ -130,17 +143,9 @@ class Learner:
         self._logit = np.array([o.link == "logit" for o in c.outcomes])
         self._low = np.array([o.low for o in c.outcomes], np.float32)
         self._high = np.array([o.high for o in c.outcomes], np.float32)
-        self._rates = np.array(
-            [
-                c.lr_user_bias, c.lr_user_factor, c.lr_item_bias, c.lr_item_factor,
-                c.lr_feature_bias, c.lr_feature_factor, c.lr_exposure, c.shrink, c.average,
-                c.alpha, c.clip, c.robust_share, c.tie, c.half_life_s, c.mix, c.start_factor,
-                c.lr_exposure_bias, c.synthetic, c.lr_session, c.session_share,
-                1.0 / c.session_items,
-            ],
-            np.float32,
-        )  # fmt: skip
-        self._on = np.array(astuple(c.paths))
+        self._rates = rates(c)
+        pairs = c.pairs if c.paths.exposure or c.paths.robust else 0
+        self._at = Layouts(self.user.layout, self.item.layout, self.feature.layout, pairs)
         self._dirty = reserve(c.max_items, 1, np.uint8)[:, 0]  # moved by a pair, not yet written
         self._living = Living(c.max_items)  # whom uniform pairs are drawn from
         self._now_s = 0  # the latest event time learned
@@ -153,6 +158,10 @@ class Learner:
         self._imagined = (
             Imagined(c.max_users, len(c.outcomes), c.half_life_s) if c.synthetic > 0 else None
         )
+
+    def driver(self) -> Any:
+        """Return the compiled step."""
+        return sequential(self._at)
 
     def table(self, kind: Kind) -> Table:
         """Return the table of that kind."""
@@ -202,23 +211,25 @@ class Learner:
     ) -> tuple[NDArray[np.float32], ...]:
         prediction = np.full(len(batch), np.nan, np.float32)
         control = np.full(len(batch), np.nan, np.float32)
-        terms = np.zeros((len(batch), len(loop.TERMS)), np.float32)
+        terms = np.zeros((len(batch), len(TERMS)), np.float32)
         served = np.full(len(batch), np.nan, np.float32)
         ts_s = batch.ts_ms // 1000
         u, i, s = self.links["user"], self.links["item"], self.scalars
         if self.compiled:
-            loop.learn(
+            columns = Columns(
                 batch.user, batch.item, batch.outcome, batch.label, batch.role, batch.propensity,
-                batch.position, ts_s, batch.counts, pair,
-                self.user.array, self.item.array, self.feature.array,
-                self.user.layout, self.item.layout, self.feature.layout,
-                u.rows, u.values, i.rows, i.values, self._logit, self._low, self._high,
-                self._rates, self._on, float(self.config.memory),
-                s.outcome, s.head, s.place, s.withheld, s.count, live, prediction, control, terms,
-                served,
+                batch.position, ts_s, batch.counts, pair, np.zeros(0, np.int64),
+            )  # fmt: skip
+            self.driver()(
+                columns, tables_of(self.user.array, self.item.array, self.feature.array, u, i),
+                GlobalTerms(s.outcome, s.head, s.place, s.withheld, s.count),
+                Outcomes(self._logit, self._low, self._high), self._rates,
+                Paths(**asdict(self.config.paths), live=live),
+                (scratch(self._at, 1), Predictions(prediction, control, terms, served)),
+                float(self.config.memory),
             )  # fmt: skip
         else:
-            columns = {
+            named = {
                 name: getattr(batch, name)
                 for name in ("user", "item", "outcome", "label", "role", "propensity", "position",
                              "counts")
@@ -227,7 +238,7 @@ class Learner:
                 self.config, (self.user, self.item, self.feature),
                 (self._near("user"), self._near("item")), s, live,
             )  # fmt: skip
-            return run.learn(columns | {"ts_s": ts_s}, pair)
+            return run.learn(named | {"ts_s": ts_s}, pair)
         return prediction, control, terms, served
 
     def dirty(self) -> NDArray[np.int32]:
@@ -249,7 +260,7 @@ class Learner:
         self._admit(kind, np.array([row], np.int32))
         if kind == "item" and self.removed(np.array([row], np.int32))[0]:
             self._living.revive(row)
-            self._ensure(self.item, np.array([row], np.int32), loop.ITEM)
+            self._ensure(self.item, np.array([row], np.int32), ITEM)
         links: list[tuple[int, float]] = []
         for name, value in links_of(kind, attributes or {}, self.config.linear):
             full = len(links) == self.config.max_links  # what is not linked takes no room
@@ -270,7 +281,7 @@ class Learner:
         """The attribute value has a row; a slope's starts flat: numbers far out would shout."""
         self._values.add(at)
         self.feature.touch(at + 1)
-        self._ensure(self.feature, np.array([at], np.int32), loop.FEATURE)
+        self._ensure(self.feature, np.array([at], np.int32), FEATURE)
         if is_slope(name):
             f = self.feature.layout
             means = [(f.mean, f.D)] if f.mean >= 0 else []
@@ -375,7 +386,7 @@ class Learner:
         bias = np.empty((n, at.C), np.float32)
         links = self.links[kind]
         if self.compiled:
-            loop.serve(
+            serve(
                 rows, table.array, at, self.feature.array, self.feature.layout, links.rows,
                 links.values, self.config.average > 0, np.float32(self.config.session_share),
                 vector, expo, bias,
@@ -607,19 +618,18 @@ class Learner:
         n = len(batch)
         self._admit("user", batch.user)
         self._admit("item", np.maximum(batch.item, batch.known_items - 1))
-        wanted = self.config.pairs if self.config.paths.exposure or self.config.paths.robust else 0
-        pair = np.empty((n, wanted), np.int32)
+        pair = np.empty((n, self._at.pairs), np.int32)
         users, items = np.empty(n, np.int32), np.empty(n, np.int32)
-        nu, ni = loop.draw(
+        nu, ni = draw(
             batch.user, batch.item, batch.known_items, batch.key, batch.role, batch.counts,
             self.history, self._living.rows, self._living.place, self._living.size, pair,
             self._mark_user, self._mark_item, users, items,
         )  # fmt: skip
         users, items = np.sort(users[:nu]), np.sort(items[:ni])
-        self._ensure(self.user, users, loop.USER)
-        self._ensure(self.item, items, loop.ITEM)
+        self._ensure(self.user, users, USER)
+        self._ensure(self.item, items, ITEM)
         drawn = pair[pair >= 0]
-        self._ensure(self.item, drawn, loop.ITEM)
+        self._ensure(self.item, drawn, ITEM)
         self._dirty[drawn] = 1
         self._dirty[items] = 0
         return pair, users, items

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from stream.batch import Batch
 from stream.memory import reserve
 from stream.model.features import Kind
-from stream.model.kernels import Array, compiled, linked, mix
+from stream.model.kernels import Array, compiled, mix
 from stream.model.links import Links
 from stream.model.living import GONE, Living
+from stream.model.step.compose import linked
 from stream.roles import SYNTHETIC, Role
 
 CANDIDATES = 8  # uniform items, of which the nearest to both is taken

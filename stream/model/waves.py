@@ -20,8 +20,9 @@ from stream.model import scalars as sc
 from stream.model.config import ModelConfig
 from stream.model.features import FAR
 from stream.model.layout import HEADS
-from stream.model.loop import SAMPLE, TERMS
 from stream.model.scalars import Scalars
+from stream.model.step.names import TERMS
+from stream.model.step.outcome import SAMPLE
 from stream.model.tables import Table
 from stream.roles import SYNTHETIC, Role
 

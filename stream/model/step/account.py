@@ -1,0 +1,119 @@
+"""What one interaction says of the global terms: a row of numbers, and how the rows are summed.
+
+An interaction writes its row once; a driver adds rows to the pending sums in their order. So one
+interaction after the other, and a block whose rows are written by many threads, add up alike.
+"""
+
+import math
+
+import numpy as np
+
+from stream.compiled import embedded
+from stream.model import scalars as sc
+from stream.model.layout import HEADS
+from stream.model.step.names import Array, Event, GlobalTerms, Model
+
+# columns of a row: the outcome if shown
+RAW, TOTAL, WEIGHT, TOTAL_F, WEIGHT_F, POPULAR = range(6)
+SCORE, SEEN, NOISE, OF = range(6, 10)  # popularity within the item
+SCORE_Z, SEEN_Z, GAIN, GAIN_SQUARE = range(10, 14)  # the confounder path
+T_SCORE, T_SEEN = range(14, 16)  # examination of its position
+W_A, W_B, W_AA, W_AB, W_BB = range(16, 21)  # a control outcome's
+KIND, HEAD, ROW, PLACE, CALIBRATES, NEW_USER, NEW_ITEM = range(21, 28)
+FIRST = 28  # of 10 for each p: A, B, AA, AB, BB of the head, and of the head with the session
+# of KIND, as a sum
+TREATED, EXPOSING, CONTROL, EXAMINES, WEIGHED, WITHIN = 1, 2, 4, 8, 16, 32
+_CALIBRATION = 5
+
+
+def columns(pairs: int) -> int:
+    """Return how many numbers an interaction says."""
+    return FIRST + 2 * _CALIBRATION * (1 + pairs)
+
+
+@embedded
+def tell_calibration(
+    told: Array, first: int, scale: float, shift: float, eta: np.float32, aim: np.float32
+) -> None:
+    """Write an exposure score's part in the calibration of its head (Platt 1999); aim 1 exposed."""
+    raised = np.float64(eta)
+    chance = 1.0 / (1.0 + math.exp(-(scale * raised + shift)))
+    off, v = chance - aim, chance * (1.0 - chance)
+    told[first] = off * raised
+    told[first + 1] = off
+    told[first + 2] = v * raised * raised
+    told[first + 3] = v * raised
+    told[first + 4] = v
+
+
+@embedded
+def begin(told: Array, e: Event) -> None:
+    """Write what the interaction is; nothing is said of it yet."""
+    told[KIND] = told[CALIBRATES] = told[NEW_USER] = told[NEW_ITEM] = 0.0
+    told[ROW], told[HEAD], told[PLACE] = e.o, e.head, e.place
+
+
+@embedded
+def collect_shown(o: Array, told: Array, kind: int) -> None:
+    """Add what an outcome if shown says to the pending sums of its row."""
+    if kind & WEIGHED:
+        o[sc.W_PENDING] += told[RAW]
+        o[sc.W_FRESH] += 1.0
+    o[sc.TOTAL_NEW] += told[TOTAL]
+    o[sc.WEIGHT_NEW] += told[WEIGHT]
+    o[sc.TOTAL_NEW + 2] += told[TOTAL_F]
+    o[sc.WEIGHT_NEW + 2] += told[WEIGHT_F]
+    o[sc.Q_PENDING] += told[POPULAR]
+    o[sc.Q_FRESH] += 1.0
+    if kind & WITHIN:
+        o[sc.SCORE] += told[SCORE]
+        o[sc.SEEN] += told[SEEN]
+        o[sc.NOISE_NEW] += told[NOISE]
+        o[sc.OF_NEW] += told[OF]
+    o[sc.SCORE + 1] += told[SCORE_Z]
+    o[sc.SEEN + 1] += told[SEEN_Z]
+    o[sc.GAIN_NEW] += told[GAIN]
+    o[sc.GAIN_SQUARE_NEW] += told[GAIN_SQUARE]
+    o[sc.GAIN_COUNT_NEW] += 1.0
+
+
+@embedded
+def collect_control(g: GlobalTerms, o: int, told: Array) -> None:
+    """Add what a control outcome says of its arm's base and of the confounder path in it."""
+    g.counters[sc.CONTROLS] += 1
+    g.outcome[o, sc.TOTAL_NEW + 1] += told[TOTAL]
+    g.outcome[o, sc.WEIGHT_NEW + 1] += 1.0
+    for c in range(_CALIBRATION):
+        g.withheld[o, sc.C_A + c] += told[W_A + c]
+
+
+@embedded
+def collect_exposure(m: Model, told: Array) -> None:
+    """Add an exposure to its head's sums, without and with the session."""
+    g, h = m.terms, int(told[HEAD])
+    g.head[h, sc.EXPOSED_NEW] += 1.0
+    g.head[HEADS + h, sc.EXPOSED_NEW] += 1.0
+    if told[CALIBRATES] > 0:
+        for p in range(1 + m.at.pairs):
+            for c in range(_CALIBRATION):
+                at = FIRST + 2 * _CALIBRATION * p + c
+                g.head[h, sc.S_A + c] += told[at]
+                g.head[HEADS + h, sc.S_A + c] += told[at + _CALIBRATION]
+
+
+@embedded
+def collect(m: Model, told: Array) -> None:
+    """Add an interaction's row to the pending sums of the global terms."""
+    g, kind, o = m.terms, int(told[KIND]), int(told[ROW])
+    g.counters[sc.USERS] += int(told[NEW_USER])
+    g.counters[sc.ITEMS] += int(told[NEW_ITEM])
+    if kind & EXPOSING:
+        collect_exposure(m, told)
+    if kind & TREATED:
+        collect_shown(g.outcome[o], told, kind)
+        if kind & EXAMINES:
+            place = int(told[PLACE])
+            g.place[place, sc.T_SCORE] += told[T_SCORE]
+            g.place[place, sc.T_SEEN] += told[T_SEEN]
+    if kind & CONTROL:
+        collect_control(g, o, told)

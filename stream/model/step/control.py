@@ -1,0 +1,71 @@
+"""The control arm: what comes of an item that is withheld.
+
+    lin0 = base0 + a0_u + c0_i + g_u . (h_i - own part of h_i + control row)
+
+The control row starts as the treated one, and a tie holds it there until controls say otherwise.
+"""
+
+import numpy as np
+
+from stream.compiled import embedded
+from stream.model import scalars as sc
+from stream.model.step import account
+from stream.model.step.names import Array, Event, Model, Scratch
+from stream.model.step.rows import step_bias
+from stream.model.step.score import Score, sigmoid
+
+_ONE, _ZERO = np.float32(1), np.float32(0)
+
+
+@embedded
+def start(m: Model, s: Scratch, e: Event, f: Score, lin0: np.float32) -> np.float32:
+    """Copy the treated row into the item's control row if it has none; return lin0 as of then."""
+    t, ai, Y = m.tables, m.at.item, m.at.item.Y
+    items, own = t.items, ai.bias + Y
+    if items[e.i, ai.control_sum] > 0:
+        return lin0
+    for d in range(m.lane.own, ai.D, m.lane.all):
+        items[e.i, ai.control + d] = items[e.i, ai.vector + d]
+    shown = s.items[0, ai.bias + e.o]
+    if m.lane.own == 0:
+        items[e.i, ai.control_sum] = m.rates.start
+        for c in range(Y):
+            folded = s.items[0, own + c] - items[e.i, own + c]
+            items[e.i, own + c] = s.items[0, ai.bias + c] - folded
+        s.items[0, own + e.o] = shown
+    base0 = np.float32(m.terms.outcome[e.o, sc.BASE + 1])
+    return base0 + s.user[own + e.o] + shown + f.match
+
+
+@embedded
+def tell_control(m: Model, told: Array, e: Event, f: Score, lin0: np.float32) -> None:
+    """Tell the arm's base, and beside it what this arm carries of the confounder path."""
+    w = m.terms.withheld[e.o]
+    carried = lin0 + (f.alpha + np.float32(w[sc.CARRIED])) * f.z
+    carried += np.float32(w[sc.LEVEL])
+    mu = sigmoid(carried) if e.logit else carried
+    bend = mu * (_ONE - mu) if e.logit else _ONE
+    told[account.TOTAL] = e.label
+    told[account.W_A] = (mu - e.label) * f.z
+    told[account.W_B] = mu - e.label
+    told[account.W_AA] = bend * f.z * f.z
+    told[account.W_AB] = bend * f.z
+    told[account.W_BB] = bend
+    told[account.KIND] += account.CONTROL
+
+
+@embedded
+def pull(m: Model, i: int) -> np.float32:
+    """Return how strongly the tie pulls the control row, after the controls that it had."""
+    tie = m.rates.tie
+    n = np.float32(m.tables.item_bits[i, m.at.item.controls])
+    strength: np.float32 = tie / (_ONE + tie * n)
+    return strength
+
+
+@embedded
+def step_control_bias(m: Model, i: int, c: int, off: np.float32, treated: np.float32) -> None:
+    """Take one step on the item's control bias c, tied to its own part of the treated bias."""
+    own = m.tables.items[i, m.at.item.bias + c]
+    g = off + pull(m, i) * (own - treated)
+    step_bias(m.tables.items, i, m.at.item, c, g, m.rates.item_bias, _ZERO)

@@ -1,0 +1,99 @@
+"""Who is shown what: noise-contrastive estimation against uniform pairs, and the propensity.
+
+(Gutmann and Hyvarinen 2010.) eta = m_i + s_u . t_i is what lasts, and what weights and the
+confounder path know; what goes with the moment is fitted on top of it and serves consumption alone.
+"""
+
+import math
+
+import numpy as np
+
+from stream.compiled import embedded
+from stream.model import scalars as sc
+from stream.model.layout import HEADS
+from stream.model.step import account
+from stream.model.step.compose import compose_item
+from stream.model.step.lanes import meet, product
+from stream.model.step.names import Columns, Event, Model, Scratch
+from stream.model.step.score import sigmoid
+from stream.roles import Role
+
+_CORRECTION = int(Role.CORRECTION)
+_ONE, _ZERO = np.float32(1), np.float32(0)
+_MOST = 40.0  # of a score in an exponential
+
+
+@embedded
+def compose_pairs(m: Model, c: Columns, s: Scratch, j: int) -> None:
+    """Write the composed rows of the interaction's pairs to scratch."""
+    for p in range(m.at.pairs):
+        if c.pair[j, p] >= 0:
+            compose_item(m, s, 1 + p, c.pair[j, p])
+
+
+@embedded
+def exposes(m: Model, c: Columns, e: Event) -> bool:
+    """Return whether the interaction teaches who is shown what: it needs pairs to contrast with."""
+    P = m.at.pairs
+    return bool(m.on.exposure and e.role != _CORRECTION and P > 0 and c.pair[e.j, 0] >= 0)
+
+
+@embedded
+def add_moment(m: Model, s: Scratch, u: int) -> None:
+    """Add the mean of the user's latest items to the session part of the composed user."""
+    au = m.at.user
+    for d in range(m.lane.own, au.S, m.lane.all):
+        s.user[au.session + d] += m.rates.session_share * m.tables.users[u, au.recent + d]
+    meet(m.lane)
+
+
+@embedded
+def contrasts(m: Model, s: Scratch, e: Event, z: np.float32, exposing: bool) -> None:
+    """Write the contrast of target and pairs; 0 where the interaction teaches no exposure."""
+    at = m.at.item
+    ce = at.bias + 3 * at.Y + e.head
+    s.eta[0] = s.items[0, ce] + z
+    for p in range(1 + m.at.pairs):
+        s.contrast[p] = s.session[p] = _ZERO
+    if exposing:
+        s.contrast[0] = sigmoid(s.eta[0]) - _ONE
+        for p in range(1, 1 + m.at.pairs):
+            s.eta[p] = s.items[p, ce] + product(s.user, s.items[p], at.expo, at.E, m.lane)
+            s.contrast[p] = sigmoid(s.eta[p])
+
+
+@embedded
+def moment(m: Model, s: Scratch, e: Event, session: bool) -> None:
+    """Write the contrasts with the session, and tell the calibration of both heads now and then."""
+    at, head = m.at.item, m.terms.head
+    told, h = s.told[e.at], e.head
+    calibrates = e.step < sc.BLOCK or e.step % sc.CALIBRATES == 0
+    for p in range(1 + m.at.pairs):
+        aim = _ONE if p == 0 else _ZERO
+        whole = s.eta[p]
+        if session:
+            whole += product(s.user, s.items[p], at.session, at.S, m.lane)
+            s.session[p] = sigmoid(whole) - aim
+        if calibrates and m.lane.own == 0:
+            first = account.FIRST + 10 * p
+            near, far = head[h], head[HEADS + h]
+            account.tell_calibration(told, first, near[sc.SCALE], near[sc.SHIFT], s.eta[p], aim)
+            account.tell_calibration(told, first + 5, far[sc.SCALE], far[sc.SHIFT], whole, aim)
+    if m.lane.own == 0:
+        told[account.KIND] += account.EXPOSING
+        told[account.CALIBRATES] = 1.0 if calibrates else 0.0
+
+
+@embedded
+def propensity(m: Model, c: Columns, s: Scratch, e: Event) -> np.float32:
+    """Return the chance that the target was shown: the logged one, else pi = 1 - exp(-rate)."""
+    head = m.terms.head[e.head]
+    pi = c.propensity[e.j]
+    if not pi >= 0:  # nan, or below 0 where a driver has no nan
+        pi = _ONE
+        if m.on.exposure and m.at.pairs > 0:
+            size = head[sc.SCALE] * np.float64(s.eta[0]) + head[sc.SHIFT]
+            rate = head[sc.SHARE] * m.at.pairs * math.exp(min(size, _MOST))
+            pi = np.float32(-math.expm1(-rate))
+    clipped: np.float32 = min(max(pi, m.rates.clip), _ONE)
+    return clipped

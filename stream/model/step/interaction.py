@@ -1,0 +1,69 @@
+"""One interaction up to its errors: what every driver does with it before any row takes a step."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from stream.compiled import embedded
+from stream.model.step import exposure
+from stream.model.step.names import Columns, Event, Model, Predictions, Scratch
+from stream.model.step.outcome import learn_outcome
+from stream.model.step.score import Score, expect
+from stream.roles import SYNTHETIC, Role
+
+_FACTUAL, _EXPOSED, _CONTROL = int(Role.FACTUAL), int(Role.EXPOSED), int(Role.CONTROL)
+_CONSUMED, _CORRECTION = int(Role.CONSUMED), int(Role.CORRECTION)
+_PREDICT, _CLOSED = int(Role.PREDICT), int(Role.CLOSED)
+_ZERO = np.float32(0)
+
+
+@embedded
+def interaction(m: Model, c: Columns, j: int, at: int, step: int) -> Event:
+    """Return interaction j, whose row of the scratch is `at`."""
+    role, o = int(c.role[j]), int(c.outcome[j])
+    treated = role == _FACTUAL or role == _EXPOSED or role == _CORRECTION or role == SYNTHETIC
+    head = 0 if role == _FACTUAL or role == _CONSUMED else 1
+    place = min(max(int(c.position[j]), 1), m.terms.place.shape[0]) - 1
+    return Event(
+        j, at, step, int(c.user[j]), int(c.item[j]), o, role, c.label[j], m.outcomes.logit[o],
+        place, head, treated,
+    )  # fmt: skip
+
+
+@embedded
+def learns(role: int) -> bool:
+    """Return whether an interaction of that role moves anything but counts of exposures."""
+    return role != _PREDICT and role != _CLOSED
+
+
+@embedded
+def closes(m: Model, c: Columns, e: Event) -> bool:
+    """Return whether the window of an exposure closes with the interaction."""
+    unanswered = e.role == _EXPOSED and e.logit and e.label == 0 and not c.counts[e.j]
+    return bool(m.on.live and (e.role == _CLOSED or unanswered))
+
+
+class Seen(NamedTuple):
+    """What an interaction teaches, beside the errors in scratch."""
+
+    exposing: bool  # who is shown what
+    session: bool  # and the session
+    miss: np.float32  # of the factual head
+    lin0: np.float32  # of a control outcome
+
+
+@embedded
+def observe(m: Model, c: Columns, s: Scratch, e: Event, f: Score, out: Predictions) -> Seen:
+    """Write the errors of an interaction that learns to scratch; its rows are composed there."""
+    lin0 = expect(m, s, e, f, out) if e.role == _CONTROL else _ZERO
+    exposing = exposure.exposes(m, c, e)
+    session = exposing and m.on.live and m.at.user.S > 0  # a replay has not the moment
+    exposure.contrasts(m, s, e, f.z, exposing)
+    if session:
+        exposure.add_moment(m, s, e.u)
+    if exposing and m.on.live:
+        exposure.moment(m, s, e, session)
+    for p in range(1 + m.at.pairs):
+        s.error[p] = _ZERO
+    miss = learn_outcome(m, c, s, e, f, out) if e.treated else _ZERO
+    return Seen(exposing, session, miss, lin0)

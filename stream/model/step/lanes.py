@@ -1,0 +1,57 @@
+"""One row is worked on by one lane on a CPU and by 32 on a GPU: the sums over lanes.
+
+A driver supplies what its lanes do together; the functions of the step know nothing else of it. A
+function that loops over the components of a row takes those of its lane; what another lane wrote is
+seen after `meet`. With one lane the compiler sees plain loops.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba.extending import overload
+
+from stream.compiled import EMBEDDED, embedded
+from stream.model.step.names import Array, Lane
+
+_HOW: Any = EMBEDDED | {"error_model": "numpy", "nogil": True}
+
+
+def meet(lane: Lane) -> None:
+    """What every lane wrote before is seen by every lane afterwards."""
+    raise NotImplementedError("only compiled code calls it")
+
+
+def product(x: Array, y: Array, first: int, size: int, lane: Lane) -> np.float32:
+    """Return the inner product of one part of two rows, the same in every lane."""
+    raise NotImplementedError("only compiled code calls it")
+
+
+@overload(meet, target="cpu")
+def _meet(lane: Any) -> Any:
+    def nothing(lane: Any) -> Any:
+        return None
+
+    return nothing
+
+
+@overload(product, target="cpu", jit_options=_HOW)
+def _product(x: Any, y: Any, first: Any, size: Any, lane: Any) -> Any:
+    def sums(x: Any, y: Any, first: Any, size: Any, lane: Any) -> Any:
+        a, b, c, e = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        tail = size - size % 4
+        for d in range(first, first + tail, 4):  # four sums that do not wait for each other
+            a += x[d] * y[d]
+            b += x[d + 1] * y[d + 1]
+            c += x[d + 2] * y[d + 2]
+            e += x[d + 3] * y[d + 3]
+        for d in range(first + tail, first + size):
+            a += x[d] * y[d]
+        return (a + b) + (c + e)
+
+    return sums
+
+
+@embedded
+def square(x: Array, first: int, size: int, lane: Lane) -> np.float32:
+    """Return the mean of squares of one part of a row."""
+    return product(x, x, first, size, lane) / np.float32(size)

@@ -1,0 +1,191 @@
+"""What comes of it: the weight, the errors of both heads, and what they say of the global terms.
+
+    w L(mu, y) + d [ mean over uniform pairs L(mu', r') - w L(mu, r) ] + imputation
+
+self-normalised and doubly robust (StableDR, Li et al. 2023), L half the squared error or the log
+loss; at position k the log loss of theta_k mu.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from stream.compiled import embedded
+from stream.model import scalars as sc
+from stream.model.step import account
+from stream.model.step.compose import share
+from stream.model.step.exposure import propensity
+from stream.model.step.lanes import product
+from stream.model.step.names import Array, Columns, Event, Model, Predictions, Scratch
+from stream.model.step.score import Score, factual, mean, sigmoid, within
+from stream.roles import SYNTHETIC, Role
+
+SAMPLE = 8  # one in so many interactions tells the regression of the paths
+_CORRECTION = int(Role.CORRECTION)
+_ONE, _ZERO = np.float32(1), np.float32(0)
+_TINY = np.float32(1e-6)
+
+
+class Errors(NamedTuple):
+    """How far both heads were off, as derivatives of the loss by their scores."""
+
+    off: np.float32  # if shown, unweighted
+    miss: np.float32  # as observed
+    mu: np.float32
+    filled: np.float32  # the imputed outcome
+    curve: np.float32  # second derivative
+    said: np.float32  # the prediction
+
+
+@embedded
+def weight(m: Model, c: Columns, s: Scratch, e: Event) -> np.float32:
+    """Return the self-normalised weight of the interaction, pi ** (alpha - 1) over its mean."""
+    if not m.on.weights or e.role == SYNTHETIC:
+        return _ONE
+    so = m.terms.outcome[e.o]
+    pi = propensity(m, c, s, e)
+    raw = np.float64(pi) ** np.float64(m.rates.alpha - _ONE)
+    if m.on.live and m.lane.own == 0:
+        s.told[e.at, account.RAW] = raw
+        s.told[e.at, account.KIND] += account.WEIGHED
+    return np.float32(raw * (so[sc.W_COUNT] + 1.0) / (so[sc.W_SUM] + raw))
+
+
+@embedded
+def clicked(m: Model, s: Scratch, e: Event, f: Score, fact: np.float32) -> Errors:
+    """Return the errors of a click: log loss of theta mu, which the position explains in part."""
+    mu, filled = sigmoid(f.lin), sigmoid(fact)
+    said = f.theta * filled
+    miss = (said - e.label) * (_ONE - filled) / max(_ONE - said, _TINY)
+    chance = f.theta * mu
+    rest = max(_ONE - chance, _TINY)
+    off = (chance - e.label) * (_ONE - mu) / rest
+    if m.on.live and e.place > 0 and m.on.position and m.lane.own == 0:
+        rest = (_ONE - f.theta) / rest
+        s.told[e.at, account.T_SCORE] = (chance - e.label) * rest
+        s.told[e.at, account.T_SEEN] = chance * rest * (_ONE - f.theta)
+        s.told[e.at, account.KIND] += account.EXAMINES
+    return Errors(off, miss, mu, filled, mu * (_ONE - mu), said)
+
+
+@embedded
+def rated(m: Model, e: Event, f: Score, fact: np.float32) -> Errors:
+    """Return the errors of an outcome with the identity link."""
+    off, miss = f.lin - e.label, fact - e.label
+    return Errors(off, miss, f.lin, fact, _ONE, within(m, e.o, fact))
+
+
+@embedded
+def imagined(m: Model, e: Event, x: np.float32) -> np.float32:
+    """Return the error of an outcome that nobody observed: its label is a residual, added again."""
+    near = within(m, e.o, x)
+    return m.rates.synthetic * (near - within(m, e.o, near + e.label))
+
+
+@embedded
+def serves(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
+    """Return what a list by outcome would have said: first place, mean popularity, served means."""
+    fair = f.lin - f.slope * (f.q - np.float32(m.terms.outcome[e.o, sc.Q_MEAN]))
+    if m.at.item.mean >= 0:
+        fair += averaged(m, s, e) - (s.items[0, m.at.item.bias + e.o] + f.match)
+    return mean(m, e.o, fair)
+
+
+@embedded
+def averaged(m: Model, s: Scratch, e: Event) -> np.float32:
+    """Return what the item's served means add to its outcome: its bias, and its match."""
+    t, ai, af, i = m.tables, m.at.item, m.at.feature, e.i
+    total = t.items[i, ai.mean_bias + e.o]
+    for d in range(ai.D):
+        total += s.user[d] * t.items[i, ai.mean + d]
+    for k in range(s.links[0]):
+        f = t.item_links[i, k] - 1
+        x = share(t.features, f, af, t.item_values[i, k], s.weight[0])
+        total += x * t.features[f, af.mean_bias + e.o]
+        for d in range(ai.D):
+            total += x * s.user[d] * t.features[f, af.mean + d]
+    return np.float32(total)
+
+
+@embedded
+def learn_outcome(
+    m: Model, c: Columns, s: Scratch, e: Event, f: Score, out: Predictions
+) -> np.float32:
+    """Write the errors of target and pairs to scratch; return the factual head's miss."""
+    fact = factual(m, s, e, f)
+    w = weight(m, c, s, e)
+    r = clicked(m, s, e, f, fact) if e.logit else rated(m, e, f, fact)
+    off, miss = r.off, r.miss
+    if m.lane.own == 0:
+        out.prediction[e.j] = r.said
+    served = serves(m, s, e, f)
+    if m.lane.own == 0:
+        out.served[e.j] = served
+    if e.role == SYNTHETIC:
+        off, miss = imagined(m, e, r.mu), imagined(m, e, r.filled)
+    s.error[0] = w * off
+    if m.on.robust and e.role != SYNTHETIC:
+        s.error[0] -= m.rates.robust * w * (r.mu - r.filled)
+        learn_pairs(m, c, s, e)
+    if m.on.live and m.lane.own == 0:
+        tell_outcome(m, s.told[e.at], e, f, w)
+        tell_confounder(s.told[e.at], e, f, r)
+        tell_terms(s, m, e, f, out.terms[e.j])
+    return miss
+
+
+@embedded
+def learn_pairs(m: Model, c: Columns, s: Scratch, e: Event) -> None:
+    """Write the doubly robust errors of uniform pairs: the outcome if shown against the imputed."""
+    at, so = m.at.item, m.terms.outcome
+    base, base_f = np.float32(so[e.o, sc.BASE]), np.float32(so[e.o, sc.BASE + 2])
+    own, own_f = at.bias + e.o, at.bias + 2 * at.Y + e.o
+    pairs = 0
+    for p in range(m.at.pairs):
+        pairs += c.pair[e.j, p] >= 0
+    for p in range(1, 1 + m.at.pairs):
+        if c.pair[e.j, p - 1] >= 0:
+            reach = product(s.user, s.items[p], at.vector, at.D, m.lane)
+            far = base + s.user[own] + s.items[p, own] + reach
+            guess = base_f + s.user[own_f] + s.items[p, own_f] + reach
+            if e.logit:
+                far, guess = sigmoid(far), sigmoid(guess)
+            s.error[p] = m.rates.robust * (far - guess) / np.float32(pairs)
+
+
+@embedded
+def tell_outcome(m: Model, told: Array, e: Event, f: Score, w: np.float32) -> None:
+    """Tell the bases and the mean popularity of the outcome."""
+    new = _ZERO if e.role == _CORRECTION else _ONE
+    told[account.TOTAL] = w * e.label / f.theta
+    told[account.WEIGHT] = new * w
+    told[account.TOTAL_F] = e.label / f.theta
+    told[account.WEIGHT_F] = new
+    told[account.POPULAR] = f.q
+    told[account.KIND] += account.TREATED
+    if e.place == 0 or not e.logit:  # at the first place alone, where examination is certain
+        told[account.KIND] += account.WITHIN
+
+
+@embedded
+def tell_confounder(told: Array, e: Event, f: Score, r: Errors) -> None:
+    """Tell the confounder path: learned beside the model, it opens when it predicts better."""
+    shadow, kept = f.plain + f.alpha * f.z, f.plain
+    if e.logit:
+        shadow, kept = f.theta * sigmoid(shadow), f.theta * sigmoid(kept)
+    gain = np.float64((kept - e.label) ** 2 - (shadow - e.label) ** 2)
+    told[account.SCORE_Z] = (shadow - e.label) * f.z
+    told[account.SEEN_Z] = r.curve * f.z * f.z
+    told[account.GAIN] = gain
+    told[account.GAIN_SQUARE] = gain * gain
+
+
+@embedded
+def tell_terms(s: Scratch, m: Model, e: Event, f: Score, terms: Array) -> None:
+    """Write the terms of a sampled interaction's score behind a 1; of the others the user's."""
+    bias = m.at.user.bias + e.o
+    terms[1] = s.user[bias]
+    if e.step % SAMPLE == 0:
+        terms[0], terms[2] = _ONE, s.items[0, bias]
+        terms[3], terms[4] = f.match, f.slope * f.apart
+        terms[5] = f.alpha * f.z if f.gate else _ZERO

@@ -1,0 +1,73 @@
+"""The popularity path: an item's decayed count, and what is usual for it."""
+
+import math
+
+import numpy as np
+
+from stream.compiled import embedded
+from stream.model.step import account
+from stream.model.step.names import Array, Model
+
+_ONE = np.float32(1)
+_FLAT = np.float32(0.01)  # the least curvature of a mean of clicks
+_SLOW = np.float32(0.001)  # the least rate of what is usual
+
+
+@embedded
+def heat(m: Model, i: int, now: int) -> float:
+    """Return the item's decayed count of clicks and ratings as of now (s)."""
+    ai = m.at.item
+    held = np.float64(m.tables.items[i, ai.heat])
+    if held == 0.0:
+        return 0.0
+    age = now - np.int64(m.tables.item_bits[i, ai.heat_s])
+    return float(held * 0.5 ** (age / m.rates.half_life)) if age > 0 else float(held)
+
+
+@embedded
+def popular(count: float) -> np.float32:
+    """Return q = log(1 + decayed count)."""
+    return np.float32(math.log1p(count))
+
+
+@embedded
+def apart(m: Model, i: int, o: int, q: np.float32) -> np.float32:
+    """Return q from what is usual for the item, so that its quality is not in it; 0 at first."""
+    ai = m.at.item
+    if m.tables.item_bits[i, ai.outcomes + o] > 0:
+        return np.float32(q - m.tables.items[i, ai.usual + o])
+    return np.float32(0)
+
+
+@embedded
+def warm(m: Model, i: int, count: float, now: int) -> None:
+    """Count a click or rating of now (s) towards the item's events and its decayed count."""
+    t, ai = m.tables, m.at.item
+    t.item_bits[i, ai.events] += np.uint32(1)
+    t.items[i, ai.heat] = np.float32(count + 1.0)
+    t.item_bits[i, ai.heat_s] = max(t.item_bits[i, ai.heat_s], np.uint32(now))
+
+
+@embedded
+def remember(m: Model, i: int, o: int, label: np.float32, q: np.float32, told: Array) -> None:
+    """Move what is usual for the item, and tell the slope of popularity what is within the item.
+
+    The outcome from the item's mean against popularity from the item's mean, so that quality is in
+    neither (Mundlak 1978).
+    """
+    t, ai = m.tables, m.at.item
+    count = t.item_bits[i, ai.outcomes + o]
+    usual = t.items[i, ai.rest + o]
+    away = apart(m, i, o, q)
+    told[account.SCORE] = told[account.SEEN] = told[account.NOISE] = told[account.OF] = 0.0
+    if count > 0:
+        gap = label - usual
+        bend = max(usual * (_ONE - usual), _FLAT) if m.outcomes.logit[o] else _ONE
+        told[account.SCORE] = bend * gap * away
+        told[account.SEEN] = bend * bend * away * away
+        told[account.NOISE] = gap * gap
+        told[account.OF] = 1.0
+    t.item_bits[i, ai.outcomes + o] = count + np.uint32(1)
+    rate = max(_ONE / np.float32(count + np.uint32(1)), _SLOW)
+    t.items[i, ai.usual + o] += rate * (q - t.items[i, ai.usual + o])
+    t.items[i, ai.rest + o] += rate * (label - usual)

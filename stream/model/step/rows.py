@@ -1,0 +1,83 @@
+"""Row-wise Adagrad: one accumulator a vector (Mudigere et al. 2022), one a bias; served means."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from stream.compiled import embedded
+from stream.model.layout import Layout
+from stream.model.step.lanes import meet
+from stream.model.step.names import Array, Lane
+
+_ONE = np.float32(1)
+
+
+class Part(NamedTuple):
+    """One vector of a row: where it stands, its accumulator, its rate and its pull to 0."""
+
+    first: int  # its first column in the row
+    at: int  # and in its gradient
+    size: int
+    total: int
+    lr: np.float32
+    shrink: np.float32
+
+
+@embedded
+def step_vector(
+    table: Array, row: int, part: Part, g: Array, x: np.float32, size: np.float32, lane: Lane
+) -> None:
+    """Take one step against the gradient x g; `size` is the mean square of g."""
+    held = table[row, part.total] + x * x * size
+    rate = part.lr / np.sqrt(held)
+    step, keep = rate * x, _ONE - rate * part.shrink
+    meet(lane)
+    if lane.own == 0:
+        table[row, part.total] = held
+    for d in range(lane.own, part.size, lane.all):
+        at = part.first + d
+        table[row, at] = keep * table[row, at] - step * g[part.at + d]
+
+
+@embedded
+def step_bias(
+    table: Array, row: int, at: Layout, c: int, g: np.float32, lr: np.float32, shrink: np.float32
+) -> None:
+    """Take one step on one bias of a row; one lane does."""
+    held = table[row, at.bias_sum + c] + g * g
+    table[row, at.bias_sum + c] = held
+    rate = lr / np.float32(math.sqrt(held))
+    value = table[row, at.bias + c]
+    table[row, at.bias + c] = value - rate * (g + shrink * value)
+
+
+@embedded
+def average(table: Array, bits: Array, row: int, at: Layout, keep: np.float32, lane: Lane) -> None:
+    """Move the served means towards the row; the first ones are plain means (Polyak 1992)."""
+    count = np.float32(bits[row, at.events] + np.uint32(1))
+    rate = max(_ONE - keep, _ONE / count)
+    for d in range(lane.own, at.D, lane.all):
+        table[row, at.mean + d] += rate * (table[row, at.vector + d] - table[row, at.mean + d])
+    for o in range(lane.own, at.Y, lane.all):
+        table[row, at.mean_bias + o] += rate * (
+            table[row, at.bias + o] - table[row, at.mean_bias + o]
+        )
+
+
+@embedded
+def vector_part(at: Layout, lr: np.float32, shrink: np.float32) -> Part:
+    """Return the part that the match is made of."""
+    return Part(at.vector, at.vector, at.D, at.vector_sum, lr, shrink)
+
+
+@embedded
+def expo_part(at: Layout, lr: np.float32, shrink: np.float32) -> Part:
+    """Return the part of what lasts in who is shown what."""
+    return Part(at.expo, at.expo, at.E, at.expo_sum, lr, shrink)
+
+
+@embedded
+def session_part(at: Layout, lr: np.float32, shrink: np.float32) -> Part:
+    """Return the part of what goes with the moment."""
+    return Part(at.session, at.session, at.S, at.session_sum, lr, shrink)

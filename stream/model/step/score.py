@@ -1,0 +1,110 @@
+"""What is expected of an interaction: shown, as observed (the factual head), and withheld.
+
+lin = base + a_u + c_i + g_u . h_i + kappa (q_i - r_i) + alpha (s_u . t_i)
+lin0 = base0 + a0_u + c0_i + g_u . h0_i
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from stream.compiled import embedded
+from stream.model import scalars as sc
+from stream.model.step import popularity
+from stream.model.step.lanes import product
+from stream.model.step.names import Columns, Event, Model, Predictions, Scratch
+
+_ONE, _ZERO = np.float32(1), np.float32(0)
+
+
+class Score(NamedTuple):
+    """The score of the outcome if shown and its terms; `plain` has no confounder path in it."""
+
+    lin: np.float32
+    plain: np.float32
+    match: np.float32
+    slope: np.float32  # kappa
+    apart: np.float32  # q - r
+    q: np.float32
+    heat: float
+    alpha: np.float32
+    z: np.float32  # s . t
+    gate: bool  # whether the confounder path is open
+    theta: np.float32  # examination of the position
+
+
+@embedded
+def sigmoid(x: np.float32) -> np.float32:
+    """Return 1 / (1 + exp(-x))."""
+    chance: np.float32 = _ONE / (_ONE + np.float32(math.exp(-x)))
+    return chance
+
+
+@embedded
+def within(m: Model, o: int, x: np.float32) -> np.float32:
+    """Return x within the bounds of the outcome's labels."""
+    inside: np.float32 = min(max(x, m.outcomes.low[o]), m.outcomes.high[o])
+    return inside
+
+
+@embedded
+def mean(m: Model, o: int, x: np.float32) -> np.float32:
+    """Return the inverse link of a score; an identity's within the bounds."""
+    return sigmoid(x) if m.outcomes.logit[o] else within(m, o, x)
+
+
+@embedded
+def shown(m: Model, c: Columns, s: Scratch, e: Event) -> Score:
+    """Return the score of the outcome if shown, of composed rows in scratch."""
+    at, so = m.at.user, m.terms.outcome
+    count = popularity.heat(m, e.i, c.ts_s[e.j])
+    q = popularity.popular(count)
+    apart = popularity.apart(m, e.i, e.o, q)
+    z = product(s.user, s.items[0], at.expo, at.E, m.lane)
+    slope = np.float32(so[e.o, sc.SLOPE]) if m.on.popularity else _ZERO
+    gate = m.on.confounder and so[e.o, sc.GATE] > 0
+    alpha = np.float32(so[e.o, sc.SLOPE + 1])
+    match = product(s.user, s.items[0], at.vector, at.D, m.lane)
+    base = np.float32(so[e.o, sc.BASE])
+    plain = base + s.user[at.bias + e.o] + s.items[0, at.bias + e.o] + match + slope * apart
+    lin = plain + alpha * z if gate else plain
+    theta = np.float32(m.terms.place[e.place, sc.THETA]) if m.on.position and e.logit else _ONE
+    return Score(lin, plain, match, slope, apart, q, count, alpha, z, gate, theta)
+
+
+@embedded
+def factual(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
+    """Return the score of what is observed: it predicts, imputes and shapes the vectors."""
+    bias = m.at.user.bias + 2 * m.at.user.Y + e.o
+    base = np.float32(m.terms.outcome[e.o, sc.BASE + 2])
+    lin = base + s.user[bias] + s.items[0, bias] + f.match + f.slope * f.apart
+    return lin + f.alpha * f.z if f.gate else lin
+
+
+@embedded
+def withheld(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
+    """Return the score of the outcome if withheld; before the item's first control, as if shown."""
+    so, ai, items = m.terms.outcome, m.at.item, m.tables.items
+    base, base0 = np.float32(so[e.o, sc.BASE]), np.float32(so[e.o, sc.BASE + 1])
+    if items[e.i, ai.control_sum] > 0:
+        bias = ai.bias + ai.Y + e.o
+        lin = base0 + s.user[bias] + s.items[0, bias]
+        for d in range(ai.D):
+            lin += s.user[ai.vector + d] * (
+                items[e.i, ai.control + d] + s.items[0, d] - items[e.i, ai.vector + d]
+            )
+        return lin
+    return f.lin - base + base0
+
+
+@embedded
+def expect(m: Model, s: Scratch, e: Event, f: Score, out: Predictions) -> np.float32:
+    """Write what is expected of both arms of a pair that is not learned as shown; return lin0."""
+    mu = f.theta * sigmoid(f.lin) if e.logit else within(m, e.o, f.lin)
+    lin0 = withheld(m, s, e, f)
+    mu0 = mean(m, e.o, lin0)
+    if m.lane.own == 0:
+        out.prediction[e.j] = mu
+        out.control[e.j] = mu0 if m.terms.counters[sc.SETTLED] > 0 else np.float32(np.nan)
+    return lin0

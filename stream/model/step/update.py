@@ -1,0 +1,184 @@
+"""One step of every row that an interaction touches, taken at once."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from stream.compiled import embedded
+from stream.model.step.compose import link_weight, share
+from stream.model.step.interaction import Seen
+from stream.model.step.lanes import square
+from stream.model.step.names import Event, Model, Scratch
+from stream.model.step.rows import (
+    average,
+    expo_part,
+    session_part,
+    step_bias,
+    step_vector,
+    vector_part,
+)
+
+_ONE, _ZERO = np.float32(1), np.float32(0)
+
+
+class Push(NamedTuple):
+    """What pushes a row: the mean squares of its vectors' gradients, and its outcome's error."""
+
+    vector: np.float32
+    expo: np.float32
+    session: np.float32
+    error: np.float32
+
+
+@embedded
+def user_gradient(m: Model, s: Scratch, seen: Seen) -> Push:
+    """Write the gradient of the user's vectors to scratch."""
+    at, mix = m.at.user, m.rates.mix
+    error = s.error[0]
+    for d in range(at.vector + m.lane.own, at.vector + at.D, m.lane.all):
+        s.grad[d] = (mix * error + (_ONE - mix) * seen.miss) * s.items[0, d]
+    for d in range(at.expo + m.lane.own, at.expo + at.E, m.lane.all):
+        s.grad[d] = s.contrast[0] * s.items[0, d]
+    for d in range(at.session + m.lane.own, at.session + at.S, m.lane.all):
+        s.grad[d] = s.session[0] * s.items[0, d]
+    for p in range(1, 1 + m.at.pairs):
+        if s.error[p] != 0:
+            error += s.error[p]
+            for d in range(at.vector + m.lane.own, at.vector + at.D, m.lane.all):
+                s.grad[d] += mix * s.error[p] * s.items[p, d]
+        if s.contrast[p] != 0:
+            for d in range(at.expo + m.lane.own, at.expo + at.E, m.lane.all):
+                s.grad[d] += s.contrast[p] * s.items[p, d]
+        if seen.session:
+            for d in range(at.session + m.lane.own, at.session + at.S, m.lane.all):
+                s.grad[d] += s.session[p] * s.items[p, d]
+    return Push(
+        square(s.grad, at.vector, at.D, m.lane), square(s.grad, at.expo, at.E, m.lane),
+        square(s.grad, at.session, at.S, m.lane), error,
+    )  # fmt: skip
+
+
+@embedded
+def step_user(m: Model, s: Scratch, e: Event, seen: Seen, push: Push) -> None:
+    """The user's own row takes its step."""
+    users, at, r = m.tables.users, m.at.user, m.rates
+    if e.treated:
+        part = vector_part(at, r.user_factor, r.shrink)
+        step_vector(users, e.u, part, s.grad, _ONE, push.vector, m.lane)
+        if m.lane.own == 0:
+            step_bias(users, e.u, at, e.o, push.error, r.user_bias, r.shrink)
+            step_bias(users, e.u, at, 2 * at.Y + e.o, seen.miss, r.user_bias, r.shrink)
+    if seen.exposing:
+        part = expo_part(at, r.exposure, r.shrink)
+        step_vector(users, e.u, part, s.grad, _ONE, push.expo, m.lane)
+    if seen.session:
+        part = session_part(at, r.session, r.shrink)
+        step_vector(users, e.u, part, s.grad, _ONE, push.session, m.lane)
+
+
+@embedded
+def follow(m: Model, s: Scratch, u: int) -> None:
+    """Move the running mean of the user's latest items towards the target."""
+    users, at = m.tables.users, m.at.user
+    for d in range(m.lane.own, at.S, m.lane.all):
+        held = users[u, at.recent + d]
+        users[u, at.recent + d] = held + m.rates.recent * (s.items[0, at.session + d] - held)
+
+
+@embedded
+def step_user_links(m: Model, s: Scratch, e: Event, seen: Seen, push: Push, n: int) -> None:
+    """The user's n attribute values take their steps."""
+    t, af, r = m.tables, m.at.feature, m.rates
+    weight = link_weight(n)
+    for k in range(n):
+        f = t.user_links[e.u, k] - 1
+        x = share(t.features, f, af, t.user_values[e.u, k], weight)
+        if e.treated:
+            part = vector_part(af, r.feature_factor, _ZERO)
+            step_vector(t.features, f, part, s.grad, x, np.float64(push.vector), m.lane)
+            step_bias(t.features, f, af, e.o, push.error * x, r.feature_bias, _ZERO)
+            step_bias(t.features, f, af, 2 * af.Y + e.o, seen.miss * x, r.feature_bias, _ZERO)
+        if seen.exposing:
+            part = expo_part(af, r.exposure, _ZERO)
+            step_vector(t.features, f, part, s.grad, x, push.expo, m.lane)
+        if seen.session:
+            part = session_part(af, r.session, _ZERO)
+            step_vector(t.features, f, part, s.grad, x, push.session, m.lane)
+
+
+@embedded
+def item_gradient(m: Model, s: Scratch, e: Event, seen: Seen, p: int) -> Push:
+    """Write the gradient of the target's (p 0) or a pair's vectors to scratch."""
+    at, mix = m.at.item, m.rates.mix
+    push = mix * s.error[p] + (_ONE - mix) * seen.miss if p == 0 else mix * s.error[p]
+    for d in range(at.vector + m.lane.own, at.vector + at.D, m.lane.all):
+        s.grad[d] = push * s.user[d]
+    for d in range(at.expo + m.lane.own, at.expo + at.E, m.lane.all):
+        s.grad[d] = s.contrast[p] * s.user[d]
+    for d in range(at.session + m.lane.own, at.session + at.S, m.lane.all):
+        s.grad[d] = s.session[p] * s.user[d]
+    return Push(
+        square(s.grad, at.vector, at.D, m.lane), square(s.grad, at.expo, at.E, m.lane),
+        square(s.grad, at.session, at.S, m.lane), s.error[p],
+    )  # fmt: skip
+
+
+@embedded
+def step_item(m: Model, s: Scratch, e: Event, seen: Seen, p: int, i: int) -> None:
+    """Item i, the target's or a pair's, and its attribute values take their steps."""
+    items, at, r = m.tables.items, m.at.item, m.rates
+    push = item_gradient(m, s, e, seen, p)
+    if s.error[p] != 0:
+        part = vector_part(at, r.item_factor, r.shrink)
+        step_vector(items, i, part, s.grad, _ONE, push.vector, m.lane)
+        step_bias(items, i, at, e.o, s.error[p], r.item_bias, r.shrink)
+    if s.contrast[p] != 0:
+        part = expo_part(at, r.exposure, r.shrink)
+        step_vector(items, i, part, s.grad, _ONE, push.expo, m.lane)
+        step_bias(items, i, at, 3 * at.Y + e.head, s.contrast[p], r.exposure_bias, _ZERO)
+    if seen.session:
+        part = session_part(at, r.session, r.shrink)
+        step_vector(items, i, part, s.grad, _ONE, push.session, m.lane)
+    if p == 0 and e.treated:
+        step_bias(items, i, at, 2 * at.Y + e.o, seen.miss, r.item_bias, r.shrink)
+    if at.mean >= 0 and s.error[p] != 0:
+        average(items, m.tables.item_bits, i, at, r.keep, m.lane)
+    step_item_links(m, s, e, seen, push, p, i)
+
+
+@embedded
+def step_item_links(m: Model, s: Scratch, e: Event, seen: Seen, push: Push, p: int, i: int) -> None:
+    """The attribute values of item i take their steps."""
+    t, af, r = m.tables, m.at.feature, m.rates
+    for k in range(s.links[p]):
+        f = t.item_links[i, k] - 1
+        x = share(t.features, f, af, t.item_values[i, k], s.weight[p])
+        if s.error[p] != 0:
+            part = vector_part(af, r.feature_factor, _ZERO)
+            step_vector(t.features, f, part, s.grad, x, np.float64(push.vector), m.lane)
+            step_bias(t.features, f, af, e.o, s.error[p] * x, r.feature_bias, _ZERO)
+        if s.contrast[p] != 0:
+            part = expo_part(af, r.exposure, _ZERO)
+            step_vector(t.features, f, part, s.grad, x, push.expo, m.lane)
+            step_bias(t.features, f, af, 3 * af.Y + e.head, s.contrast[p] * x, r.exposure, _ZERO)
+        if seen.session:
+            part = session_part(af, r.session, _ZERO)
+            step_vector(t.features, f, part, s.grad, x, push.session, m.lane)
+        if p == 0 and e.treated:
+            step_bias(t.features, f, af, 2 * af.Y + e.o, seen.miss * x, r.feature_bias, _ZERO)
+            if m.on.live:
+                t.feature_bits[f, af.events] += np.uint32(1)
+        if af.mean >= 0 and s.error[p] != 0:
+            average(t.features, t.feature_bits, f, af, r.keep, m.lane)
+
+
+@embedded
+def count_user_links(m: Model, u: int, n: int) -> None:
+    """Count the interaction to the user's attribute values, and move their served means."""
+    t, af = m.tables, m.at.feature
+    for k in range(n):
+        f = t.user_links[u, k] - 1
+        if m.on.live:
+            t.feature_bits[f, af.events] += np.uint32(1)
+        if af.mean >= 0:
+            average(t.features, t.feature_bits, f, af, m.rates.keep, m.lane)
