@@ -3,7 +3,6 @@
 import logging
 import secrets
 import time
-from dataclasses import fields
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,14 +15,14 @@ from consumers import clients, probes, topics
 from consumers.health import Health
 from consumers.kafka import DeadLetters, Ends, KafkaSource, Sink
 from consumers.metrics import TrainerMetrics
-from consumers.settings import Settings, WrongSetting
+from consumers.model_config import model_config
+from consumers.settings import Settings
 from consumers.trainer import Trainer
 from model_store.seen import Seen
 from model_store.snapshots import Snapshots
 from model_store.vectors import RedisVectors, connect
 from stream.engine import Engine, JoinConfig
 from stream.hashing import KEY_BYTES
-from stream.model.config import ModelConfig, Outcome, Paths
 
 log = logging.getLogger("counterflow")
 
@@ -37,23 +36,6 @@ def engine(settings: Settings) -> Engine:
         window=settings.trainer.duplicates_window,
         join=JoinConfig(**msgspec.structs.asdict(settings.join)),
         hash_key=secrets.token_bytes(KEY_BYTES),
-    )
-
-
-def model_config(settings: Settings) -> ModelConfig:
-    """Return what the settings choose about the model."""
-    m = msgspec.structs.asdict(settings.model)
-    names = [name.strip() for name in m.pop("without").split(",") if name.strip()]
-    known = [f.name for f in fields(Paths)]
-    for name in names:
-        if name not in known:
-            raise WrongSetting(f"model.without: no path {name!r}", f"paths: {', '.join(known)}")
-    low, high = m.pop("rating_min"), m.pop("rating_max")
-    del m["replay"], m["cache_dir"]
-    return ModelConfig(
-        **m,
-        paths=Paths(**dict.fromkeys(names, False)),
-        outcomes=(Outcome("rating", "identity", low, high), Outcome("click", "logit", 0.0, 1.0)),
     )
 
 

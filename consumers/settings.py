@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from stream.errors import Inconsistent
+from stream.model.config import BLOCK_MAX, FORMER, THREADS_MAX, Device, Step
 
 PREFIX = "COUNTERFLOW_"
 HIDDEN = "********"
@@ -234,11 +235,25 @@ class Model(Section, frozen=True, kw_only=True):
     factors: Annotated[Annotated[int, Meta(ge=1, le=1024)], described("Length of the vectors.")] = (
         32
     )
-    device: Annotated[Literal["auto", "cpu", "cuda"], described("Where the step runs.")] = "auto"
-    step: Annotated[
-        Literal["auto", "compiled", "torch"],
-        described("compiled: one loop on the CPU; torch: waves of operations on any device."),
+    device: Annotated[
+        Device,
+        described("Where the step runs; auto: a GPU that is usable and holds full tables, or cpu."),
     ] = "auto"
+    step: Annotated[
+        Step,
+        described(
+            "sequential: one interaction after the other, on the CPU; blocks: on a GPU or threads;"
+            " auto: blocks on a GPU, else sequential."
+        ),
+    ] = "auto"
+    block: Annotated[
+        Annotated[int, Meta(ge=1, le=BLOCK_MAX)],
+        described("Interactions that one block learns; a smaller one is closer to sequential."),
+    ] = 256
+    threads: Annotated[
+        Annotated[int, Meta(ge=0, le=THREADS_MAX)],
+        described("Threads of blocks on the CPU; 0: one a core, at most 4. The bits are the same."),
+    ] = 0
     rating_min: Annotated[float, described("Lowest rating; a lower one is a bad event.")] = 1.0
     rating_max: Annotated[float, described("Highest rating; a higher one is a bad event.")] = 5.0
     exposure_factors: Annotated[
@@ -442,7 +457,8 @@ def place(
         chosen[section][key] = msgspec.convert(value, hints[key], strict=strict)
     except (msgspec.ValidationError, json.JSONDecodeError) as error:
         said = "" if is_secret(hints[key]) else f"={value!r}"
-        raise WrongSetting(f"{source}{said}: {error}", describe(section, key)) from error
+        former = FORMER.get(str(value)) if (section, key) == ("model", "step") else None
+        raise WrongSetting(f"{source}{said}: {error}", former or describe(section, key)) from error
 
 
 def read_secret(source: str, path: Any) -> str:

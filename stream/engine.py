@@ -238,7 +238,8 @@ class Engine:
 
     def warm_up(self) -> None:
         """Everything compiled is compiled after the call; nothing is learned."""
-        small = replace(self.config, max_users=8, max_items=8, max_features=64)
+        same = self.learner.choice.settled(self.config)  # which a small model need not choose
+        small = replace(same, max_users=8, max_items=8, max_features=64)
         room = replace(self.join, open_max=16, pending_max=16, closed_max=16)
         other = Engine(small, self.seed, self.batch_max, 16, room, self.hash_key)
         value = (

@@ -74,7 +74,7 @@ def count(text: str) -> int:
 
 def run(args: argparse.Namespace, settings: "Settings") -> dict[str, Any]:
     """Return the figures of the measurement that was asked for."""
-    from consumers.build import model_config
+    from consumers.model_config import model_config
 
     config, seed = model_config(settings), settings.trainer.seed
     if args.what == "coat":

@@ -1,11 +1,17 @@
 """What can be chosen about the model."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Link = Literal["identity", "logit"]
-Step = Literal["auto", "compiled", "torch"]
+Step = Literal["auto", "sequential", "blocks"]
 Device = Literal["auto", "cpu", "cuda"]
+FORMER = {  # what model.step was called, and what to say now
+    "compiled": "model.step compiled is called sequential now",
+    "torch": "model.step torch is gone: choose blocks, on a GPU or on threads of the CPU",
+}
+BLOCK_MAX = 1 << 20  # interactions
+THREADS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +100,10 @@ class ModelConfig:
     max_features: int = 200_000
     max_links: int = 24  # attribute values per user or item; later ones are left out
     linear: bool = True  # numbers have a slope beside their rounded values
-    step: Step = "auto"
+    step: Step = "auto"  # which driver learns: choice.py
     device: Device = "auto"
+    block: int = 256  # interactions that one block learns
+    threads: int = 0  # of the CPU, for blocks; 0: one a core, at most 4
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the setting."""
@@ -120,8 +128,23 @@ class ModelConfig:
         for name in ("alpha", "robust_share", "average", "tie", "shrink", "synthetic"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"model.{name} must be in [0, 1]")
-        if self.step == "compiled" and self.device == "cuda":
-            raise ValueError("model.step compiled runs on the CPU; model.device cuda needs torch")
+        self._check_step()
+
+    def _check_step(self) -> None:
+        if self.step in FORMER:
+            raise ValueError(FORMER[self.step])
+        if self.step not in get_args(Step):
+            raise ValueError(f"model.step must be one of {', '.join(get_args(Step))}")
+        if self.device not in get_args(Device):
+            raise ValueError(f"model.device must be one of {', '.join(get_args(Device))}")
+        if self.step == "sequential" and self.device == "cuda":
+            raise ValueError(
+                "model.step sequential runs on the CPU: for model.device cuda choose blocks or auto"
+            )
+        if not 1 <= self.block <= BLOCK_MAX:
+            raise ValueError(f"model.block must be in 1..{BLOCK_MAX}")
+        if not 0 <= self.threads <= THREADS_MAX:
+            raise ValueError(f"model.threads must be in 1..{THREADS_MAX}, or 0: one a core")
 
     def outcome(self, name: str) -> int:
         """Return the index of the outcome of that name."""

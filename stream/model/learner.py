@@ -13,6 +13,7 @@ from stream.batch import Batch, ratings
 from stream.errors import Inconsistent
 from stream.memory import reserve
 from stream.model import waves
+from stream.model.choice import choose
 from stream.model.config import ModelConfig
 from stream.model.draw import draw
 from stream.model.features import Kind, is_slope, links_of
@@ -98,31 +99,20 @@ def _rows(
     return Rows(bias, vector, *counts)
 
 
-def choose(config: ModelConfig) -> tuple[bool, torch.device]:
-    """Return whether the step is the compiled loop, and the device of the tables."""
-    cuda = config.device == "cuda" or (
-        config.device == "auto" and config.step == "torch" and torch.cuda.is_available()
-    )
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise Inconsistent(
-            "model.device is cuda, and torch sees no GPU",
-            "set COUNTERFLOW_MODEL__DEVICE=auto, or install a CUDA build of torch",
-        )
-    return config.step != "torch" and not cuda, torch.device("cuda" if cuda else "cpu")
-
-
 class Learner:
     """The parameters and the optimizer; one owner, one thread.
 
     The same seed and the same events give the same bits, however they are cut into batches (the
-    compiled step, on one machine).
+    sequential step, on one machine).
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         """Reserve the memory; no row exists yet."""
         c = self.config = config
         self.seed = seed
-        self.compiled, self.device = choose(config)
+        self.choice = choose(config)
+        self.compiled = self.choice.driver == "sequential"
+        self.device = torch.device(self.choice.device)
         torch.set_num_threads(1)  # the trainer's other core belongs to fetching and Redis
         sizes = (
             c.factors, c.exposure_factors, c.session_factors, len(c.outcomes), c.average > 0,

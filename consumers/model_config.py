@@ -1,0 +1,25 @@
+"""From settings to what can be chosen about the model; neither torch nor numba is loaded for it."""
+
+from dataclasses import fields
+
+import msgspec
+
+from consumers.settings import Settings, WrongSetting
+from stream.model.config import ModelConfig, Outcome, Paths
+
+
+def model_config(settings: Settings) -> ModelConfig:
+    """Return what the settings choose about the model; WrongSetting where they do not fit."""
+    m = msgspec.structs.asdict(settings.model)
+    names = [name.strip() for name in m.pop("without").split(",") if name.strip()]
+    known = [f.name for f in fields(Paths)]
+    for name in names:
+        if name not in known:
+            raise WrongSetting(f"model.without: no path {name!r}", f"paths: {', '.join(known)}")
+    low, high = m.pop("rating_min"), m.pop("rating_max")
+    del m["replay"], m["cache_dir"]
+    outcomes = (Outcome("rating", "identity", low, high), Outcome("click", "logit", 0.0, 1.0))
+    try:
+        return ModelConfig(**m, paths=Paths(**dict.fromkeys(names, False)), outcomes=outcomes)
+    except ValueError as error:
+        raise WrongSetting(str(error), "change the settings it names") from error
