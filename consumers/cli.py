@@ -106,13 +106,17 @@ def parser() -> argparse.ArgumentParser:
     vectors.add_argument("action", choices=["export"])
     snapshots = command("snapshots", commands.snapshots, "the snapshots, or what is damaged")
     snapshots.add_argument("action", choices=["list", "verify"])
-    config = command("config", commands.config, "the settings as they hold, secrets hidden")
+    config = command(
+        "config", commands.config, "the settings as they hold, secrets hidden, and what would learn"
+    )
     config.add_argument("action", choices=["show"])
     measured = sub.add_parser("evaluate", help="measure the model on data with known answers")
     measured.set_defaults(run=commands.evaluate)
     evaluate.arguments(measured, common)
     command("compile", commands.compile_kernels, "compile the kernels now, not at the first start")
-    command("doctor", commands.doctor, "check Kafka, the topics, Redis and the snapshot folder")
+    command(
+        "doctor", commands.doctor, "check Kafka, the topics, Redis, the snapshot folder, the GPU"
+    )
     return top
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from consumers.gpu import Advice
 from consumers.settings import Settings, show
 from stream.errors import CounterflowError
 
@@ -223,8 +224,11 @@ def snapshots(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def config(args: argparse.Namespace, settings: Settings) -> int:
-    """Print the settings as they hold, secrets hidden."""
-    emit(show(settings))
+    """Print the settings as they hold, secrets hidden, and which driver would learn."""
+    from consumers.gpu import shown
+    from consumers.model_config import model_config
+
+    emit(show(settings) | {"learning_step": shown(model_config(settings))})
     return 0
 
 
@@ -252,7 +256,13 @@ def doctor(args: argparse.Namespace, settings: Settings) -> int:
 
         return check(settings.snapshots.dir)
 
-    return 0 if all([healthy(name, run) for name, run in checks(kafka, redis, disk)]) else 1
+    def gpu() -> str:
+        from consumers.gpu import check
+        from consumers.model_config import model_config
+
+        return check(model_config(settings))
+
+    return 0 if all([healthy(name, run) for name, run in checks(kafka, redis, disk, gpu)]) else 1
 
 
 def checks(*runs: Callable[[], str]) -> list[tuple[str, Callable[[], str]]]:
@@ -261,12 +271,13 @@ def checks(*runs: Callable[[], str]) -> list[tuple[str, Callable[[], str]]]:
 
 
 def healthy(name: str, run: Callable[[], str]) -> bool:
-    """Print one line of a check, its remedy below it if it failed."""
+    """Print one line of a check, its remedy below it if it failed or could be better."""
     try:
         print(f"ok    {name}: {run()}")
     except CounterflowError as error:
-        print(f"FAIL  {name}: {' '.join(error.message.split())}")
+        advice = isinstance(error, Advice)
+        print(f"{'warn' if advice else 'FAIL'}  {name}: {' '.join(error.message.split())}")
         if error.remedy:
             print(f"      {error.remedy}")
-        return False
+        return advice
     return True

@@ -128,6 +128,7 @@ class Trainer:
         the snapshot is of another stream, share, format or model.
         """
         self.snapshots.lock()
+        log.info("learning step: %s", self.engine.learner.choice)
         if from_earliest and (aside := self.snapshots.set_aside()):
             log.warning("beginning afresh; the snapshots that were here are kept in %s", aside)
         self.engine.warm_up()

@@ -385,7 +385,7 @@ MAY_CHANGE = [
     {"trainer.duplicates_window": "300"},
     {"join.window_s": "5"},
     {"join.closed_max": "3", "join.pending_max": "3"},
-    {"model.step": "torch"},
+    {"model.step": "blocks", "model.threads": "1", "model.block": "7"},
     {"model.synthetic": "0.3"},
     {"model.replay": "2"},
     {"model.pairs": "0"},

@@ -22,7 +22,7 @@ CASES = {
     "plain": replace(CONFIG, paths=CLOSED),
     "full": CONFIG,
     f"replay x{REPLAYED}": CONFIG,
-    "torch full": replace(CONFIG, step="torch"),
+    "blocks": replace(CONFIG, step="blocks"),
 }
 
 
