@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -15,6 +16,7 @@ import pytest
 
 from consumers import datasets
 from stream.errors import CounterflowError
+from stream.model import gpu
 from tests.test_up import running
 
 ROOT = Path(__file__).parents[1]
@@ -220,7 +222,7 @@ def test_the_doctor_wants_room_for_twice_the_largest_snapshot(tmp_path):
 
 def test_the_small_installation_of_the_readme_takes_no_cuda():
     """After README's first line, torch for the CPU, as here; the resolver alone is asked."""
-    first, second = (line for line in lines("pip") if line.startswith("pip install"))
+    first, second, _ = (line for line in lines("pip") if line.startswith("pip install"))
     constrained = re.search(r"torch==\S+", first)
     assert constrained and constrained.group() in (ROOT / "constraints.txt").read_text()
     import torch
@@ -236,6 +238,19 @@ def test_the_small_installation_of_the_readme_takes_no_cuda():
     report = orjson.loads(done.stdout[done.stdout.index("{") :])
     taken = {entry["metadata"]["name"] for entry in report["install"]}
     assert not {name for name in taken if name.startswith(("nvidia", "torch", "triton"))}
+
+
+def test_the_readme_and_the_doctor_name_extras_that_there_are():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    gpu_md = (ROOT / "docs" / "gpu.md").read_text()
+    for text in (README, gpu_md, gpu.EXTRA):
+        (named,) = set(re.findall(r"pip install [^\n]*\[(\w+)\]", text))
+        assert named == "cuda" and named in extras
+    assert "`cuda12`" in gpu_md
+    for name in ("cuda", "cuda12"):  # numba-cuda asks for np.row_stack, which NumPy 2.5 lacks
+        assert "numpy<2.5" in extras[name]
 
 
 def test_the_version_is_told():
