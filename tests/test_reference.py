@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from stream.batch import Batch
 from stream.model import scalars as sc
@@ -18,7 +17,7 @@ from stream.model.config import ModelConfig, Paths
 from stream.model.learner import Learner, Update
 from stream.roles import SYNTHETIC, Role
 from tests.reference import Reference, differences, untold
-from tests.reference.rows import Rate
+from tests.reference.rows import Floats, Rate, rate_of
 from tests.test_model import CLICK, CLOSED_PATHS, RATING, SMALL, draw_batch, open_every_path
 
 CONFIG = replace(SMALL, step="compiled")
@@ -132,6 +131,28 @@ def test_a_replay_and_what_nobody_observed_are_the_sequential_law(more: dict) ->
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize(
+    "shown, observed, more", [(7.0, 3.0, {}), (7.0, 3.0, AVERAGED), (3.0, 7.0, {})], ids=str
+)
+def test_an_error_of_nothing_moves_no_item(shown: float, observed: float, more: dict) -> None:
+    """Beyond the scale a made-up outcome has no error for one head, and may have for the other."""
+    learner = settled(replace(CONFIG, synthetic=0.3, **more))
+    learner.scalars.outcome[RATING, [sc.BASE, sc.BASE + 2]] = shown, observed
+    one = replace(
+        mixed_batch(1, 0), role=np.array([SYNTHETIC], np.int8), known_items=np.zeros(1, np.int32),
+        outcome=np.array([RATING], np.int8), label=np.ones(1, np.float32),
+        counts=np.zeros(1, np.bool_),
+    )  # fmt: skip
+    reference, before = Reference(learner), Reference(learner)
+    pair, _, _ = learner._draw(one)
+    learner._learn(one, pair, False)
+    reference.learn(one, pair, 1, live=False)
+    assert not differences(reference, learner, 1e-5)
+    moved = not np.array_equal(reference.item["vector"], before.item["vector"])
+    assert moved == (shown < observed)
+    assert not np.array_equal(reference.user["vector"], before.user["vector"])
+
+
 @pytest.mark.parametrize("more", [{}, AVERAGED], ids=str)
 def test_two_hundred_interactions_later_they_are_still_together(more: dict) -> None:
     learner = settled(replace(CONFIG, **more))
@@ -193,7 +214,10 @@ def test_a_block_in_which_only_users_repeat_is_the_sequential_law(more: dict) ->
 
 
 @pytest.mark.parametrize("more", [{}, AVERAGED], ids=str)
-def test_an_item_of_a_block_steps_once_from_the_sum(more: dict) -> None:
+@pytest.mark.parametrize("kind", ["item", "feature"])
+def test_an_item_and_its_attribute_value_step_once_a_block_from_the_sum(
+    more: dict, kind: str
+) -> None:
     """What each interaction would do alone tells its gradients; a block adds them up."""
     config = replace(CONFIG, **more)
     learner = settled(config)
@@ -203,31 +227,38 @@ def test_an_item_of_a_block_steps_once_from_the_sum(more: dict) -> None:
         label=np.array([1, 5, 2, 4], np.float32), counts=np.ones(4, np.bool_),
     )  # fmt: skip
     batch = alone(learner, batch)
-    pair = Reference(learner).draw(batch)
-    assert not (pair == 4).any()
     whole, before = Reference(learner), Reference(learner)
-    whole.learn(batch, pair, 4)
+    whole.learn(batch, whole.draw(batch), 4)
     singles = [Reference(single) for single in _loops(learner, batch)]
-    for key, lr in (
-        ("vector", config.lr_item_factor), ("expo", config.lr_exposure),
-        ("session", config.lr_session), (RATING, config.lr_item_bias), (4, config.lr_item_bias),
-    ):  # fmt: skip
-        shrink = config.shrink
-        start, held = _part(before, key)
-        gathered, squares = np.zeros_like(start), 0.0
+    at = 4 if kind == "item" else learner.features.row["item\x1fgenre\x1f=x"]
+    imputed, exposed = 2 * whole.Y + RATING, 3 * whole.Y
+    for key in ("vector", "expo", "session", RATING, imputed, exposed):
+        rate = rate_of(config, kind, key)
+        start, held = _part(before, kind, at, key)
+        total, squares = np.zeros_like(start), 0.0
         for one in singles:
-            value, grown = _part(one, key)
-            taken = lr / np.sqrt(grown)
-            gathered += ((1 - taken * shrink) * start - value) / taken
+            value, grown = _part(one, kind, at, key)
+            taken = rate.lr / np.sqrt(grown)
+            total += ((1 - taken * rate.shrink) * start - value) / taken
             squares += grown - held
-        taken = lr / np.sqrt(held + np.mean(gathered**2))
-        value, grown = _part(whole, key)
-        assert value == pytest.approx((1 - taken * shrink) * start - taken * gathered, abs=1e-5)
-        assert grown == pytest.approx(held + squares, abs=1e-5)
+        taken = rate.lr / np.sqrt(held + np.mean(total**2))
+        value, grown = _part(whole, kind, at, key)
+        expected = (1 - taken * rate.shrink) * start - taken * total
+        assert value == pytest.approx(expected, abs=2e-6), key
+        assert grown == pytest.approx(held + squares, rel=1e-5), key
+    rows, was = whole.rows[kind], before.rows[kind]
+    assert rows["events"][at] == was["events"][at] + 4
     if config.average:
-        mean, row = before.item["mean"][4], whole.item["vector"][4]
-        rate = max(1 - config.average**4, 1 / (whole.item["events"][4] + 1))
-        assert whole.item["mean"][4] == pytest.approx(mean + rate * (row - mean), abs=1e-9)
+        mean = was["mean"][at]
+        part = max(1 - config.average**4, 1 / (rows["events"][at] + 1))
+        assert rows["mean"][at] == pytest.approx(mean + part * (rows["vector"][at] - mean))
+
+
+def _part(reference: Reference, kind: str, at: int, key: str | int) -> tuple[Floats, float]:
+    rows = reference.rows[kind]
+    if isinstance(key, int):
+        return rows["bias"][at, key : key + 1].copy(), float(rows["bias_sum"][at, key])
+    return rows[key][at].copy(), float(rows[f"{key}_sum"][at])
 
 
 def _loops(learner: Learner, batch: Batch) -> Iterator[Learner]:
@@ -240,15 +271,7 @@ def _loops(learner: Learner, batch: Batch) -> Iterator[Learner]:
         yield single
 
 
-def _part(reference: Reference, key: str | int) -> tuple[NDArray[np.float64], float]:
-    rows = reference.item
-    if isinstance(key, int):
-        return rows["bias"][4, key : key + 1].copy(), float(rows["bias_sum"][4, key])
-    return rows[key][4].copy(), float(rows[f"{key}_sum"][4])
-
-
-def test_an_attribute_value_of_a_block_steps_once_from_the_sum() -> None:
-    """Two users of one job rate items without attributes: the job's value sums both."""
+def test_the_value_that_two_users_share_steps_once_a_block_from_the_sum() -> None:
     learner = settled(CONFIG)
     batch = replace(
         mixed_batch(2, 7), user=np.array([0, 2], np.int32), item=np.array([1, 3], np.int32),

@@ -63,7 +63,8 @@ class Reference(State):
         if block > sc.BLOCK:
             raise ValueError("what a border does behind so large a block is not written here")
         n = len(batch)
-        told = Told(*np.full((2, n), np.nan), np.zeros((n, 6)), np.full(n, np.nan))
+        prediction, control, served = np.full((3, n), np.nan)
+        told = Told(prediction, control, np.zeros((n, 6)), served)
         self.exist("user", batch.user)
         self.exist("item", batch.item)
         self.exist("item", pair[pair >= 0])

@@ -39,7 +39,8 @@ def sigmoid(x: float) -> float:
 def popularity(state: State, item: int, now_s: int) -> float:
     """Return the item's count of clicks and ratings, halved every half-life."""
     age = max(now_s - int(state.item["heat_s"][item]), 0)
-    return float(state.item["heat"][item]) * 0.5 ** (age / state.config.half_life_s)
+    share: float = 0.5 ** (age / state.config.half_life_s)
+    return float(state.item["heat"][item]) * share
 
 
 def unusual(state: State, e: Event) -> tuple[float, float]:
