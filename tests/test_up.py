@@ -169,7 +169,7 @@ def test_what_is_compiled_once_is_loaded_at_the_next_start():
     code = (
         "from stream.engine import Engine;"
         "from stream.model.config import ModelConfig; engine = Engine(ModelConfig());"
-        "engine.warm_up(); stats = engine.learner.driver().stats;"
+        "engine.warm_up(); stats = engine.learner.driver.compiled.stats;"
         "print(len(stats.cache_hits), len(stats.cache_misses))"
     )
     told = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)

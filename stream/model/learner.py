@@ -16,6 +16,7 @@ from stream.model import waves
 from stream.model.choice import choose
 from stream.model.config import ModelConfig
 from stream.model.draw import draw
+from stream.model.drivers import driver
 from stream.model.features import Kind, is_slope, links_of
 from stream.model.kernels import FEATURE, ITEM, USER, ensure
 from stream.model.layout import HEADS, Layout, layout
@@ -35,25 +36,27 @@ from stream.model.scalars import (
     SHARE,
     SHIFT,
     SLOPE,
+    STEPS,
     T_INFO,
     THETA,
     USERS,
     Scalars,
 )
 from stream.model.served import serve
-from stream.model.step.arguments import rates, scratch, tables_of
+from stream.model.step.arguments import rates, tables_of
 from stream.model.step.names import (
     TERMS,
     Columns,
+    Given,
     GlobalTerms,
     Layouts,
     Outcomes,
     Paths,
     Predictions,
 )
-from stream.model.step.sequential import sequential
 from stream.model.synthetic import Imagined
 from stream.model.tables import Table
+from stream.roles import Role
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +114,6 @@ class Learner:
         c = self.config = config
         self.seed = seed
         self.choice = choose(config)
-        self.compiled = self.choice.driver == "sequential"
         self.device = torch.device(self.choice.device)
         torch.set_num_threads(1)  # the trainer's other core belongs to fetching and Redis
         sizes = (
@@ -136,6 +138,7 @@ class Learner:
         self._rates = rates(c)
         pairs = c.pairs if c.paths.exposure or c.paths.robust else 0
         self._at = Layouts(self.user.layout, self.item.layout, self.feature.layout, pairs)
+        self.driver = driver(self.choice, self._at, c)
         self._dirty = reserve(c.max_items, 1, np.uint8)[:, 0]  # moved by a pair, not yet written
         self._living = Living(c.max_items)  # whom uniform pairs are drawn from
         self._now_s = 0  # the latest event time learned
@@ -148,10 +151,6 @@ class Learner:
         self._imagined = (
             Imagined(c.max_users, len(c.outcomes), c.half_life_s) if c.synthetic > 0 else None
         )
-
-    def driver(self) -> Any:
-        """Return the compiled step."""
-        return sequential(self._at)
 
     def table(self, kind: Kind) -> Table:
         """Return the table of that kind."""
@@ -205,30 +204,19 @@ class Learner:
         served = np.full(len(batch), np.nan, np.float32)
         ts_s = batch.ts_ms // 1000
         u, i, s = self.links["user"], self.links["item"], self.scalars
-        if self.compiled:
-            columns = Columns(
-                batch.user, batch.item, batch.outcome, batch.label, batch.role, batch.propensity,
-                batch.position, ts_s, batch.counts, pair, np.zeros(0, np.int64),
-            )  # fmt: skip
-            self.driver()(
-                columns, tables_of(self.user.array, self.item.array, self.feature.array, u, i),
-                GlobalTerms(s.outcome, s.head, s.place, s.withheld, s.count),
-                Outcomes(self._logit, self._low, self._high), self._rates,
-                Paths(**asdict(self.config.paths), live=live),
-                (scratch(self._at, 1), Predictions(prediction, control, terms, served)),
-                float(self.config.memory),
-            )  # fmt: skip
-        else:
-            named = {
-                name: getattr(batch, name)
-                for name in ("user", "item", "outcome", "label", "role", "propensity", "position",
-                             "counts")
-            }  # fmt: skip
-            run = waves.Waves(
-                self.config, (self.user, self.item, self.feature),
-                (self._near("user"), self._near("item")), s, live,
-            )  # fmt: skip
-            return run.learn(named | {"ts_s": ts_s}, pair)
+        learns = (batch.role != Role.PREDICT) & (batch.role != Role.CLOSED)
+        step = np.cumsum(learns) - learns + s.count[STEPS]  # how many were learned before each
+        columns = Columns(
+            batch.user, batch.item, batch.outcome, batch.label, batch.role, batch.propensity,
+            batch.position, ts_s, batch.counts, pair, step,
+        )  # fmt: skip
+        tables = tables_of(self.user.array, self.item.array, self.feature.array, u, i)
+        every = GlobalTerms(s.outcome, s.head, s.place, s.withheld, s.count)
+        on = Paths(**asdict(self.config.paths), live=live)
+        outcomes = Outcomes(self._logit, self._low, self._high)
+        given = Given(columns, tables, every, outcomes, self._rates, on)
+        out = Predictions(prediction, control, terms, served)
+        self.driver.learn(given, out, float(self.config.memory), len(self.features) > 0)
         return prediction, control, terms, served
 
     def dirty(self) -> NDArray[np.int32]:
@@ -375,7 +363,7 @@ class Learner:
         vector, expo = np.empty((n, at.D), np.float32), np.empty((n, at.E + at.S), np.float32)
         bias = np.empty((n, at.C), np.float32)
         links = self.links[kind]
-        if self.compiled:
+        if self.device.type == "cpu":
             serve(
                 rows, table.array, at, self.feature.array, self.feature.layout, links.rows,
                 links.values, self.config.average > 0, np.float32(self.config.session_share),

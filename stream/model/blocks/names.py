@@ -2,14 +2,15 @@
 
 Beside the alphabet of `stream.model.step.names`: a chain is one user's interactions of a block, a
 segment one item's occurrences (as target or as pair) in it, a value one attribute value's links
-behind its chains and segments. A sum is G = W + C + 5 numbers of a row: the summed gradients of its
+behind its chains and segments. A sum is G = W + C + 6 numbers of a row: the summed gradients of its
 vectors and biases, the summed squares of the biases' gradients, the summed mean squares of the
-three vectors', how often its vector was touched, and how many treated interactions it had.
+three vectors', how often its vector was touched, how many treated interactions it had, and what
+each of its links counts.
 """
 
 from typing import NamedTuple
 
-from stream.model.step.names import Array
+from stream.model.step.names import Array, Columns, Model, Predictions, Scratch
 
 TILE = 32  # occurrences that one worker sums; more of a row are summed by many
 
@@ -72,7 +73,17 @@ class Room(NamedTuple):
     segment_sum: Array  # (segments, G)
     segment_part: Array  # (tiles, G)
     value_part: Array  # (tiles, G)
-    links: Array  # (chains or segments, 2) how many attribute values a user, an item has
+
+
+class Block(NamedTuple):
+    """Where a block begins among the batch's interactions, groups and tiles."""
+
+    event: int
+    stop: int
+    chain: int
+    segment: int
+    segment_tile: int
+    value_tile: int
 
 
 class Hands(NamedTuple):
@@ -84,6 +95,18 @@ class Hands(NamedTuple):
     label: Array  # (lanes,)
     kind: Array  # (lanes,)
     at: Array  # (lanes,) their places in the block, -1 for a pair
+
+
+class Work(NamedTuple):
+    """All that a worker has at hand."""
+
+    m: Model
+    c: Columns
+    s: Scratch
+    out: Predictions
+    order: Order
+    room: Room
+    hands: Hands
 
 
 # bits of `kind`

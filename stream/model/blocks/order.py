@@ -14,7 +14,9 @@ from stream.roles import Role
 Int = NDArray[np.int32]
 
 
-def borders(role: NDArray[np.int8], steps: int, block: int, live: bool) -> tuple[Int, NDArray]:
+def borders(
+    role: NDArray[np.int8], steps: int, block: int, live: bool
+) -> tuple[Int, NDArray[np.bool_]]:
     """Return where blocks begin (blocks + 1,), and whether the global terms move after each.
 
     They move after 1, 2, 4, ... and then every 1,024th learned interaction, or every `block`th
@@ -139,7 +141,7 @@ def values_of(chains: Groups, segments: Groups, tables: Tables, mark: Int) -> Gr
 
 def order(
     columns: Sequence[Int],
-    edges: tuple[Int, NDArray],
+    edges: tuple[Int, NDArray[np.bool_]],
     tables: Tables,
     marks: tuple[Int, Int, Int],
     linked: bool,

@@ -112,6 +112,17 @@ class Paths(NamedTuple):
     live: bool
 
 
+class Given(NamedTuple):
+    """What a driver is called with: the interactions, and what they are learned by."""
+
+    columns: Columns
+    tables: Tables
+    terms: GlobalTerms
+    outcomes: Outcomes
+    rates: Rates
+    on: Paths
+
+
 class Layouts(NamedTuple):
     """Where the parts of the rows stand, and how many pairs an interaction has: constants."""
 

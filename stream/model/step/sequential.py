@@ -19,16 +19,12 @@ from stream.model.step.lanes import square
 from stream.model.step.names import (
     Columns,
     Event,
-    GlobalTerms,
+    Given,
     Lane,
     Layouts,
     Model,
-    Outcomes,
-    Paths,
     Predictions,
-    Rates,
     Scratch,
-    Tables,
 )
 from stream.model.step.rows import Part, step_bias, step_vector
 from stream.model.step.score import Score, expect, shown, sigmoid
@@ -134,12 +130,11 @@ def sequential(at: Layouts) -> Any:
     """Return the driver compiled for rows of these layouts."""
     lane = Lane(0, 1)
 
-    def learn(
-        columns: Columns, tables: Tables, terms: GlobalTerms, outcomes: Outcomes, rates: Rates,
-        on: Paths, work: tuple[Scratch, Predictions], memory: float,
-    ) -> None:  # fmt: skip
-        c, s, out = bare(columns), bare(work[0]), bare(work[1])
-        m = Model(at, lane, bare(tables), bare(terms), bare(outcomes), rates, on)
+    def learn(given: Given, scratch: Scratch, out: Predictions, memory: float) -> None:
+        c, s, out = bare(given.columns), bare(scratch), bare(out)
+        on = given.on
+        terms, outcomes = bare(given.terms), bare(given.outcomes)
+        m = Model(at, lane, bare(given.tables), terms, outcomes, given.rates, on)
         steps = m.terms.counters
         for j in range(c.user.size):
             e = interaction(m, c, j, 0, steps[sc.STEPS])

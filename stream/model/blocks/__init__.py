@@ -1,0 +1,1 @@
+"""Blocks of interactions, learned by many workers: see `phases`."""

@@ -1,0 +1,139 @@
+"""What advances in order at an item: counts, popularity, what is usual for it, its control row."""
+
+import numpy as np
+
+from stream.compiled import embedded
+from stream.model.blocks.names import (
+    CLICKS,
+    CLOSES,
+    CONTROLS,
+    COUNTS,
+    OUTCOME,
+    REMEMBERS,
+    Block,
+    Work,
+)
+from stream.model.step import account, popularity
+from stream.model.step.control import pull, step_control_bias
+from stream.model.step.lanes import meet, product, square
+from stream.model.step.rows import Part, step_vector
+from stream.model.step.score import sigmoid
+
+_ONE, _ZERO = np.float32(1), np.float32(0)
+_TARGETS = CLOSES | COUNTS | REMEMBERS | CONTROLS  # an item advances by these
+
+
+@embedded
+def tally(w: Work, i: int, k: int, kind: int, ts_s: int, label: np.float32) -> None:
+    """Count the interaction at place k to its item, and move what is usual; one lane does."""
+    m, ai, told = w.m, w.m.at.item, w.s.told[k]
+    bits = m.tables.item_bits
+    if kind & CLOSES:
+        bits[i, ai.exposures] += np.uint32(1)
+    if kind & CONTROLS and m.on.live:
+        bits[i, ai.controls] += np.uint32(1)
+    if kind & (COUNTS | REMEMBERS):
+        heat = popularity.heat(m, i, ts_s)
+        if kind & COUNTS:
+            told[account.NEW_ITEM] = 1.0 if bits[i, ai.events] == 0 else 0.0
+            popularity.warm(m, i, heat, ts_s)
+        if kind & REMEMBERS:
+            popularity.remember(m, i, kind // OUTCOME, label, popularity.popular(heat), told)
+
+
+@embedded
+def attributes_part(w: Work, b: Block, segment: int) -> None:
+    """Write what attribute values add to the item's control biases (Y,) to this worker's hands."""
+    m, ai = w.m, w.m.at.item
+    i = w.order.segments.row[segment]
+    for c in range(m.lane.own, ai.Y, m.lane.all):
+        own = ai.bias + ai.Y + c
+        w.hands.folded[c] = _ZERO
+        if w.room.composed.shape[0] > 0:
+            w.hands.folded[c] = w.room.composed[segment - b.segment, own] - m.tables.items[i, own]
+
+
+@embedded
+def treated_bias(w: Work, b: Block, segment: int, i: int, o: int) -> np.float32:
+    """Return the item's composed bias of outcome o, as when the block began."""
+    c = w.m.at.item.bias + o
+    if w.room.composed.shape[0] > 0:
+        return w.room.composed[segment - b.segment, c]
+    return w.m.tables.items[i, c]
+
+
+@embedded
+def begin(w: Work, b: Block, segment: int, i: int) -> None:
+    """The item has a control row: that of the treated, if it had none."""
+    m, ai, items = w.m, w.m.at.item, w.m.tables.items
+    if items[i, ai.control_sum] > 0:
+        return
+    meet(m.lane)
+    for d in range(m.lane.own, ai.D, m.lane.all):
+        items[i, ai.control + d] = items[i, ai.vector + d]
+    if m.lane.own == 0:
+        items[i, ai.control_sum] = m.rates.start
+        for c in range(ai.Y):
+            own = treated_bias(w, b, segment, i, c) - w.hands.folded[c]
+            items[i, ai.bias + ai.Y + c] = own
+    meet(m.lane)
+
+
+@embedded
+def withhold(w: Work, b: Block, segment: int, i: int, k: int) -> None:
+    """The item's control row takes one step against the control outcome at place k."""
+    m, ai, room, r = w.m, w.m.at.item, w.room, w.m.rates
+    items, kind = m.tables.items, room.kind[k]
+    begin(w, b, segment, i)
+    o = kind // OUTCOME
+    c = ai.Y + o
+    lin0 = room.rest[k] + items[i, ai.bias + c]
+    lin0 += product(room.moment[k], items[i, ai.control :], 0, ai.D, m.lane)
+    off = (sigmoid(lin0) if kind & CLICKS else lin0) - w.c.label[k + b.event]
+    tie = pull(m, i)
+    for d in range(m.lane.own, ai.D, m.lane.all):
+        tied = items[i, ai.control + d] - items[i, ai.vector + d]
+        w.s.grad[d] = off * room.moment[k, d] + tie * tied
+    size = square(w.s.grad, 0, ai.D, m.lane)
+    meet(m.lane)
+    if m.lane.own == 0:
+        treated = treated_bias(w, b, segment, i, o) - w.hands.folded[o]
+        step_control_bias(m, i, c, off, treated)
+    part = Part(ai.control, 0, ai.D, ai.control_sum, r.item_factor, _ZERO)
+    step_vector(items, i, part, w.s.grad, _ONE, size, m.lane)
+    meet(m.lane)
+
+
+@embedded
+def take(w: Work, b: Block, occurrence: int, lane: int) -> None:
+    """Write what an occurrence does to its item to the lane's place in hand."""
+    each = 1 + w.m.at.pairs
+    j = occurrence // each
+    k, h = j - b.event, w.hands
+    h.at[lane] = -1
+    if occurrence == j * each and w.room.kind[k] & _TARGETS:
+        h.at[lane], h.kind[lane] = k, w.room.kind[k]
+        h.ts_s[lane], h.label[lane] = w.c.ts_s[j], w.c.label[j]
+
+
+@embedded
+def advance(w: Work, b: Block, segment: int) -> None:
+    """Advance the item of a segment through the interactions whose target it is, in order.
+
+    As many as there are lanes are taken in hand at once, since each waits for memory.
+    """
+    lane, h, segments = w.m.lane, w.hands, w.order.segments
+    i, stop = segments.row[segment], segments.start[segment + 1]
+    attributes_part(w, b, segment)
+    for first in range(segments.start[segment], stop, lane.all):
+        if first + lane.own < stop:
+            take(w, b, segments.members[first + lane.own], lane.own)
+        meet(lane)
+        for at in range(min(lane.all, stop - first)):
+            if h.at[at] >= 0:
+                if lane.own == 0:
+                    tally(w, i, h.at[at], h.kind[at], h.ts_s[at], h.label[at])
+                if h.kind[at] & CONTROLS:
+                    meet(lane)
+                    withhold(w, b, segment, i, h.at[at])
+        meet(lane)

@@ -1,0 +1,44 @@
+"""The driver that learns blocks on threads of a CPU."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from stream.memory import reserve
+from stream.model.blocks.names import Worker
+from stream.model.blocks.order import borders, order
+from stream.model.blocks.room import hands, room
+from stream.model.blocks.threads import threaded
+from stream.model.step.arguments import scratch
+from stream.model.step.names import Given, Layouts, Predictions
+
+
+class Threaded:
+    """Learns batches in blocks; the same bits for any number of threads."""
+
+    def __init__(self, at: Layouts, rows: tuple[int, int, int], block: int, threads: int) -> None:
+        """Reserve marks for so many users, items and attribute values; start the threads."""
+        self.at, self.block, self.threads = at, block, threads
+        user, item, value = (reserve(n, 1, np.int32)[:, 0].view(np.int32) for n in rows)
+        self._marks = (user, item, value)
+        self._hands = [hands(at) for _ in range(threads)]
+        self._pool = ThreadPoolExecutor(threads - 1, "step") if threads > 1 else None
+        self.compiled = threaded(at)
+
+    def learn(self, given: Given, out: Predictions, memory: float, linked: bool) -> None:
+        """Learn the columns in order; `linked` where any row has attribute values."""
+        c, live = given.columns, given.on.live
+        edges = borders(c.role, int(given.terms.counters[0]), self.block, live)
+        made = order((c.user, c.item, c.pair), edges, given.tables, self._marks, linked)
+        between = room(self.at, made)
+        arrived = np.zeros(1, np.int64)
+
+        def work(own: int) -> None:
+            s = scratch(self.at, 0)._replace(told=between.told)
+            worker = Worker(own, self.threads)
+            self.compiled(given, made, between, (s, out, self._hands[own]), worker, arrived, memory)
+
+        others = [self._pool.submit(work, n) for n in range(1, self.threads)] if self._pool else []
+        work(0)
+        for other in others:
+            other.result()

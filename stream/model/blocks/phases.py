@@ -1,0 +1,86 @@
+"""The phases of a block, and the blocks of a batch: what every worker does, between barriers.
+
+    1. items as the block begins, with their attribute values     (where there are any)
+    2. users: each one's interactions in order
+    3. items: sums of gradients, one step each, and what advances in order
+    4. attribute values: sums, one step each
+    5. the global terms: sums of what every interaction said, and at a border a step
+
+Which worker takes which user, item or value decides no bit: each is one worker's alone, and what
+workers hand on is summed in the order of the batch.
+"""
+
+from stream.compiled import embedded
+from stream.model.blocks.names import Block, Work, Worker
+from stream.model.blocks.steps import step_segment, step_value, sum_tile, sum_value_tile
+from stream.model.blocks.walk import compose, walk
+from stream.model.step.names import Array
+
+
+def barrier(worker: Worker, arrived: Array) -> None:
+    """What every worker wrote before is seen by every worker afterwards."""
+    raise NotImplementedError("only compiled code calls it")
+
+
+def totals(w: Work, b: Block, at: int, worker: Worker, memory: float) -> None:
+    """Add what block `at` said of the global terms; move them where a border is."""
+    raise NotImplementedError("only compiled code calls it")
+
+
+@embedded
+def block_at(w: Work, at: int) -> Block:
+    """Return where block `at` begins."""
+    o = w.order
+    return Block(
+        o.events[at], o.events[at + 1], o.chains.block[at], o.segments.block[at],
+        o.segments.tile_block[at], o.values.tile_block[at],
+    )  # fmt: skip
+
+
+@embedded
+def compose_items(w: Work, b: Block, at: int, worker: Worker, arrived: Array) -> None:
+    """Compose the block's items where any row has attribute values."""
+    if w.room.composed.shape[0] > 0:
+        for segment in range(b.segment + worker.own, w.order.segments.block[at + 1], worker.all):
+            compose(w, b, segment)
+        barrier(worker, arrived)
+
+
+@embedded
+def step_items(w: Work, b: Block, at: int, worker: Worker, arrived: Array) -> None:
+    """Every item of the block takes its step."""
+    g = w.order.segments
+    if g.tile_block[at + 1] > b.segment_tile:
+        for tile in range(b.segment_tile + worker.own, g.tile_block[at + 1], worker.all):
+            sum_tile(w, b, tile)
+        barrier(worker, arrived)
+    for segment in range(b.segment + worker.own, g.block[at + 1], worker.all):
+        step_segment(w, b, segment)
+    barrier(worker, arrived)
+
+
+@embedded
+def step_values(w: Work, b: Block, at: int, worker: Worker, arrived: Array) -> None:
+    """Every attribute value behind the block's users and items takes its step."""
+    g = w.order.values
+    if g.tile_block[at + 1] > b.value_tile:
+        for tile in range(b.value_tile + worker.own, g.tile_block[at + 1], worker.all):
+            sum_value_tile(w, b, tile)
+        barrier(worker, arrived)
+    for value in range(g.block[at] + worker.own, g.block[at + 1], worker.all):
+        step_value(w, b, value)
+
+
+@embedded
+def blocks(w: Work, worker: Worker, arrived: Array, memory: float) -> None:
+    """Learn the blocks of a batch, one after the other."""
+    for at in range(w.order.events.size - 1):
+        b = block_at(w, at)
+        compose_items(w, b, at, worker, arrived)
+        for chain in range(b.chain + worker.own, w.order.chains.block[at + 1], worker.all):
+            walk(w, b, chain)
+        barrier(worker, arrived)
+        step_items(w, b, at, worker, arrived)
+        step_values(w, b, at, worker, arrived)
+        totals(w, b, at, worker, memory)
+        barrier(worker, arrived)

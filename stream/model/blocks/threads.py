@@ -1,0 +1,98 @@
+"""Blocks on threads of a CPU: how workers wait for each other, and who adds up.
+
+The barrier counts arrivals in one atomic word. A worker that waits spins for some microseconds, as
+long as a phase's end is uneven, and then lets the system run another thread.
+"""
+
+import functools
+from typing import Any
+
+from numba import types
+from numba.extending import intrinsic, overload
+
+from stream.bare import bare
+from stream.compiled import EMBEDDED, compiled
+from stream.model import scalars as sc
+from stream.model.blocks.names import Order, Room, Work, Worker
+from stream.model.blocks.phases import barrier, blocks, totals
+from stream.model.step import account
+from stream.model.step.interaction import learns
+from stream.model.step.names import Given, Lane, Layouts, Model
+
+_HOW: Any = EMBEDDED | {"error_model": "numpy", "nogil": True}
+SPINS = 2_000  # looks at the word before the system is asked for another thread
+_yield = types.ExternalFunction("sched_yield", types.int32())
+
+
+def _arrive(typing: Any, array: Any) -> Any:
+    """Return the count of arrivals before this one."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        view = context.make_array(array)(context, builder, args[0])
+        return builder.atomic_rmw("add", view.data, context.get_constant(types.int64, 1), "acq_rel")
+
+    return types.int64(array), code
+
+
+def _arrivals(typing: Any, array: Any) -> Any:
+    """Return the count of arrivals."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        view = context.make_array(array)(context, builder, args[0])
+        return builder.load_atomic(view.data, ordering="acquire", align=8)
+
+    return types.int64(array), code
+
+
+arrive: Any = intrinsic(_arrive)
+arrivals: Any = intrinsic(_arrivals)
+
+
+@overload(barrier, target="cpu", jit_options=_HOW)
+def _barrier(worker: Any, arrived: Any) -> Any:
+    def wait(worker: Any, arrived: Any) -> Any:
+        if worker.all > 1:
+            all_here = (arrive(arrived) // worker.all + 1) * worker.all
+            spins = 0
+            while arrivals(arrived) < all_here:
+                spins += 1
+                if spins > SPINS:
+                    _yield()
+
+    return wait
+
+
+@overload(totals, target="cpu", jit_options=_HOW)
+def _totals(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
+    def one_by_one(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
+        if worker.own == 0 and w.m.on.live:
+            g = w.m.terms
+            for k in range(b.stop - b.event):
+                account.collect(w.m, w.s.told[k])
+                if learns(w.c.role[b.event + k]):
+                    g.counters[sc.STEPS] += 1
+            if w.order.border[at]:
+                sc.refresh(g.outcome, g.head, g.place, g.withheld, g.counters, memory)
+
+    return one_by_one
+
+
+@functools.cache
+def threaded(at: Layouts) -> Any:
+    """Return the driver compiled for rows of these layouts; each of its workers calls it."""
+    lane = Lane(0, 1)
+
+    def learn(
+        given: Given, order: Order, room: Room, work: Any, worker: Worker, arrived: Any,
+        memory: float,
+    ) -> None:  # fmt: skip
+        scratch, out, hands = work
+        terms, outcomes = bare(given.terms), bare(given.outcomes)
+        m = Model(at, lane, bare(given.tables), terms, outcomes, given.rates, given.on)
+        chains, segments, values = bare(order.chains), bare(order.segments), bare(order.values)
+        rest = bare((order.events, order.segment, order.border))
+        o = Order(rest[0], chains, segments, values, rest[1], rest[2])
+        w = Work(m, bare(given.columns), bare(scratch), bare(out), o, bare(room), bare(hands))
+        blocks(w, worker, arrived, memory)
+
+    return compiled(learn, error_model="numpy")

@@ -1,0 +1,216 @@
+"""The first phase of a block: each user's interactions in order, on the user's exact row."""
+
+import numpy as np
+
+from stream.compiled import embedded
+from stream.model import scalars as sc
+from stream.model.blocks import sums
+from stream.model.blocks.names import (
+    CLICKS,
+    CLOSES,
+    CONTROLS,
+    COUNTS,
+    HEAD,
+    OUTCOME,
+    REMEMBERS,
+    TREATED,
+    Block,
+    Work,
+)
+from stream.model.step import account
+from stream.model.step.compose import add_links, link_weight, linked, own_parts, width
+from stream.model.step.control import tell_control
+from stream.model.step.interaction import Seen, closes, interaction, observe
+from stream.model.step.lanes import meet, product, square
+from stream.model.step.names import Event
+from stream.model.step.rows import step_bias
+from stream.model.step.score import Score, expect, shown, sigmoid
+from stream.model.step.update import follow, step_user, user_gradient
+from stream.roles import Role
+
+_PREDICT, _CLOSED, _CONTROL = int(Role.PREDICT), int(Role.CLOSED), int(Role.CONTROL)
+_ONE, _ZERO = np.float32(1), np.float32(0)
+
+
+@embedded
+def compose(w: Work, b: Block, segment: int) -> None:
+    """Write the item of a segment as it stands, with its attribute values."""
+    t, i = w.m.tables, w.order.segments.row[segment]
+    to = w.room.composed[segment - b.segment]
+    n = linked(t.item_links, i)
+    own_parts(to, t.items, i, width(w.m.at.item), w.m.lane)
+    add_links(to, w.m, t.item_links, t.item_values, i, n, link_weight(n))
+
+
+@embedded
+def fetch(w: Work, b: Block, j: int, p: int, i: int) -> None:
+    """Write the composed row of item i, a target's (p 0) or a pair's, to scratch."""
+    m, s = w.m, w.s
+    if w.room.composed.shape[0] > 0:
+        at = w.order.segment[j * (1 + m.at.pairs) + p] - b.segment
+        own_parts(s.items[p], w.room.composed, at, width(m.at.item), m.lane)
+    else:
+        own_parts(s.items[p], m.tables.items, i, width(m.at.item), m.lane)
+    if p == 0 and m.at.item.mean >= 0:
+        s.links[0] = linked(m.tables.item_links, i)
+        s.weight[0] = link_weight(s.links[0])
+
+
+@embedded
+def fetch_user(w: Work, u: int, n: int) -> None:
+    """Write the user's composed row to scratch: the exact row, and its attribute values' part."""
+    m, s = w.m, w.s
+    own_parts(s.user, m.tables.users, u, width(m.at.user), m.lane)
+    if n > 0:
+        for d in range(m.lane.own, width(m.at.user), m.lane.all):
+            s.user[d] += w.hands.folded[d]
+
+
+@embedded
+def fold(w: Work, u: int) -> int:
+    """Write what the user's attribute values add to its row; return how many it has."""
+    t, m, to = w.m.tables, w.m, w.hands.folded
+    n = linked(t.user_links, u)
+    if n > 0:
+        for d in range(m.lane.own, width(m.at.user), m.lane.all):
+            to[d] = _ZERO
+        add_links(to, m, t.user_links, t.user_values, u, n, link_weight(n))
+        sums.clear(w)
+    return n
+
+
+@embedded
+def kind_of(w: Work, e: Event) -> int:
+    """Return what the interaction does to its item, as bits."""
+    kind = OUTCOME * e.o + HEAD * e.head
+    if closes(w.m, w.c, e):
+        kind += CLOSES
+    if e.role == _PREDICT or e.role == _CLOSED:
+        return kind
+    if e.logit:
+        kind += CLICKS
+    if e.treated:
+        kind += TREATED
+    if w.m.on.live and w.c.counts[e.j]:
+        kind += COUNTS
+    if w.m.on.live and e.treated and (e.place == 0 or not e.logit):
+        kind += REMEMBERS
+    if e.role == _CONTROL and w.m.on.control:
+        kind += CONTROLS
+    return kind
+
+
+@embedded
+def count(w: Work, e: Event, kind: int) -> None:
+    """Count the interaction to its user; one lane does."""
+    m, au = w.m, w.m.at.user
+    bits = m.tables.user_bits
+    if kind & CLOSES:
+        bits[e.u, au.exposures] += np.uint32(1)
+    if kind & COUNTS:
+        w.s.told[e.at, account.NEW_USER] = 1.0 if bits[e.u, au.events] == 0 else 0.0
+        bits[e.u, au.events] += np.uint32(1)
+    if kind & CONTROLS and m.on.live:
+        bits[e.u, au.controls] += np.uint32(1)
+
+
+@embedded
+def withhold(w: Work, e: Event, f: Score, lin0: np.float32) -> np.float32:
+    """The user's part in a control outcome: return its error, leave the rest of its score.
+
+    Before the item's first control its row and its control bias are the treated ones.
+    """
+    m, s, room = w.m, w.s, w.room
+    ai, items = m.at.item, m.tables.items
+    c = ai.bias + ai.Y + e.o
+    own = items[e.i, c]
+    held = product(s.user, items[e.i, ai.control :], 0, ai.D, m.lane)
+    if items[e.i, ai.control_sum] == 0:
+        base0 = np.float32(m.terms.outcome[e.o, sc.BASE + 1])
+        lin0 = base0 + s.user[c] + s.items[0, ai.bias + e.o] + f.match
+        own = s.items[0, ai.bias + e.o] - (s.items[0, c] - own)
+        held = product(s.user, items[e.i], ai.vector, ai.D, m.lane)
+    if m.lane.own == 0:
+        room.rest[e.at] = lin0 - own - held
+        if m.on.live:
+            tell_control(m, s.told[e.at], e, f, lin0)
+    return (sigmoid(lin0) if e.logit else lin0) - e.label
+
+
+@embedded
+def leave(w: Work, e: Event, seen: Seen, off: np.float32) -> None:
+    """Leave what the interaction says of its target, its pairs and their attribute values."""
+    m, s, room, at = w.m, w.s, w.room, w.m.at.user
+    mix = m.rates.mix
+    for d in range(m.lane.own, at.D + at.E + at.S, m.lane.all):
+        room.moment[e.at, d] = s.user[d]
+    vector = square(s.user, at.vector, at.D, m.lane)
+    expo = square(s.user, at.expo, at.E, m.lane)
+    session = square(s.user, at.session, at.S, m.lane)
+    if m.lane.own == 0:
+        room.norm[e.at, 0], room.norm[e.at, 1], room.norm[e.at, 2] = vector, expo, session
+        room.miss[e.at], room.off[e.at] = seen.miss, off
+        for p in range(1 + m.at.pairs):
+            push = mix * s.error[p]
+            if p == 0:
+                push += (_ONE - mix) * seen.miss
+            room.push[e.at, p] = push
+            room.error[e.at, p] = s.error[p]
+            room.contrast[e.at, p] = s.contrast[p]
+            room.session[e.at, p] = s.session[p] if seen.session else _ZERO
+
+
+@embedded
+def learn(w: Work, b: Block, e: Event, kind: int, n: int) -> None:
+    """Learn one interaction on its user's side: predict it, leave its errors, step its user."""
+    m, c, s = w.m, w.c, w.s
+    fetch_user(w, e.u, n)
+    fetch(w, b, e.j, 0, e.i)
+    meet(m.lane)
+    f = shown(m, c, s, e)
+    if e.role == _PREDICT:
+        expect(m, s, e, f, w.out)
+        return
+    for p in range(1, 1 + m.at.pairs):
+        if c.pair[e.j, p - 1] >= 0:
+            fetch(w, b, e.j, p, c.pair[e.j, p - 1])
+    if m.lane.own == 0:
+        account.begin(s.told[e.at], e)
+        count(w, e, kind)
+    meet(m.lane)
+    seen = observe(m, c, s, e, f, w.out)
+    off = withhold(w, e, f, seen.lin0) if kind & CONTROLS else _ZERO
+    leave(w, e, seen, off)
+    push = user_gradient(m, s, seen)
+    step_user(m, s, e, seen, push)
+    if kind & CONTROLS and m.lane.own == 0:
+        c0 = m.at.user.Y + e.o
+        step_bias(m.tables.users, e.u, m.at.user, c0, off, m.rates.user_bias, _ZERO)
+    if n > 0:
+        sums.add_user(w, e, seen, push, off)
+    if m.on.live and c.counts[e.j]:
+        follow(m, s, e.u)
+
+
+@embedded
+def walk(w: Work, b: Block, chain: int) -> None:
+    """Learn a user's interactions of the block in order."""
+    m, chains = w.m, w.order.chains
+    u = chains.row[chain]
+    n = fold(w, u)
+    for k in range(chains.start[chain], chains.start[chain + 1]):
+        j = chains.members[k]
+        e = interaction(m, w.c, j, j - b.event, w.c.step[j])
+        kind = kind_of(w, e)
+        if m.lane.own == 0:
+            w.room.kind[e.at] = kind
+        if e.role == _CLOSED or e.role == _PREDICT:
+            sums.nothing(w, e)
+        if e.role == _CLOSED:
+            if m.lane.own == 0:
+                count(w, e, kind)
+        else:
+            learn(w, b, e, kind, n)
+        meet(m.lane)
+    if n > 0:
+        sums.keep(w, w.room.chain_sum, chain - b.chain, n)
