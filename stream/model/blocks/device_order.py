@@ -1,0 +1,130 @@
+"""The order of blocks on any device, by stable sorts on block * rows + row.
+
+How many groups there are is known on the device alone, so nothing waits for it: arrays have room
+for the most groups and tiles that there can be, and those behind the last block's are spare. A
+spare group is empty and of row -1, a spare tile of group -1. Only the attribute values make the
+host wait, once, for the number of links.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stream.model.blocks.names import TILE, Groups, Order
+
+INT = torch.int32
+Tensors = Any  # Groups of tensors in place of arrays
+
+
+def counting(n: int, like: Tensor) -> Tensor:
+    """Return 0, 1, ..., n - 1 where `like` is."""
+    return torch.arange(n, dtype=like.dtype, device=like.device)
+
+
+def spans(edges: Tensor, n: int) -> Tensor:
+    """Return the span between edges that each of n places is in; one behind all is in none."""
+    return torch.searchsorted(edges[1:], counting(n, edges), right=True, out_int32=True)
+
+
+def wide(span: Tensor, blocks: int, rows: int) -> Tensor:
+    """Return the spans as numbers that hold block * rows + row."""
+    return span if blocks * rows < 2**31 else span.long()
+
+
+def tiled(block: Tensor, start: Tensor, members: Tensor, row: Tensor) -> Tensors:
+    """Return the groups with the tiles of those that have more than TILE members."""
+    size = start[1:] - start[:-1]
+    many = torch.where(size > TILE, (size + TILE - 1) // TILE, 0)
+    first = torch.zeros_like(start)
+    torch.cumsum(many, 0, dtype=INT, out=first[1:])
+    tiles = torch.where(many > 0, first[:-1], -1)
+    most = 2 * len(members) // (TILE + 1)  # TILE + 1 members have two tiles, no group more of each
+    tile = spans(first, most)
+    tile = torch.where(tile < len(row), tile, -1)
+    made: tuple[Any, ...] = (block, start, members, row, tiles, tile, first[block])
+    return Groups(*made)
+
+
+def grouped(keys: Tensor, blocks: int, rows: int) -> tuple[Tensors, Tensor]:
+    """Group places by key, block * rows + row; those of key blocks * rows are of no group.
+
+    Returns with the groups the one of each place, -1 where it has none.
+    """
+    n, none = len(keys), blocks * rows
+    keys, at = torch.sort(keys, stable=True)
+    most = min(n, none)
+    before = torch.zeros(n + 1, dtype=INT, device=keys.device)  # groups up to a place
+    new = torch.ones(n, dtype=torch.bool, device=keys.device)
+    torch.ne(keys[1:], keys[:-1], out=new[1:])
+    torch.cumsum(new, 0, dtype=INT, out=before[1:])
+    own = before[1:] - 1
+    ends = torch.searchsorted(keys, counting(blocks + 1, keys) * rows, out_int32=True)
+    start = ends[-1:].repeat(most + 2)  # the last one takes what begins no group
+    start.scatter_(0, torch.where(new, own, most + 1).long(), counting(n, ends))
+    start = start[: most + 1]
+    row = keys[start[:most].clamp(max=n - 1)] % max(rows, 1)
+    row = torch.where(start[:most] < ends[-1], row, -1).to(INT)
+    of = torch.empty_like(own).scatter_(0, at, torch.where(keys < none, own, -1))
+    return tiled(before[ends], start, at.to(INT), row), of
+
+
+def values_of(
+    chains: Tensors, segments: Tensors, links: tuple[Tensor, Tensor], features: int
+) -> Tensors:
+    """Return the attribute values behind the users and items of each block; the host waits once."""
+    blocks, most, cut = len(chains.block) - 1, links[0].shape[1], len(chains.row)
+    found = links[0].new_empty((cut + len(segments.row), most))
+    spare = torch.cat([chains.row, segments.row]) < 0
+    torch.index_select(links[0], 0, chains.row.clamp(min=0), out=found[:cut])
+    torch.index_select(links[1], 0, segments.row.clamp(min=0), out=found[cut:])
+    flat = found.masked_fill_(spare[:, None], 0).view(-1)
+    at = flat.nonzero()[:, 0]  # the chains' of all blocks, then the segments': a sort keeps that
+    block = torch.cat([spans(groups.block, len(groups.row)) for groups in (chains, segments)])
+    group = at // most
+    keys = wide(block, blocks, features)[group] * features + (flat[at] - 1)
+    side = (group >= cut).long()
+    source = (at + (group + side - 2 * cut * side) * most).to(INT)
+    groups, _ = grouped(keys, blocks, features)
+    return groups._replace(members=source[groups.members])
+
+
+def moved(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return the array on the device, without waiting for what the device is at."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def device_order(
+    user: Tensor,
+    item: Tensor,
+    pair: Tensor,
+    events: NDArray[np.int32],
+    border: NDArray[np.bool_],
+    tables_links: tuple[Tensor, Tensor] | None,
+    rows: tuple[int, int, int],
+) -> Order:
+    """Return the order of a batch's blocks where its columns are, `pair` being (B, P).
+
+    `tables_links` are those of users and items, None where there are no values; `rows` says how
+    many users, items and attribute values there are. The groups of a block come by row.
+    """
+    users, items, features = rows
+    blocks = len(events) - 1
+    edges = moved(events, user.device)
+    span = spans(edges, len(user))
+    chains, _ = grouped(wide(span, blocks, users) * users + user, blocks, users)
+    occurrences = torch.cat([item[:, None], pair], 1)
+    keys = wide(span, blocks, items)[:, None] * items + occurrences
+    keys = torch.where(occurrences < 0, blocks * items, keys).view(-1)
+    segments, segment = grouped(keys, blocks, items)
+    if tables_links is None:
+        values, _ = grouped(user[:0], blocks, features)
+    else:
+        values = values_of(chains, segments, tables_links, features)
+    made: tuple[Any, ...] = (edges, chains, segments, values, segment, moved(border, user.device))
+    return Order(*made)
