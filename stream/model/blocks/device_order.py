@@ -51,44 +51,55 @@ def tiled(block: Tensor, start: Tensor, members: Tensor, row: Tensor) -> Tensors
 def grouped(keys: Tensor, blocks: int, rows: int) -> tuple[Tensors, Tensor]:
     """Group places by key, block * rows + row; those of key blocks * rows are of no group.
 
-    Returns with the groups the one of each place, -1 where it has none.
+    Returns with the groups where their members are in `keys`, as numbers that torch indexes with.
     """
     n, none = len(keys), blocks * rows
     keys, at = torch.sort(keys, stable=True)
     most = min(n, none)
-    before = torch.zeros(n + 1, dtype=INT, device=keys.device)  # groups up to a place
+    before = torch.zeros(n + 1, dtype=INT, device=keys.device)  # groups that begin before a place
     new = torch.ones(n, dtype=torch.bool, device=keys.device)
     torch.ne(keys[1:], keys[:-1], out=new[1:])
     torch.cumsum(new, 0, dtype=INT, out=before[1:])
-    own = before[1:] - 1
     ends = torch.searchsorted(keys, counting(blocks + 1, keys) * rows, out_int32=True)
-    start = ends[-1:].repeat(most + 2)  # the last one takes what begins no group
-    start.scatter_(0, torch.where(new, own, most + 1).long(), counting(n, ends))
-    start = start[: most + 1]
-    row = keys[start[:most].clamp(max=n - 1)] % max(rows, 1)
-    row = torch.where(start[:most] < ends[-1], row, -1).to(INT)
-    of = torch.empty_like(own).scatter_(0, at, torch.where(keys < none, own, -1))
-    return tiled(before[ends], start, at.to(INT), row), of
+    start = torch.minimum(spans(before, most + 1), ends[-1])  # the keys of no group are the last
+    begin = start[:-1]
+    row = torch.where(begin < ends[-1], keys[begin.clamp(max=n - 1)] % max(rows, 1), -1).to(INT)
+    return tiled(before[ends], start, at.to(INT), row), at
+
+
+def inverse(groups: Tensors, at: Tensor) -> Tensor:
+    """Return the group of each place, -1 where it has none."""
+    own = spans(groups.start, len(at))
+    own = torch.where(own < len(groups.row), own, -1)
+    return torch.empty_like(own).scatter_(0, at, own)
+
+
+def filled(links: Tensor, row: Tensor) -> Tensor:
+    """Return how many links each row has, none where it is below 0."""
+    known, short = row.clamp(min=0), len(links) < len(row)
+    many = (links if short else links[known]).ne(0).sum(1, dtype=INT)
+    return torch.where(row < 0, 0, many[known] if short else many)
 
 
 def values_of(
     chains: Tensors, segments: Tensors, links: tuple[Tensor, Tensor], features: int
 ) -> Tensors:
     """Return the attribute values behind the users and items of each block; the host waits once."""
-    blocks, most, cut = len(chains.block) - 1, links[0].shape[1], len(chains.row)
-    found = links[0].new_empty((cut + len(segments.row), most))
-    spare = torch.cat([chains.row, segments.row]) < 0
-    torch.index_select(links[0], 0, chains.row.clamp(min=0), out=found[:cut])
-    torch.index_select(links[1], 0, segments.row.clamp(min=0), out=found[cut:])
-    flat = found.masked_fill_(spare[:, None], 0).view(-1)
-    at = flat.nonzero()[:, 0]  # the chains' of all blocks, then the segments': a sort keeps that
-    block = torch.cat([spans(groups.block, len(groups.row)) for groups in (chains, segments)])
-    group = at // most
-    keys = wide(block, blocks, features)[group] * features + (flat[at] - 1)
-    side = (group >= cut).long()
-    source = (at + (group + side - 2 * cut * side) * most).to(INT)
-    groups, _ = grouped(keys, blocks, features)
-    return groups._replace(members=source[groups.members])
+    blocks, most = len(chains.block) - 1, links[0].shape[1]
+    many = [filled(*of) for of in zip(links, (chains.row, segments.row), strict=True)]
+    keys, sources = [], []
+    sizes = torch.stack([counts.sum() for counts in many]).tolist()
+    for side, groups in enumerate((chains, segments)):
+        # the chains' of all blocks come before the segments': a stable sort keeps that in a block
+        first = torch.cumsum(many[side], 0, dtype=INT) - many[side]
+        own = torch.repeat_interleave(many[side], output_size=sizes[side])
+        k = counting(sizes[side], first) - first[own]
+        row = groups.row[own]
+        block = wide(spans(groups.block, len(groups.row)), blocks, features)[own]
+        keys.append(block * features + (links[side][row, k] - 1))
+        sources.append((2 * own.to(INT) + side) * most + k)
+    groups, at = grouped(torch.cat(keys), blocks, features)
+    return groups._replace(members=torch.cat(sources)[at])
 
 
 def moved(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -121,10 +132,17 @@ def device_order(
     occurrences = torch.cat([item[:, None], pair], 1)
     keys = wide(span, blocks, items)[:, None] * items + occurrences
     keys = torch.where(occurrences < 0, blocks * items, keys).view(-1)
-    segments, segment = grouped(keys, blocks, items)
+    segments, at = grouped(keys, blocks, items)
     if tables_links is None:
         values, _ = grouped(user[:0], blocks, features)
     else:
         values = values_of(chains, segments, tables_links, features)
-    made: tuple[Any, ...] = (edges, chains, segments, values, segment, moved(border, user.device))
+    made: tuple[Any, ...] = (
+        edges,
+        chains,
+        segments,
+        values,
+        inverse(segments, at),
+        moved(border, user.device),
+    )
     return Order(*made)
