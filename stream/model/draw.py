@@ -1,58 +1,91 @@
 """The uniform pairs of a batch, the rows that it touches, and what its users have seen."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from stream.model.kernels import Array, compiled, mix
+from stream.compiled import compiled
+from stream.model.kernels import Array, mix
 from stream.model.living import LISTED, LIVING, enlist, revive
 from stream.roles import Role
 
 PREDICT, CLOSED = int(Role.PREDICT), int(Role.CLOSED)
 
 
+class Drawn(NamedTuple):
+    """The columns that pairs are drawn by (B,)."""
+
+    user: Array
+    item: Array
+    known: Array
+    key: Array
+    role: Array
+    counts: Array
+
+
+class Memory(NamedTuple):
+    """What is remembered between batches: what users saw, and which items are alive."""
+
+    history: Array  # (users, 1 + history) a ring behind its position
+    living: Array  # of `Living`, with place and size
+    place: Array
+    size: Array
+    mark_user: Array  # 0 before and after
+    mark_item: Array
+
+
 @compiled
-def draw(
-    user: Array, item: Array, known: Array, key: Array, role: Array, counts: Array,
-    history: Array, living: Array, place: Array, size: Array, pair: Array, mark_user: Array,
-    mark_item: Array, users: Array, items: Array,
-) -> tuple[int, int]:  # fmt: skip
-    """Write the uniform pairs (-1 where none), remember what was seen, name the rows touched.
+def remember(history: Array, item: int) -> None:
+    """Put the item in the ring of what the user saw."""
+    history[1 + history[0] % (history.size - 1)] = item
+    history[0] += 1
+    if history[0] == 2 * (history.size - 1):  # only the place and "full" matter
+        history[0] = history.size - 1
+
+
+@compiled
+def draw_pairs(c: Drawn, m: Memory, j: int, pair: Array) -> None:
+    """Write the uniform pairs of interaction j, -1 where it has none.
+
+    An item that was removed is in no pair until an interaction of its own, which revives it.
+    """
+    counter = c.key[j]
+    if m.size[LISTED] > 0:
+        enlist(m.living, m.place, m.size, c.known[j])
+        revive(m.living, m.place, m.size, c.item[j])
+    for p in range(pair.size):
+        pair[p] = -1
+        if c.known[j] > 0 and c.role[j] != PREDICT and c.role[j] != CLOSED:
+            counter = mix(counter)
+            if m.size[LISTED] > 0:
+                pair[p] = m.living[counter % np.uint64(m.size[LIVING])]
+            else:
+                pair[p] = np.int32(counter % np.uint64(c.known[j]))
+
+
+@compiled
+def distinct(rows: Array, mark: Array, out: Array) -> int:
+    """Write the rows, each once, in the order in which they come; return how many there are."""
+    n = 0
+    for j in range(rows.size):
+        if mark[rows[j]] == 0:
+            mark[rows[j]] = 1
+            out[n] = rows[j]
+            n += 1
+    for j in range(n):
+        mark[out[j]] = 0
+    return n
+
+
+@compiled
+def draw(c: Drawn, m: Memory, pair: Array, users: Array, items: Array) -> tuple[int, int]:
+    """Write the uniform pairs (B, P), remember what was seen, name the rows touched.
 
     Rows touched are those of the interactions, not of their pairs. Returns how many users and items
-    were written; the marks are 0 again. `living, place, size` are those of `Living`: an item that
-    was removed is in no pair until an interaction of its own, which revives it.
+    were written.
     """
-    nu = ni = 0
-    for j in range(user.size):
-        u, i = user[j], item[j]
-        if counts[j]:
-            ring = history[u]
-            ring[1 + ring[0] % (ring.size - 1)] = i
-            ring[0] += 1
-            if ring[0] == 2 * (ring.size - 1):  # only the place and "full" matter
-                ring[0] = ring.size - 1
-        counter = key[j]
-        if size[LISTED] > 0:
-            enlist(living, place, size, known[j])
-            revive(living, place, size, i)
-        for p in range(pair.shape[1]):
-            if known[j] > 0 and role[j] != PREDICT and role[j] != CLOSED:
-                counter = mix(counter)
-                if size[LISTED] > 0:
-                    pair[j, p] = living[counter % np.uint64(size[LIVING])]
-                else:
-                    pair[j, p] = np.int32(counter % np.uint64(known[j]))
-            else:
-                pair[j, p] = -1
-        if mark_user[u] == 0:
-            mark_user[u] = 1
-            users[nu] = u
-            nu += 1
-        if mark_item[i] == 0:
-            mark_item[i] = 1
-            items[ni] = i
-            ni += 1
-    for j in range(nu):
-        mark_user[users[j]] = 0
-    for j in range(ni):
-        mark_item[items[j]] = 0
-    return nu, ni
+    for j in range(c.user.size):
+        if c.counts[j]:
+            remember(m.history[c.user[j]], c.item[j])
+        draw_pairs(c, m, j, pair[j])
+    return distinct(c.user, m.mark_user, users), distinct(c.item, m.mark_item, items)

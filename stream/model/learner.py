@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from stream.batch import Batch, ratings
 from stream.errors import Inconsistent
 from stream.memory import reserve
-from stream.model import waves
 from stream.model.choice import choose
 from stream.model.config import ModelConfig
-from stream.model.draw import draw
+from stream.model.draw import Drawn, Memory, draw
 from stream.model.drivers import driver
 from stream.model.features import Kind, is_slope, links_of
 from stream.model.kernels import FEATURE, ITEM, USER, ensure
@@ -42,7 +41,7 @@ from stream.model.scalars import (
     USERS,
     Scalars,
 )
-from stream.model.served import serve
+from stream.model.served import Side, serve
 from stream.model.step.arguments import rates, tables_of
 from stream.model.step.names import (
     TERMS,
@@ -358,28 +357,15 @@ class Learner:
         }
 
     def _serve(self, kind: Kind, rows: NDArray[np.int32]) -> tuple[NDArray[np.float32], ...]:
-        table, at = self.table(kind), self.table(kind).layout
-        n = len(rows)
-        vector, expo = np.empty((n, at.D), np.float32), np.empty((n, at.E + at.S), np.float32)
-        bias = np.empty((n, at.C), np.float32)
-        links = self.links[kind]
-        if self.device.type == "cpu":
-            serve(
-                rows, table.array, at, self.feature.array, self.feature.layout, links.rows,
-                links.values, self.config.average > 0, np.float32(self.config.session_share),
-                vector, expo, bias,
-            )  # fmt: skip
-            return vector, expo, bias
-        at_rows = torch.from_numpy(rows).long().to(self.device)
-        side = waves.compose(
-            table, self.feature, self._near(kind), at_rows, self.config.average > 0
-        )
-        session = side.session
-        if kind == "user":
-            recent = table.packed[at_rows, at.recent : at.recent + at.S]
-            session = session + self.config.session_share * recent
-        parts = (side.vector, torch.cat([side.expo, session], 1), side.bias)
-        return tuple(x.cpu().numpy() for x in parts)
+        """Return the vectors (n, D), exposure and session (n, E + S) and biases (n, C)."""
+        at, links = self.table(kind).layout, self.links[kind]
+        out = np.empty((len(rows), at.D + at.E + at.S + at.C), np.float32)
+        side = Side(
+            self.table(kind).array, links.rows, links.values, self.feature.array, at,
+            self.feature.layout, np.float32(self.config.session_share),
+        )  # fmt: skip
+        serve(rows, side, out)
+        return out[:, : at.D], out[:, at.D : at.bias], out[:, at.bias :]
 
     def _level(self, bias: NDArray[np.float32], packed: NDArray[np.float32]) -> None:
         """Take out of the items' biases what their usual popularity adds to them.
@@ -584,13 +570,6 @@ class Learner:
             where = torch.from_numpy(new).long().to(self.device)
             table.packed[where] = torch.from_numpy(drawn[new]).to(self.device)
 
-    def _near(self, kind: Kind) -> tuple[torch.Tensor, torch.Tensor]:
-        links, used = self.links[kind], self.table(kind).used
-        return (
-            torch.from_numpy(links.rows[:used]).to(self.device),
-            torch.from_numpy(links.values[:used]).to(self.device),
-        )
-
     def _draw(self, batch: Batch) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
         """Return the uniform pairs (B, P) and the rows touched; every row exists afterwards."""
         n = len(batch)
@@ -598,16 +577,19 @@ class Learner:
         self._admit("item", np.maximum(batch.item, batch.known_items - 1))
         pair = np.empty((n, self._at.pairs), np.int32)
         users, items = np.empty(n, np.int32), np.empty(n, np.int32)
-        nu, ni = draw(
-            batch.user, batch.item, batch.known_items, batch.key, batch.role, batch.counts,
-            self.history, self._living.rows, self._living.place, self._living.size, pair,
-            self._mark_user, self._mark_item, users, items,
-        )  # fmt: skip
+        living = self._living
+        memory = Memory(
+            self.history, living.rows, living.place, living.size, self._mark_user, self._mark_item
+        )
+        drawn = Drawn(
+            batch.user, batch.item, batch.known_items, batch.key, batch.role, batch.counts
+        )
+        nu, ni = draw(drawn, memory, pair, users, items)
         users, items = np.sort(users[:nu]), np.sort(items[:ni])
         self._ensure(self.user, users, USER)
         self._ensure(self.item, items, ITEM)
-        drawn = pair[pair >= 0]
-        self._ensure(self.item, drawn, ITEM)
-        self._dirty[drawn] = 1
+        paired = pair[pair >= 0]
+        self._ensure(self.item, paired, ITEM)
+        self._dirty[paired] = 1
         self._dirty[items] = 0
         return pair, users, items

@@ -8,6 +8,7 @@ Slopes take a natural-gradient step at a border: the summed score over the summe
 is the recursive least squares of one coefficient (Ljung 1977; Amari 1998).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.model.config import Outcome
-from stream.model.kernels import Array, compiled, inlined
+from stream.model.kernels import Array, compiled
 from stream.model.layout import HEADS
 
 BLOCK = 1024
@@ -60,19 +61,6 @@ def border(steps: int) -> bool:
     return steps & (steps - 1) == 0
 
 
-@inlined
-def calibrate(h: Array, k: int, eta: np.float32, aim: np.float32) -> None:
-    """Add an exposure score to the pending sums of its calibration; aim 1 exposed, 0 uniform."""
-    raised = np.float64(eta)
-    chance = 1.0 / (1.0 + np.exp(-(h[k, SCALE] * raised + h[k, SHIFT])))
-    off, v = chance - aim, chance * (1.0 - chance)
-    h[k, S_A] += off * raised
-    h[k, S_B] += off
-    h[k, N_AA] += v * raised * raised
-    h[k, N_AB] += v * raised
-    h[k, N_BB] += v
-
-
 @compiled
 def fit(row: Array, keen: float, prior: float) -> None:
     """Move the slope and level that a row begins with by its sums; none is pending then.
@@ -106,73 +94,109 @@ def rebase(row: Array) -> None:
             shown = mean
         if row[LOGIT] > 0:
             mean = min(max(mean, 1e-6), 1.0 - 1e-6)
-            row[BASE + arm] = np.log(mean / (1.0 - mean))
+            row[BASE + arm] = math.log(mean / (1.0 - mean))
         else:
             row[BASE + arm] = mean
+
+
+@compiled
+def fading(n: Array, memory: float) -> tuple[float, float]:
+    """Return what running sums keep at a border, and what the slopes' do.
+
+    What a slope was told while the rows were young is forgotten: steps of 3 / n (Kushner and Yin).
+    """
+    keep = 0.5 ** (BLOCK / memory) if n[STEPS] >= BLOCK else 1.0
+    fresh = min(BLOCK, max(n[STEPS] // 2, 1))
+    return keep, min(keep, max(0.0, 1.0 - 2.0 * fresh / max(n[STEPS], 1)))
+
+
+@compiled
+def refresh_means(row: Array, keep: float, keen: float) -> None:
+    """Fold in the weights, the mean popularity and the bases of one outcome."""
+    row[W_SUM] = keep * row[W_SUM] + row[W_PENDING]
+    row[W_COUNT] = keep * row[W_COUNT] + row[W_FRESH]
+    row[W_PENDING] = row[W_FRESH] = 0.0
+    row[Q_SUM] = keep * row[Q_SUM] + row[Q_PENDING]
+    row[Q_COUNT] = keep * row[Q_COUNT] + row[Q_FRESH]
+    row[Q_PENDING] = row[Q_FRESH] = 0.0
+    row[Q_MEAN] = row[Q_SUM] / row[Q_COUNT] if row[Q_COUNT] > 0 else 0.0
+    for arm in range(3):
+        # what examination was taken out with was worse when it was young
+        fade = keen if row[LOGIT] > 0 and arm != 1 else 1.0
+        row[TOTAL + arm] = fade * row[TOTAL + arm] + row[TOTAL_NEW + arm]
+        row[WEIGHT + arm] = fade * row[WEIGHT + arm] + row[WEIGHT_NEW + arm]
+        row[TOTAL_NEW + arm] = row[WEIGHT_NEW + arm] = 0.0
+    rebase(row)
+
+
+@compiled
+def refresh_slopes(row: Array, keep: float, keen: float) -> None:
+    """Move the slopes of popularity and of the confounder path of one outcome."""
+    row[INFO + 1] = keen * row[INFO + 1] + row[SEEN + 1]
+    row[SLOPE + 1] -= row[SCORE + 1] / (row[INFO + 1] + PRIOR_SLOPE)
+    row[CROSS] = keep * row[CROSS] + row[SCORE]
+    row[INFO] = keep * row[INFO] + row[SEEN]
+    row[NOISE] = keep * row[NOISE] + row[NOISE_NEW]
+    row[OF] = keep * row[OF] + row[OF_NEW]
+    row[NOISE_NEW] = row[OF_NEW] = 0.0
+    for s in range(SLOPES):
+        row[SCORE + s] = row[SEEN + s] = 0.0
+    row[SLOPE] = row[CROSS] / (row[INFO] + PRIOR_SLOPE)
+    if row[SLOPE] * row[SLOPE] * row[INFO] * row[OF] < CLEAR * CLEAR * row[NOISE]:
+        row[SLOPE] = 0.0
+
+
+@compiled
+def refresh_gate(row: Array, keep: float) -> None:
+    """Open the confounder path where it predicts better, shut it where it predicts worse."""
+    row[GAIN] = keep * row[GAIN] + row[GAIN_NEW]
+    row[GAIN_SQUARE] = keep * row[GAIN_SQUARE] + row[GAIN_SQUARE_NEW]
+    row[GAIN_COUNT] = keep * row[GAIN_COUNT] + row[GAIN_COUNT_NEW]
+    row[GAIN_NEW] = row[GAIN_SQUARE_NEW] = row[GAIN_COUNT_NEW] = 0.0
+    if row[GAIN_COUNT] > 0:
+        mean = row[GAIN] / row[GAIN_COUNT]
+        deviation = math.sqrt(max(row[GAIN_SQUARE] / row[GAIN_COUNT] - mean * mean, 0.0))
+        clear = mean * math.sqrt(row[GAIN_COUNT]) > 2.0 * deviation
+        if row[GATE] == 0 and clear and row[GAIN_COUNT] >= GATE_OPENS and mean > 0:
+            row[GATE] = 1.0
+        elif row[GATE] == 1 and mean < 0:
+            row[GATE] = 0.0
+
+
+@compiled
+def refresh_head(row: Array, n: Array, keen: float) -> None:
+    """Move the calibration of one exposure head."""
+    fit(row, keen, PRIOR_SCALE)
+    row[EXPOSED] += row[EXPOSED_NEW]
+    row[EXPOSED_NEW] = 0.0
+    row[SHARE] = min(1.0, row[EXPOSED] / max(1.0, n[USERS] * n[ITEMS]))
+
+
+@compiled
+def refresh_place(row: Array, keen: float) -> None:
+    """Move the examination of one position after the first."""
+    if row[T_SEEN] > 0:
+        row[T_INFO] = keen * row[T_INFO] + row[T_SEEN]
+        row[PHI] -= row[T_SCORE] / (row[T_INFO] + PRIOR_PLACE)
+        row[PHI] = min(max(row[PHI], -8.0), 8.0)
+        row[THETA] = 1.0 / (1.0 + math.exp(-row[PHI]))
+        row[T_SCORE] = row[T_SEEN] = 0.0
 
 
 @compiled
 def refresh(o: Array, h: Array, t: Array, w: Array, n: Array, memory: float) -> None:
     """Fold the pending sums in and move every global term; nothing is pending afterwards."""
     n[SETTLED] = n[CONTROLS]
-    keep = 0.5 ** (BLOCK / memory) if n[STEPS] >= BLOCK else 1.0
-    # what a slope was told while the rows were young is forgotten: steps of 3 / n (Kushner and Yin)
-    fresh = min(BLOCK, max(n[STEPS] // 2, 1))
-    keen = min(keep, max(0.0, 1.0 - 2.0 * fresh / max(n[STEPS], 1)))
+    keep, keen = fading(n, memory)
     for k in range(o.shape[0]):
-        row = o[k]
-        row[W_SUM] = keep * row[W_SUM] + row[W_PENDING]
-        row[W_COUNT] = keep * row[W_COUNT] + row[W_FRESH]
-        row[W_PENDING] = row[W_FRESH] = 0.0
-        row[Q_SUM] = keep * row[Q_SUM] + row[Q_PENDING]
-        row[Q_COUNT] = keep * row[Q_COUNT] + row[Q_FRESH]
-        row[Q_PENDING] = row[Q_FRESH] = 0.0
-        row[Q_MEAN] = row[Q_SUM] / row[Q_COUNT] if row[Q_COUNT] > 0 else 0.0
-        for arm in range(3):
-            # what examination was taken out with was worse when it was young
-            fade = keen if row[LOGIT] > 0 and arm != 1 else 1.0
-            row[TOTAL + arm] = fade * row[TOTAL + arm] + row[TOTAL_NEW + arm]
-            row[WEIGHT + arm] = fade * row[WEIGHT + arm] + row[WEIGHT_NEW + arm]
-            row[TOTAL_NEW + arm] = row[WEIGHT_NEW + arm] = 0.0
-        rebase(row)
-        row[INFO + 1] = keen * row[INFO + 1] + row[SEEN + 1]
-        row[SLOPE + 1] -= row[SCORE + 1] / (row[INFO + 1] + PRIOR_SLOPE)
-        row[CROSS] = keep * row[CROSS] + row[SCORE]
-        row[INFO] = keep * row[INFO] + row[SEEN]
-        row[NOISE] = keep * row[NOISE] + row[NOISE_NEW]
-        row[OF] = keep * row[OF] + row[OF_NEW]
-        row[NOISE_NEW] = row[OF_NEW] = 0.0
-        for s in range(SLOPES):
-            row[SCORE + s] = row[SEEN + s] = 0.0
-        row[SLOPE] = row[CROSS] / (row[INFO] + PRIOR_SLOPE)
-        if row[SLOPE] * row[SLOPE] * row[INFO] * row[OF] < CLEAR * CLEAR * row[NOISE]:
-            row[SLOPE] = 0.0
-        row[GAIN] = keep * row[GAIN] + row[GAIN_NEW]
-        row[GAIN_SQUARE] = keep * row[GAIN_SQUARE] + row[GAIN_SQUARE_NEW]
-        row[GAIN_COUNT] = keep * row[GAIN_COUNT] + row[GAIN_COUNT_NEW]
-        row[GAIN_NEW] = row[GAIN_SQUARE_NEW] = row[GAIN_COUNT_NEW] = 0.0
-        if row[GAIN_COUNT] > 0:
-            mean = row[GAIN] / row[GAIN_COUNT]
-            deviation = np.sqrt(max(row[GAIN_SQUARE] / row[GAIN_COUNT] - mean * mean, 0.0))
-            clear = mean * np.sqrt(row[GAIN_COUNT]) > 2.0 * deviation
-            if row[GATE] == 0 and clear and row[GAIN_COUNT] >= GATE_OPENS and mean > 0:
-                row[GATE] = 1.0
-            elif row[GATE] == 1 and mean < 0:
-                row[GATE] = 0.0
+        refresh_means(o[k], keep, keen)
+        refresh_slopes(o[k], keep, keen)
+        refresh_gate(o[k], keep)
         fit(w[k], keen, PRIOR_SLOPE)
     for k in range(h.shape[0]):
-        row = h[k]
-        fit(row, keen, PRIOR_SCALE)
-        row[EXPOSED] += row[EXPOSED_NEW]
-        row[EXPOSED_NEW] = 0.0
-        row[SHARE] = min(1.0, row[EXPOSED] / max(1.0, n[USERS] * n[ITEMS]))
+        refresh_head(h[k], n, keen)
     for k in range(1, t.shape[0]):
-        if t[k, T_SEEN] > 0:
-            t[k, T_INFO] = keen * t[k, T_INFO] + t[k, T_SEEN]
-            t[k, PHI] -= t[k, T_SCORE] / (t[k, T_INFO] + PRIOR_PLACE)
-            t[k, PHI] = min(max(t[k, PHI], -8.0), 8.0)
-            t[k, THETA] = 1.0 / (1.0 + np.exp(-t[k, PHI]))
-            t[k, T_SCORE] = t[k, T_SEEN] = 0.0
+        refresh_place(t[k], keen)
 
 
 class Scalars:

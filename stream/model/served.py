@@ -1,51 +1,62 @@
-"""Rows as they are served, with their attributes folded in."""
+"""Rows as they are served: own parts and attributes', served means where there are any."""
+
+from typing import NamedTuple
 
 import numpy as np
 
-from stream.model.kernels import Array, compiled
+from stream.compiled import compiled, embedded
 from stream.model.layout import Layout
-from stream.model.step.compose import linked, share
+from stream.model.step.compose import link_weight, linked, share, width
+from stream.model.step.names import Array, Lane
+
+
+class Side(NamedTuple):
+    """The rows of one kind, their links, and the attribute values behind them."""
+
+    table: Array
+    links: Array
+    values: Array
+    features: Array
+    at: Layout
+    af: Layout
+    share: np.float32  # of a user's latest items in its session
+
+
+@embedded
+def own_row(to: Array, side: Side, row: int, lane: Lane) -> None:
+    """Write the row's own part (W,); a user's session has the mean of its latest items added."""
+    table, at = side.table, side.at
+    for d in range(lane.own, width(at), lane.all):
+        to[d] = table[row, d]
+        if at.mean >= 0 and d < at.D:
+            to[d] = table[row, at.mean + d]
+        elif at.mean >= 0 and at.bias <= d and d < at.bias + at.Y:
+            to[d] = table[row, at.mean_bias + d - at.bias]
+        elif at.recent >= 0 and at.session <= d and d < at.bias:
+            to[d] += side.share * table[row, at.recent + d - at.session]
+
+
+@embedded
+def serve_row(to: Array, side: Side, row: int, lane: Lane) -> None:
+    """Write the row as it is served (W,): vector, expo, session, biases."""
+    features, at, af = side.features, side.at, side.af
+    n = linked(side.links, row)
+    weight = link_weight(n)
+    own_row(to, side, row, lane)
+    for k in range(n):
+        f = side.links[row, k] - 1
+        x = share(features, f, af, side.values[row, k], weight)
+        for d in range(lane.own, width(at), lane.all):
+            column = d
+            if at.mean >= 0 and d < at.D:
+                column = af.mean + d
+            elif at.mean >= 0 and at.bias <= d and d < at.bias + at.Y:
+                column = af.mean_bias + d - at.bias
+            to[d] += x * features[f, column]
 
 
 @compiled
-def serve(
-    rows: Array, table: Array, at: Layout, features: Array, af: Layout, links: Array,
-    values: Array, averaged: bool, share_recent: np.float32, vector: Array, expo: Array,
-    bias: Array,
-) -> None:  # fmt: skip
-    """Write the rows as they are served: own parts and attributes', means where there are any.
-
-    `expo` (n, E + S): what lasts, then the session, to which a user's has its recent items added.
-    """
-    means = averaged and at.mean >= 0
-    first = at.mean if means else at.vector
-    first_f = af.mean if means else af.vector
+def serve(rows: Array, side: Side, out: Array) -> None:
+    """Write the rows as they are served (n, W)."""
     for j in range(rows.size):
-        row = rows[j]
-        n = linked(links, row)
-        weight = np.float32(1) / np.sqrt(np.float32(max(n, 1)))
-        for d in range(at.D):
-            vector[j, d] = table[row, first + d]
-        for d in range(at.E):
-            expo[j, d] = table[row, at.expo + d]
-        for d in range(at.S):
-            expo[j, at.E + d] = table[row, at.session + d]
-            if at.recent >= 0:
-                expo[j, at.E + d] += share_recent * table[row, at.recent + d]
-        for c in range(at.C):
-            bias[j, c] = table[row, at.bias + c]
-        if means:
-            for c in range(at.Y):
-                bias[j, c] = table[row, at.mean_bias + c]
-        for k in range(n):
-            f = links[row, k] - 1
-            x = share(features, f, af, values[row, k], weight)
-            for d in range(at.D):
-                vector[j, d] += x * features[f, first_f + d]
-            for d in range(at.E):
-                expo[j, d] += x * features[f, af.expo + d]
-            for d in range(at.S):
-                expo[j, at.E + d] += x * features[f, af.session + d]
-            for c in range(at.C):
-                at_c = af.mean_bias + c if means and c < at.Y else af.bias + c
-                bias[j, c] += x * features[f, at_c]
+        serve_row(out[j], side, rows[j], Lane(0, 1))

@@ -73,6 +73,8 @@ class Room(NamedTuple):
     segment_sum: Array  # (segments, G)
     segment_part: Array  # (tiles, G)
     value_part: Array  # (tiles, G)
+    cells: Array  # (n, 6) of `account.cells`, where many workers add up
+    total_part: Array  # (tiles of TILE interactions, n) their sums
 
 
 class Block(NamedTuple):

@@ -33,7 +33,7 @@ def room(at: Layouts, order: Order) -> Room:
         floats(B, i.D + i.E + i.S), floats(B, 3),
         floats(segments * linked, i.D + i.E + i.S + i.C), floats(chains * linked, G),
         floats(segments * linked, G), floats(most(order.segments.tile_block), G),
-        floats(most(order.values.tile_block), G),
+        floats(most(order.values.tile_block), G), np.empty((0, 6), np.int32), np.empty((0, 0)),
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def keep(w: Work, rows: Array, at: int, links: int) -> None:
 def nothing(w: Work, e: Event) -> None:
     """The interaction says nothing of any row."""
     if w.m.lane.own == 0:
-        account.begin(w.s.told[e.at], e)
+        account.begin(w.s.told[e.at], e, False)
         for p in range(1 + w.m.at.pairs):
             w.room.error[e.at, p] = w.room.contrast[e.at, p] = w.room.session[e.at, p] = _ZERO
 

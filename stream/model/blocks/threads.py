@@ -16,7 +16,6 @@ from stream.model import scalars as sc
 from stream.model.blocks.names import Order, Room, Work, Worker
 from stream.model.blocks.phases import barrier, blocks, totals
 from stream.model.step import account
-from stream.model.step.interaction import learns
 from stream.model.step.names import Given, Lane, Layouts, Model
 
 _HOW: Any = EMBEDDED | {"error_model": "numpy", "nogil": True}
@@ -69,8 +68,7 @@ def _totals(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
             g = w.m.terms
             for k in range(b.stop - b.event):
                 account.collect(w.m, w.s.told[k])
-                if learns(w.c.role[b.event + k]):
-                    g.counters[sc.STEPS] += 1
+                g.counters[sc.STEPS] += int(w.s.told[k, account.KIND]) & account.LEARNS
             if w.order.border[at]:
                 sc.refresh(g.outcome, g.head, g.place, g.withheld, g.counters, memory)
 

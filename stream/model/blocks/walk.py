@@ -175,7 +175,7 @@ def learn(w: Work, b: Block, e: Event, kind: int, n: int) -> None:
         if c.pair[e.j, p - 1] >= 0:
             fetch(w, b, e.j, p, c.pair[e.j, p - 1])
     if m.lane.own == 0:
-        account.begin(s.told[e.at], e)
+        account.begin(s.told[e.at], e, True)
         count(w, e, kind)
     meet(m.lane)
     seen = observe(m, c, s, e, f, w.out)

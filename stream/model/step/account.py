@@ -7,6 +7,7 @@ interaction after the other, and a block whose rows are written by many threads,
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stream.compiled import embedded
 from stream.model import scalars as sc
@@ -19,10 +20,11 @@ SCORE, SEEN, NOISE, OF = range(6, 10)  # popularity within the item
 SCORE_Z, SEEN_Z, GAIN, GAIN_SQUARE = range(10, 14)  # the confounder path
 T_SCORE, T_SEEN = range(14, 16)  # examination of its position
 W_A, W_B, W_AA, W_AB, W_BB = range(16, 21)  # a control outcome's
-KIND, HEAD, ROW, PLACE, CALIBRATES, NEW_USER, NEW_ITEM = range(21, 28)
-FIRST = 28  # of 10 for each p: A, B, AA, AB, BB of the head, and of the head with the session
+KIND, HEAD, ROW, PLACE, NEW_USER, NEW_ITEM = range(21, 27)
+FIRST = 27  # of 10 for each p: A, B, AA, AB, BB of the head, and of the head with the session
 # of KIND, as a sum
-TREATED, EXPOSING, CONTROL, EXAMINES, WEIGHED, WITHIN = 1, 2, 4, 8, 16, 32
+LEARNS, TREATED, EXPOSING, CALIBRATES = 1, 2, 4, 8
+CONTROL, EXAMINES, WEIGHED, WITHIN = 16, 32, 64, 128
 _CALIBRATION = 5
 
 
@@ -47,9 +49,10 @@ def tell_calibration(
 
 
 @embedded
-def begin(told: Array, e: Event) -> None:
+def begin(told: Array, e: Event, learns: bool) -> None:
     """Write what the interaction is; nothing is said of it yet."""
-    told[KIND] = told[CALIBRATES] = told[NEW_USER] = told[NEW_ITEM] = 0.0
+    told[KIND] = LEARNS if learns else 0
+    told[NEW_USER] = told[NEW_ITEM] = 0.0
     told[ROW], told[HEAD], told[PLACE] = e.o, e.head, e.place
 
 
@@ -93,7 +96,7 @@ def collect_exposure(m: Model, told: Array) -> None:
     g, h = m.terms, int(told[HEAD])
     g.head[h, sc.EXPOSED_NEW] += 1.0
     g.head[HEADS + h, sc.EXPOSED_NEW] += 1.0
-    if told[CALIBRATES] > 0:
+    if int(told[KIND]) & CALIBRATES:
         for p in range(1 + m.at.pairs):
             for c in range(_CALIBRATION):
                 at = FIRST + 2 * _CALIBRATION * p + c
@@ -117,3 +120,43 @@ def collect(m: Model, told: Array) -> None:
             g.place[place, sc.T_SEEN] += told[T_SEEN]
     if kind & CONTROL:
         collect_control(g, o, told)
+
+
+OUTCOME_ROW, WITHHELD_ROW, HEAD_ROW, PLACE_ROW, COUNTER = range(5)  # what a cell is of
+ALWAYS = 0  # no bit is needed
+
+
+def cells(outcomes: int, pairs: int) -> NDArray[np.int32]:
+    """Return what `collect` adds up, as rows that many workers can share out (n, 6).
+
+    Each is (column of an interaction's row, -1 for a one; how many more of them, one for each p;
+    the bit of its kind that is needed; what the cell is of; its row; its column).
+    """
+    shown = (
+        (RAW, WEIGHED, sc.W_PENDING), (-1, WEIGHED, sc.W_FRESH), (TOTAL, TREATED, sc.TOTAL_NEW),
+        (WEIGHT, TREATED, sc.WEIGHT_NEW), (TOTAL_F, TREATED, sc.TOTAL_NEW + 2),
+        (WEIGHT_F, TREATED, sc.WEIGHT_NEW + 2), (POPULAR, TREATED, sc.Q_PENDING),
+        (-1, TREATED, sc.Q_FRESH), (SCORE, WITHIN, sc.SCORE), (SEEN, WITHIN, sc.SEEN),
+        (NOISE, WITHIN, sc.NOISE_NEW), (OF, WITHIN, sc.OF_NEW), (SCORE_Z, TREATED, sc.SCORE + 1),
+        (SEEN_Z, TREATED, sc.SEEN + 1), (GAIN, TREATED, sc.GAIN_NEW),
+        (GAIN_SQUARE, TREATED, sc.GAIN_SQUARE_NEW), (-1, TREATED, sc.GAIN_COUNT_NEW),
+        (TOTAL, CONTROL, sc.TOTAL_NEW + 1), (-1, CONTROL, sc.WEIGHT_NEW + 1),
+    )  # fmt: skip
+    found: list[tuple[int, ...]] = [
+        (column, 0, bit, OUTCOME_ROW, o, to) for column, bit, to in shown for o in range(outcomes)
+    ]
+    for c in range(_CALIBRATION):
+        found += [(W_A + c, 0, CONTROL, WITHHELD_ROW, o, sc.C_A + c) for o in range(outcomes)]
+        for h in range(2 * HEADS):
+            column = FIRST + c + (_CALIBRATION if h >= HEADS else 0)
+            found.append((column, pairs, CALIBRATES, HEAD_ROW, h, sc.S_A + c))
+    found += [(-1, 0, EXPOSING, HEAD_ROW, h, sc.EXPOSED_NEW) for h in range(2 * HEADS)]
+    for place in range(1, sc.PLACES):
+        found += [(T_SCORE, 0, EXAMINES, PLACE_ROW, place, sc.T_SCORE)]
+        found += [(T_SEEN, 0, EXAMINES, PLACE_ROW, place, sc.T_SEEN)]
+    found += [
+        (NEW_USER, 0, ALWAYS, COUNTER, 0, sc.USERS),
+        (NEW_ITEM, 0, ALWAYS, COUNTER, 0, sc.ITEMS),
+    ]
+    found += [(-1, 0, CONTROL, COUNTER, 0, sc.CONTROLS), (-1, 0, LEARNS, COUNTER, 0, sc.STEPS)]
+    return np.array(found, np.int32)

@@ -80,8 +80,7 @@ def moment(m: Model, s: Scratch, e: Event, session: bool) -> None:
             account.tell_calibration(told, first, near[sc.SCALE], near[sc.SHIFT], s.eta[p], aim)
             account.tell_calibration(told, first + 5, far[sc.SCALE], far[sc.SHIFT], whole, aim)
     if m.lane.own == 0:
-        told[account.KIND] += account.EXPOSING
-        told[account.CALIBRATES] = 1.0 if calibrates else 0.0
+        told[account.KIND] += account.EXPOSING + (account.CALIBRATES if calibrates else 0)
 
 
 @embedded

@@ -100,7 +100,7 @@ def learn_one(m: Model, c: Columns, s: Scratch, out: Predictions, e: Event) -> N
     if e.role == _PREDICT:
         expect(m, s, e, f, out)
         return
-    account.begin(told, e)
+    account.begin(told, e, True)
     counts = m.on.live and c.counts[e.j]
     if counts:
         count(m, c, told, e, f)
