@@ -15,9 +15,9 @@ from stream.memory import reserve
 from stream.model.choice import choose
 from stream.model.config import ModelConfig
 from stream.model.draw import Drawn, Memory, draw
-from stream.model.drivers import driver
+from stream.model.drivers import Tables, driver
 from stream.model.features import Kind, is_slope, links_of
-from stream.model.kernels import FEATURE, ITEM, USER, ensure
+from stream.model.kernels import FEATURE, ITEM, USER
 from stream.model.layout import HEADS, Layout, layout
 from stream.model.links import NUMBERS, Features, Links, gather_numbers
 from stream.model.living import Living
@@ -41,8 +41,7 @@ from stream.model.scalars import (
     USERS,
     Scalars,
 )
-from stream.model.served import Side, serve
-from stream.model.step.arguments import rates, tables_of
+from stream.model.step.arguments import rates
 from stream.model.step.names import (
     TERMS,
     Columns,
@@ -137,7 +136,8 @@ class Learner:
         self._rates = rates(c)
         pairs = c.pairs if c.paths.exposure or c.paths.robust else 0
         self._at = Layouts(self.user.layout, self.item.layout, self.feature.layout, pairs)
-        self.driver = driver(self.choice, self._at, c)
+        tables = Tables(self.user, self.item, self.feature, self.links["user"], self.links["item"])
+        self.driver = driver(self.choice, self._at, c, tables)
         self._dirty = reserve(c.max_items, 1, np.uint8)[:, 0]  # moved by a pair, not yet written
         self._living = Living(c.max_items)  # whom uniform pairs are drawn from
         self._now_s = 0  # the latest event time learned
@@ -202,18 +202,17 @@ class Learner:
         terms = np.zeros((len(batch), len(TERMS)), np.float32)
         served = np.full(len(batch), np.nan, np.float32)
         ts_s = batch.ts_ms // 1000
-        u, i, s = self.links["user"], self.links["item"], self.scalars
+        s = self.scalars
         learns = (batch.role != Role.PREDICT) & (batch.role != Role.CLOSED)
         step = np.cumsum(learns) - learns + s.count[STEPS]  # how many were learned before each
         columns = Columns(
             batch.user, batch.item, batch.outcome, batch.label, batch.role, batch.propensity,
             batch.position, ts_s, batch.counts, pair, step,
         )  # fmt: skip
-        tables = tables_of(self.user.array, self.item.array, self.feature.array, u, i)
         every = GlobalTerms(s.outcome, s.head, s.place, s.withheld, s.count)
         on = Paths(**asdict(self.config.paths), live=live)
         outcomes = Outcomes(self._logit, self._low, self._high)
-        given = Given(columns, tables, every, outcomes, self._rates, on)
+        given = Given(columns, self.driver.arrays(), every, outcomes, self._rates, on)
         out = Predictions(prediction, control, terms, served)
         self.driver.learn(given, out, float(self.config.memory), len(self.features) > 0)
         return prediction, control, terms, served
@@ -310,8 +309,10 @@ class Learner:
         bias = np.zeros((n, at.C), np.float32)
         packed = np.zeros((n, at.width), np.float32)
         if known.any():
-            packed[known] = table.read(rows[known])
-            vector[known], expo[known], bias[known] = self._serve(kind, rows[known])
+            side, latest = int(kind == "item"), np.float32(self.config.session_share)
+            packed[known], served = self.driver.serve(side, rows[known], latest)
+            vector[known], bias[known] = served[:, : at.D], served[:, at.bias :]
+            expo[known] = served[:, at.D : at.bias]
         biases, vectors = [bias[:, : 2 * at.Y]], [vector]
         if kind == "item":
             self._level(bias, packed)
@@ -355,17 +356,6 @@ class Learner:
             "item": (2 * at.Y + heads + 2, 2 * at.D + at.E + at.S),
             "feature": (2 * at.Y + heads + 4, at.D),
         }
-
-    def _serve(self, kind: Kind, rows: NDArray[np.int32]) -> tuple[NDArray[np.float32], ...]:
-        """Return the vectors (n, D), exposure and session (n, E + S) and biases (n, C)."""
-        at, links = self.table(kind).layout, self.links[kind]
-        out = np.empty((len(rows), at.D + at.E + at.S + at.C), np.float32)
-        side = Side(
-            self.table(kind).array, links.rows, links.values, self.feature.array, at,
-            self.feature.layout, np.float32(self.config.session_share),
-        )  # fmt: skip
-        serve(rows, side, out)
-        return out[:, : at.D], out[:, at.D : at.bias], out[:, at.bias :]
 
     def _level(self, bias: NDArray[np.float32], packed: NDArray[np.float32]) -> None:
         """Take out of the items' biases what their usual popularity adds to them.
@@ -558,17 +548,7 @@ class Learner:
         table.touch(top + 1)
 
     def _ensure(self, table: Table, rows: NDArray[np.int32], salt: int) -> None:
-        at, seed, start = table.layout, np.uint64(self.seed), self._start[salt]
-        if self.device.type == "cpu":
-            ensure(table.array, rows, at, salt, seed, start)
-            return
-        held = table.read(rows)
-        new = rows[held[:, at.vector_sum] == 0]
-        if len(new):
-            drawn = np.zeros((int(new.max()) + 1, at.width), np.float32)
-            ensure(drawn, new, at, salt, seed, start)
-            where = torch.from_numpy(new).long().to(self.device)
-            table.packed[where] = torch.from_numpy(drawn[new]).to(self.device)
+        self.driver.ensure(table, rows, salt, np.uint64(self.seed), self._start[salt])
 
     def _draw(self, batch: Batch) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
         """Return the uniform pairs (B, P) and the rows touched; every row exists afterwards."""

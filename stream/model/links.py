@@ -34,11 +34,14 @@ class Links:
 
     def __init__(self, rows: int, most: int) -> None:
         """Reserve the memory; no row is linked."""
+        self.changed: set[int] | None = None  # rows set since a copy was made; None: none is kept
         self.rows = reserve(rows, most, np.int32).view(np.int32)  # (rows, L)
         self.values = reserve(rows, most, np.float32).view(np.float32)  # (rows, L)
 
     def set(self, row: int, links: list[tuple[int, float]]) -> None:
         """The row is linked to these feature rows after the call, and to no others."""
+        if self.changed is not None:
+            self.changed.add(row)
         self.rows[row] = 0
         self.values[row] = 0
         for k, (feature, value) in enumerate(links):
@@ -53,6 +56,7 @@ class Links:
         """Take saved links in place of the first `used` rows."""
         self.rows[:used] = 0
         self.values[:used] = 0
+        self.changed = None
         self.rows[: len(state["links"])] = state["links"]
         self.values[: len(state["values"])] = state["values"]
 

@@ -15,9 +15,9 @@ from stream.model.blocks.names import (
 )
 from stream.model.step import account, popularity
 from stream.model.step.control import pull, step_control_bias
-from stream.model.step.lanes import meet, product, square
+from stream.model.step.lanes import components, meet, place, product, square
+from stream.model.step.link import sigmoid
 from stream.model.step.rows import Part, step_vector
-from stream.model.step.score import sigmoid
 
 _ONE, _ZERO = np.float32(1), np.float32(0)
 _TARGETS = CLOSES | COUNTS | REMEMBERS | CONTROLS  # an item advances by these
@@ -45,8 +45,8 @@ def tally(w: Work, i: int, k: int, kind: int, ts_s: int, label: np.float32) -> N
 def attributes_part(w: Work, b: Block, segment: int) -> None:
     """Write what attribute values add to the item's control biases (Y,) to this worker's hands."""
     m, ai = w.m, w.m.at.item
-    i = w.order.segments.row[segment]
-    for c in range(m.lane.own, ai.Y, m.lane.all):
+    i = place(w.order.segments.row[segment])
+    for c in components(0, ai.Y, m.lane):
         own = ai.bias + ai.Y + c
         w.hands.folded[c] = _ZERO
         if w.room.composed.shape[0] > 0:
@@ -69,7 +69,7 @@ def begin(w: Work, b: Block, segment: int, i: int) -> None:
     if items[i, ai.control_sum] > 0:
         return
     meet(m.lane)
-    for d in range(m.lane.own, ai.D, m.lane.all):
+    for d in components(0, ai.D, m.lane):
         items[i, ai.control + d] = items[i, ai.vector + d]
     if m.lane.own == 0:
         items[i, ai.control_sum] = m.rates.start
@@ -91,7 +91,7 @@ def withhold(w: Work, b: Block, segment: int, i: int, k: int) -> None:
     lin0 += product(room.moment[k], items[i, ai.control :], 0, ai.D, m.lane)
     off = (sigmoid(lin0) if kind & CLICKS else lin0) - w.c.label[k + b.event]
     tie = pull(m, i)
-    for d in range(m.lane.own, ai.D, m.lane.all):
+    for d in components(0, ai.D, m.lane):
         tied = items[i, ai.control + d] - items[i, ai.vector + d]
         w.s.grad[d] = off * room.moment[k, d] + tie * tied
     size = square(w.s.grad, 0, ai.D, m.lane)
@@ -109,7 +109,7 @@ def take(w: Work, b: Block, occurrence: int, lane: int) -> None:
     """Write what an occurrence does to its item to the lane's place in hand."""
     each = 1 + w.m.at.pairs
     j = occurrence // each
-    k, h = j - b.event, w.hands
+    k, h = place(j - b.event), w.hands
     h.at[lane] = -1
     if occurrence == j * each and w.room.kind[k] & _TARGETS:
         h.at[lane], h.kind[lane] = k, w.room.kind[k]
@@ -123,17 +123,17 @@ def advance(w: Work, b: Block, segment: int) -> None:
     As many as there are lanes are taken in hand at once, since each waits for memory.
     """
     lane, h, segments = w.m.lane, w.hands, w.order.segments
-    i, stop = segments.row[segment], segments.start[segment + 1]
+    i, stop = place(segments.row[segment]), segments.start[segment + 1]
     attributes_part(w, b, segment)
-    for first in range(segments.start[segment], stop, lane.all):
+    for first in range(place(segments.start[segment]), stop, lane.all):
         if first + lane.own < stop:
-            take(w, b, segments.members[first + lane.own], lane.own)
+            take(w, b, place(segments.members[first + lane.own]), lane.own)
         meet(lane)
         for at in range(min(lane.all, stop - first)):
             if h.at[at] >= 0:
                 if lane.own == 0:
-                    tally(w, i, h.at[at], h.kind[at], h.ts_s[at], h.label[at])
+                    tally(w, i, place(h.at[at]), h.kind[at], h.ts_s[at], h.label[at])
                 if h.kind[at] & CONTROLS:
                     meet(lane)
-                    withhold(w, b, segment, i, h.at[at])
+                    withhold(w, b, segment, i, place(h.at[at]))
         meet(lane)

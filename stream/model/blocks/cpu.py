@@ -9,18 +9,20 @@ from stream.model.blocks.names import Worker
 from stream.model.blocks.order import borders, order
 from stream.model.blocks.room import hands, room
 from stream.model.blocks.threads import threaded
+from stream.model.drivers import Host, Tables
 from stream.model.step.arguments import scratch
 from stream.model.step.names import Given, Layouts, Predictions
 
 
-class Threaded:
+class Threaded(Host):
     """Learns batches in blocks; the same bits for any number of threads."""
 
-    def __init__(self, at: Layouts, rows: tuple[int, int, int], block: int, threads: int) -> None:
-        """Reserve marks for so many users, items and attribute values; start the threads."""
+    def __init__(self, at: Layouts, tables: Tables, block: int, threads: int) -> None:
+        """Reserve a mark for each row; start the threads."""
+        super().__init__(tables)
         self.at, self.block, self.threads = at, block, threads
-        user, item, value = (reserve(n, 1, np.int32)[:, 0].view(np.int32) for n in rows)
-        self._marks = (user, item, value)
+        user, item, value = (reserve(of.rows, 1, np.int32)[:, 0] for of in tables.rows)
+        self._marks = (user.view(np.int32), item.view(np.int32), value.view(np.int32))
         self._hands = [hands(at) for _ in range(threads)]
         self._pool = ThreadPoolExecutor(threads - 1, "step") if threads > 1 else None
         self.compiled = threaded(at)

@@ -10,19 +10,33 @@ from typing import Any
 from numba import cuda, float32, int32, int64
 from numba.extending import overload
 
+from stream.compiled import embedded
 from stream.model import scalars as sc
-from stream.model.blocks.names import TILE, Hands, Order, Room, Work, Worker
+from stream.model.blocks.names import TILE, Block, Hands, Order, Room, Work, Worker
 from stream.model.blocks.phases import barrier, blocks, totals
 from stream.model.blocks.room import sum_size
+from stream.model.kernels import create
+from stream.model.layout import Layout
+from stream.model.served import Side, serve_row
 from stream.model.step import account
-from stream.model.step.lanes import meet, product
-from stream.model.step.names import Given, Lane, Layouts, Model, Predictions, Scratch
+from stream.model.step.lanes import components, meet, place, product
+from stream.model.step.names import Array, Given, Lane, Layouts, Model, Predictions, Scratch
 
 LANES = 32
 WARPS = 8  # of a thread block
 THREADS = LANES * WARPS
 REGISTERS = 128  # a thread: two thread blocks fit a multiprocessor
 _ALL = 0xFFFFFFFF
+
+
+@overload(components, target="cuda")
+def _components(first: Any, size: Any, lane: Any) -> Any:
+    def every_32nd(first: Any, size: Any, lane: Any) -> Any:
+        # a whole number of strides: the compiler then knows that 32 components are one each
+        start = first + lane.own
+        return range(start, start + (((size + 31 - lane.own) >> 5) << 5), 32)
+
+    return every_32nd
 
 
 @overload(meet, target="cuda")
@@ -37,7 +51,7 @@ def _meet(lane: Any) -> Any:
 def _product(x: Any, y: Any, first: Any, size: Any, lane: Any) -> Any:
     def sums(x: Any, y: Any, first: Any, size: Any, lane: Any) -> Any:
         a = float32(0)
-        for d in range(first + lane.own, first + size, lane.all):
+        for d in components(first, size, lane):
             a += x[d] * y[d]
         a += cuda.shfl_xor_sync(_ALL, a, 16)
         a += cuda.shfl_xor_sync(_ALL, a, 8)
@@ -77,35 +91,53 @@ def _totals(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
     return shared_out
 
 
-@cuda.jit(device=True)
-def sum_told(w, b, tile):
-    """Sum what a tile of interactions said, cell by cell, in their order."""
-    lane, cells, told = w.m.lane, w.room.cells, w.s.told
+@embedded
+def sum_told(w: Work, b: Block, tile: int) -> None:
+    """Sum what a tile of interactions said, cell by cell, in their order.
+
+    What each of them is, is taken in hand by all lanes at once. Numbers are read whether they are
+    needed or not, so that many reads are under way.
+    """
+    lane, cells, told, h = w.m.lane, w.room.cells, w.s.told, w.hands
     first = tile * TILE
-    stop = min(first + TILE, b.stop - b.event)
-    for cell in range(lane.own, cells.shape[0], lane.all):
-        column, more, bit, of = cells[cell, 0], cells[cell, 1], cells[cell, 2], cells[cell, 3]
-        row, total = cells[cell, 4], 0.0
-        for k in range(first, stop):
-            kind = int32(told[k, account.KIND])
+    many = min(TILE, b.stop - b.event - first)
+    meet(lane)
+    if lane.own < many:
+        mine = told[first + lane.own]
+        h.kind[lane.own] = int(mine[account.KIND])
+        h.at[lane.own] = int(mine[account.ROW]) + 1024 * int(mine[account.HEAD])
+        h.ts_s[lane.own] = int(mine[account.PLACE])
+    meet(lane)
+    for cell in components(0, cells.shape[0], lane):
+        w.room.total_part[tile, cell] = cell_of(w, cells[cell], first, many)
+
+
+@embedded
+def cell_of(w: Work, cell: Array, first: int, many: int) -> float:
+    """Return the sum of one cell over `many` interactions in hand."""
+    told, h = w.s.told, w.hands
+    column, bit, of, row = place(max(cell[0], 0)), cell[2], cell[3], cell[4]
+    total = 0.0
+    for k in range(many):
+        value = 1.0
+        if cell[0] >= 0:
+            value = told[first + k, column]
+            for p in range(cell[1]):
+                value += told[first + k, column + 10 * (p + 1)]
+        mine = h.at[k] & 1023
+        if of == account.HEAD_ROW:
+            mine = (h.at[k] >> 10) + (row & 2)
+        elif of == account.PLACE_ROW:
+            mine = h.ts_s[k]
+        elif of == account.COUNTER:
             mine = row
-            if of <= account.WITHHELD_ROW:
-                mine = int32(told[k, account.ROW])
-            elif of == account.HEAD_ROW:
-                mine = int32(told[k, account.HEAD]) + (row & ~1)
-            elif of == account.PLACE_ROW:
-                mine = int32(told[k, account.PLACE])
-            if mine == row and kind & bit == bit:
-                if column < 0:
-                    total += 1.0
-                else:
-                    for p in range(1 + more):
-                        total += told[k, column + 10 * p]
-        w.room.total_part[tile, cell] = total
+        if mine == row and h.kind[k] & bit == bit:
+            total += value
+    return total
 
 
-@cuda.jit(device=True)
-def add_cell(w, cell, tiles):
+@embedded
+def add_cell(w: Work, cell: int, tiles: int) -> None:
     """Add the tiles' sums of one cell to the pending sums, in their order."""
     cells, g, total = w.room.cells, w.m.terms, 0.0
     for tile in range(tiles):
@@ -120,11 +152,11 @@ def add_cell(w, cell, tiles):
     elif of == account.PLACE_ROW:
         g.place[row, column] += total
     else:
-        g.counters[column] += int64(total)
+        g.counters[column] += int(total)
 
 
-@cuda.jit(device=True)
-def refresh_one(w, task, memory):
+@embedded
+def refresh_one(w: Work, task: int, memory: float) -> None:
     """Move one row of the global terms at a border; every row is a worker's own."""
     g = w.m.terms
     n, keep, keen = g.counters, 0.0, 0.0
@@ -146,6 +178,32 @@ def refresh_one(w, task, memory):
 
 
 @functools.cache
+def creates(at: Layout) -> Any:
+    """Return the kernel that makes rows of this layout exist, a thread each."""
+
+    def ensure(table: Any, rows: Any, salt: int, seed: Any, start: Any) -> None:
+        j = cuda.grid(1)
+        if j < rows.size and table[rows[j], at.vector_sum] == 0:
+            create(table, rows[j], at, salt, seed, start)
+
+    return cuda.jit(ensure)
+
+
+@functools.cache
+def serves(at: Layout, af: Layout) -> Any:
+    """Return the kernel that writes rows as they are served, a warp each."""
+
+    def serve(rows: Any, table: Any, links: Any, values: Any, features: Any, share: Any,
+              out: Any) -> None:  # fmt: skip
+        lane, j = Lane(cuda.threadIdx.x & 31, LANES), cuda.grid(1) >> 5
+        if j < rows.size:
+            side = Side(table, links, values, features, at, af, share)
+            serve_row(out[j], side, rows[j], lane)
+
+    return cuda.jit(serve)
+
+
+@functools.cache
 def kernel(at: Layouts) -> Any:
     """Return the kernel that learns a batch of blocks, for rows of these layouts."""
     i, each, G = at.item, 1 + at.pairs, sum_size(at)
@@ -164,13 +222,13 @@ def kernel(at: Layouts) -> Any:
         links, weight = cuda.local.array(each, int64), cuda.local.array(each, float32)
         error, contrast = cuda.local.array(each, float32), cuda.local.array(each, float32)
         session, eta = cuda.local.array(each, float32), cuda.local.array(each, float32)
-        k = cuda.threadIdx.x // LANES
+        k = cuda.threadIdx.x >> 5
         s = Scratch(
             user[k], items[k], links, weight, grad[k], error, contrast, session, eta, room.told
         )
         hands = Hands(folded[k], sums[k], ts_s[k], label[k], kind[k], place[k])
-        lane = Lane(cuda.threadIdx.x % LANES, LANES)
-        worker = Worker(cuda.grid(1) // LANES, cuda.gridsize(1) // LANES)
+        lane = Lane(cuda.threadIdx.x & 31, LANES)
+        worker = Worker(cuda.grid(1) >> 5, cuda.gridsize(1) >> 5)
         m = Model(at, lane, given.tables, given.terms, given.outcomes, given.rates, given.on)
         w = Work(m, given.columns, s, out, order, room, hands)
         blocks(w, worker, order.events, memory)

@@ -14,6 +14,7 @@ from stream.compiled import embedded
 from stream.model.blocks.names import Block, Work, Worker
 from stream.model.blocks.steps import step_segment, step_value, sum_tile, sum_value_tile
 from stream.model.blocks.walk import compose, walk
+from stream.model.step.lanes import place
 from stream.model.step.names import Array
 
 
@@ -32,8 +33,9 @@ def block_at(w: Work, at: int) -> Block:
     """Return where block `at` begins."""
     o = w.order
     return Block(
-        o.events[at], o.events[at + 1], o.chains.block[at], o.segments.block[at],
-        o.segments.tile_block[at], o.values.tile_block[at],
+        place(o.events[at]), place(o.events[at + 1]), place(o.chains.block[at]),
+        place(o.segments.block[at]), place(o.segments.tile_block[at]),
+        place(o.values.tile_block[at]),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from stream.model.blocks.names import TILE, Block, Groups, Work
 from stream.model.blocks.sums import EXPO, SESSION, TOUCHED, TREATED_SUM, VECTOR
 from stream.model.layout import Layout
 from stream.model.step.compose import linked, share, width
-from stream.model.step.lanes import meet, square
+from stream.model.step.lanes import components, meet, place, square
 from stream.model.step.names import Array
 from stream.model.step.rows import Part, expo_part, session_part, vector_part
 
@@ -34,7 +34,7 @@ def step_part(w: Work, table: Array, row: int, part: Part, squares: np.float32) 
         meet(lane)
         if lane.own == 0:
             table[row, part.total] = held + squares
-        for d in range(lane.own, part.size, lane.all):
+        for d in components(0, part.size, lane):
             at = part.first + d
             table[row, at] = keep * table[row, at] - rate * g[part.at + d]
 
@@ -73,9 +73,9 @@ def average_sum(w: Work, table: Array, bits: Array, row: int, at: Layout) -> Non
         meet(lane)
         count = np.float32(bits[row, at.events] + np.uint32(1))
         rate = max(_ONE - np.float32(w.m.rates.keep**touched), _ONE / count)
-        for d in range(lane.own, at.D, lane.all):
+        for d in components(0, at.D, lane):
             table[row, at.mean + d] += rate * (table[row, at.vector + d] - table[row, at.mean + d])
-        for o in range(lane.own, at.Y, lane.all):
+        for o in components(0, at.Y, lane):
             away = table[row, at.bias + o] - table[row, at.mean_bias + o]
             table[row, at.mean_bias + o] += rate * away
 
@@ -88,7 +88,7 @@ def sum_tile(w: Work, b: Block, tile: int) -> None:
     first = g.start[segment] + TILE * (tile - g.tiles[segment])
     sums.clear(w)
     for k in range(first, min(first + TILE, g.start[segment + 1])):
-        sums.add_occurrence(w, b, g.members[k])
+        sums.add_occurrence(w, b, place(g.members[k]))
     sums.keep(w, w.room.segment_part, tile - b.segment_tile, 0)
 
 
@@ -104,18 +104,18 @@ def add_tiles(w: Work, groups: Groups, group: int, parts: Array, first: int) -> 
 def step_segment(w: Work, b: Block, segment: int) -> None:
     """The item of a segment advances and takes its step."""
     m, groups = w.m, w.order.segments
-    i, at, r = groups.row[segment], m.at.item, m.rates
+    i, at, r = place(groups.row[segment]), m.at.item, m.rates
     sums.clear(w)
     if groups.tiles[segment] >= 0:
         add_tiles(w, groups, segment, w.room.segment_part, b.segment_tile)
     else:
-        for k in range(groups.start[segment], groups.start[segment + 1]):
-            sums.add_occurrence(w, b, groups.members[k])
+        for k in range(place(groups.start[segment]), groups.start[segment + 1]):
+            sums.add_occurrence(w, b, place(groups.members[k]))
     meet(m.lane)
     advance(w, b, segment)
     meet(m.lane)
     step_vectors(w, m.tables.items, i, at, r.item_factor, r.shrink)
-    for c in range(m.lane.own, at.C, m.lane.all):
+    for c in components(0, at.C, m.lane):
         if c >= 3 * at.Y:
             step_bias_sum(w, m.tables.items, i, at, c, r.exposure_bias, _ZERO)
         elif c < at.Y or c >= 2 * at.Y:  # the control arm's advanced
@@ -136,11 +136,11 @@ def add_source(w: Work, b: Block, f: int, source: int) -> None:
     group, k = source // most, source % most
     chain, weight_at = group // 2, sums.scalars_of(w.m.at.item) + sums.LINK
     if group % 2 == 0:
-        at, value = chain - b.chain, t.user_values[w.order.chains.row[chain], k]
+        at, value = place(chain - b.chain), t.user_values[place(w.order.chains.row[chain]), k]
         x = share(t.features, f, w.m.at.feature, value, w.room.chain_sum[at, weight_at])
         sums.add_scaled(w, w.room.chain_sum, at, x)
     else:
-        at, value = chain - b.segment, t.item_values[w.order.segments.row[chain], k]
+        at, value = place(chain - b.segment), t.item_values[place(w.order.segments.row[chain]), k]
         x = share(t.features, f, w.m.at.feature, value, w.room.segment_sum[at, weight_at])
         sums.add_scaled(w, w.room.segment_sum, at, x)
 
@@ -153,7 +153,7 @@ def sum_value_tile(w: Work, b: Block, tile: int) -> None:
     first = g.start[value] + TILE * (tile - g.tiles[value])
     sums.clear(w)
     for k in range(first, min(first + TILE, g.start[value + 1])):
-        add_source(w, b, g.row[value], g.members[k])
+        add_source(w, b, place(g.row[value]), place(g.members[k]))
     sums.keep(w, w.room.value_part, tile - b.value_tile, 0)
 
 
@@ -161,16 +161,16 @@ def sum_value_tile(w: Work, b: Block, tile: int) -> None:
 def step_value(w: Work, b: Block, value: int) -> None:
     """The attribute value takes its step."""
     m, groups = w.m, w.order.values
-    f, at, r = groups.row[value], m.at.feature, m.rates
+    f, at, r = place(groups.row[value]), m.at.feature, m.rates
     sums.clear(w)
     if groups.tiles[value] >= 0:
         add_tiles(w, groups, value, w.room.value_part, b.value_tile)
     else:
-        for k in range(groups.start[value], groups.start[value + 1]):
-            add_source(w, b, f, groups.members[k])
+        for k in range(place(groups.start[value]), groups.start[value + 1]):
+            add_source(w, b, f, place(groups.members[k]))
     meet(m.lane)
     step_vectors(w, m.tables.features, f, at, r.feature_factor, _ZERO)
-    for c in range(m.lane.own, at.C, m.lane.all):
+    for c in components(0, at.C, m.lane):
         lr = r.exposure if c >= 3 * at.Y else r.feature_bias
         step_bias_sum(w, m.tables.features, f, at, c, lr, _ZERO)
     treated = w.hands.sum[sums.scalars_of(at) + TREATED_SUM]

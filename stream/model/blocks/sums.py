@@ -12,7 +12,7 @@ from stream.model.layout import Layout
 from stream.model.step import account
 from stream.model.step.compose import link_weight, width
 from stream.model.step.interaction import Seen
-from stream.model.step.lanes import meet
+from stream.model.step.lanes import components, meet, place
 from stream.model.step.names import Array, Event, Model
 from stream.model.step.update import Push
 
@@ -30,7 +30,7 @@ def scalars_of(at: Layout) -> int:
 @embedded
 def clear(w: Work) -> None:
     """Nothing is summed in this worker's hands."""
-    for d in range(w.m.lane.own, w.hands.sum.size, w.m.lane.all):
+    for d in components(0, w.hands.sum.size, w.m.lane):
         w.hands.sum[d] = _ZERO
     meet(w.m.lane)
 
@@ -41,7 +41,7 @@ def keep(w: Work, rows: Array, at: int, links: int) -> None:
     if w.m.lane.own == 0:
         w.hands.sum[scalars_of(w.m.at.item) + LINK] = link_weight(links)
     meet(w.m.lane)
-    for d in range(w.m.lane.own, w.hands.sum.size, w.m.lane.all):
+    for d in components(0, w.hands.sum.size, w.m.lane):
         rows[at, d] = w.hands.sum[d]
 
 
@@ -70,15 +70,15 @@ def add_user(w: Work, e: Event, seen: Seen, push: Push, off: np.float32) -> None
     m, s, to, at = w.m, w.s, w.hands.sum, w.m.at.user
     first = scalars_of(at)
     if e.treated:
-        for d in range(at.vector + m.lane.own, at.vector + at.D, m.lane.all):
+        for d in components(at.vector, at.D, m.lane):
             to[d] += s.grad[d]
         add_bias(m, to, e.o, push.error)
         add_bias(m, to, 2 * at.Y + e.o, seen.miss)
     if seen.exposing:
-        for d in range(at.expo + m.lane.own, at.expo + at.E, m.lane.all):
+        for d in components(at.expo, at.E, m.lane):
             to[d] += s.grad[d]
     if seen.session:
-        for d in range(at.session + m.lane.own, at.session + at.S, m.lane.all):
+        for d in components(at.session, at.S, m.lane):
             to[d] += s.grad[d]
     add_bias(m, to, at.Y + e.o, off)
     if m.lane.own == 0:
@@ -97,26 +97,26 @@ def add_occurrence(w: Work, b: Block, occurrence: int) -> None:
     """Add the gradients of an item where it is the target (p 0) or a pair of an interaction."""
     m, room, to, at = w.m, w.room, w.hands.sum, w.m.at.item
     j = occurrence // (1 + m.at.pairs)
-    p, k = occurrence - j * (1 + m.at.pairs), j - b.event
+    p, k = place(occurrence - j * (1 + m.at.pairs)), place(j - b.event)
     kind = room.kind[k]
     error, contrast, session = room.error[k, p], room.contrast[k, p], room.session[k, p]
     o, first = kind // OUTCOME, scalars_of(at)
     if error != 0:
         push = room.push[k, p]
-        for d in range(at.vector + m.lane.own, at.vector + at.D, m.lane.all):
+        for d in components(at.vector, at.D, m.lane):
             to[d] += push * room.moment[k, d]
         add_bias(m, to, o, error)
         if m.lane.own == 0:
             to[first + VECTOR] += push * push * room.norm[k, 0]
             to[first + TOUCHED] += _ONE
     if contrast != 0:
-        for d in range(at.expo + m.lane.own, at.expo + at.E, m.lane.all):
+        for d in components(at.expo, at.E, m.lane):
             to[d] += contrast * room.moment[k, d]
         add_bias(m, to, 3 * at.Y + (1 if kind & HEAD else 0), contrast)
         if m.lane.own == 0:
             to[first + EXPO] += contrast * contrast * room.norm[k, 1]
     if session != 0:
-        for d in range(at.session + m.lane.own, at.session + at.S, m.lane.all):
+        for d in components(at.session, at.S, m.lane):
             to[d] += session * room.moment[k, d]
         if m.lane.own == 0:
             to[first + SESSION] += session * session * room.norm[k, 2]
@@ -131,7 +131,7 @@ def add_occurrence(w: Work, b: Block, occurrence: int) -> None:
 @embedded
 def add_row(w: Work, rows: Array, at: int) -> None:
     """Add a sum that another worker left."""
-    for d in range(w.m.lane.own, w.hands.sum.size, w.m.lane.all):
+    for d in components(0, w.hands.sum.size, w.m.lane):
         w.hands.sum[d] += rows[at, d]
 
 
@@ -140,6 +140,6 @@ def add_scaled(w: Work, rows: Array, at: int, x: np.float32) -> None:
     """Add a sum through a link of strength x: gradients times x, squares times its square."""
     m = w.m
     W, first = width(m.at.item), scalars_of(m.at.item)
-    for d in range(m.lane.own, first + LINK, m.lane.all):
+    for d in components(0, first + LINK, m.lane):
         scale = x if d < W else (x * x if d < first + TOUCHED else _ONE)
         w.hands.sum[d] += scale * rows[at, d]

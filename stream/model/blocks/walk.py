@@ -21,10 +21,11 @@ from stream.model.step import account
 from stream.model.step.compose import add_links, link_weight, linked, own_parts, width
 from stream.model.step.control import tell_control
 from stream.model.step.interaction import Seen, closes, interaction, observe
-from stream.model.step.lanes import meet, product, square
+from stream.model.step.lanes import components, meet, place, product, square
+from stream.model.step.link import sigmoid
 from stream.model.step.names import Event
 from stream.model.step.rows import step_bias
-from stream.model.step.score import Score, expect, shown, sigmoid
+from stream.model.step.score import Score, expect, shown
 from stream.model.step.update import follow, step_user, user_gradient
 from stream.roles import Role
 
@@ -35,7 +36,7 @@ _ONE, _ZERO = np.float32(1), np.float32(0)
 @embedded
 def compose(w: Work, b: Block, segment: int) -> None:
     """Write the item of a segment as it stands, with its attribute values."""
-    t, i = w.m.tables, w.order.segments.row[segment]
+    t, i = w.m.tables, place(w.order.segments.row[segment])
     to = w.room.composed[segment - b.segment]
     n = linked(t.item_links, i)
     own_parts(to, t.items, i, width(w.m.at.item), w.m.lane)
@@ -47,7 +48,7 @@ def fetch(w: Work, b: Block, j: int, p: int, i: int) -> None:
     """Write the composed row of item i, a target's (p 0) or a pair's, to scratch."""
     m, s = w.m, w.s
     if w.room.composed.shape[0] > 0:
-        at = w.order.segment[j * (1 + m.at.pairs) + p] - b.segment
+        at = place(w.order.segment[j * (1 + m.at.pairs) + p] - b.segment)
         own_parts(s.items[p], w.room.composed, at, width(m.at.item), m.lane)
     else:
         own_parts(s.items[p], m.tables.items, i, width(m.at.item), m.lane)
@@ -62,7 +63,7 @@ def fetch_user(w: Work, u: int, n: int) -> None:
     m, s = w.m, w.s
     own_parts(s.user, m.tables.users, u, width(m.at.user), m.lane)
     if n > 0:
-        for d in range(m.lane.own, width(m.at.user), m.lane.all):
+        for d in components(0, width(m.at.user), m.lane):
             s.user[d] += w.hands.folded[d]
 
 
@@ -72,7 +73,7 @@ def fold(w: Work, u: int) -> int:
     t, m, to = w.m.tables, w.m, w.hands.folded
     n = linked(t.user_links, u)
     if n > 0:
-        for d in range(m.lane.own, width(m.at.user), m.lane.all):
+        for d in components(0, width(m.at.user), m.lane):
             to[d] = _ZERO
         add_links(to, m, t.user_links, t.user_values, u, n, link_weight(n))
         sums.clear(w)
@@ -142,7 +143,7 @@ def leave(w: Work, e: Event, seen: Seen, off: np.float32) -> None:
     """Leave what the interaction says of its target, its pairs and their attribute values."""
     m, s, room, at = w.m, w.s, w.room, w.m.at.user
     mix = m.rates.mix
-    for d in range(m.lane.own, at.D + at.E + at.S, m.lane.all):
+    for d in components(0, at.D + at.E + at.S, m.lane):
         room.moment[e.at, d] = s.user[d]
     vector = square(s.user, at.vector, at.D, m.lane)
     expo = square(s.user, at.expo, at.E, m.lane)
@@ -173,7 +174,7 @@ def learn(w: Work, b: Block, e: Event, kind: int, n: int) -> None:
         return
     for p in range(1, 1 + m.at.pairs):
         if c.pair[e.j, p - 1] >= 0:
-            fetch(w, b, e.j, p, c.pair[e.j, p - 1])
+            fetch(w, b, e.j, p, place(c.pair[e.j, p - 1]))
     if m.lane.own == 0:
         account.begin(s.told[e.at], e, True)
         count(w, e, kind)
@@ -196,11 +197,11 @@ def learn(w: Work, b: Block, e: Event, kind: int, n: int) -> None:
 def walk(w: Work, b: Block, chain: int) -> None:
     """Learn a user's interactions of the block in order."""
     m, chains = w.m, w.order.chains
-    u = chains.row[chain]
+    u = place(chains.row[chain])
     n = fold(w, u)
-    for k in range(chains.start[chain], chains.start[chain + 1]):
-        j = chains.members[k]
-        e = interaction(m, w.c, j, j - b.event, w.c.step[j])
+    for k in range(place(chains.start[chain]), chains.start[chain + 1]):
+        j = place(chains.members[k])
+        e = interaction(m, w.c, j, place(j - b.event), w.c.step[j])
         kind = kind_of(w, e)
         if m.lane.own == 0:
             w.room.kind[e.at] = kind

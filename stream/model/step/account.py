@@ -4,14 +4,13 @@ An interaction writes its row once; a driver adds rows to the pending sums in th
 interaction after the other, and a block whose rows are written by many threads, add up alike.
 """
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from stream.compiled import embedded
 from stream.model import scalars as sc
 from stream.model.layout import HEADS
+from stream.model.step.link import sigmoid
 from stream.model.step.names import Array, Event, GlobalTerms, Model
 
 # columns of a row: the outcome if shown
@@ -39,7 +38,7 @@ def tell_calibration(
 ) -> None:
     """Write an exposure score's part in the calibration of its head (Platt 1999); aim 1 exposed."""
     raised = np.float64(eta)
-    chance = 1.0 / (1.0 + math.exp(-(scale * raised + shift)))
+    chance = np.float64(sigmoid(np.float32(scale * raised + shift)))
     off, v = chance - aim, chance * (1.0 - chance)
     told[first] = off * raised
     told[first + 1] = off

@@ -13,14 +13,14 @@ from stream.model import scalars as sc
 from stream.model.layout import HEADS
 from stream.model.step import account
 from stream.model.step.compose import compose_item
-from stream.model.step.lanes import meet, product
+from stream.model.step.lanes import components, meet, place, product
+from stream.model.step.link import sigmoid
 from stream.model.step.names import Columns, Event, Model, Scratch
-from stream.model.step.score import sigmoid
 from stream.roles import Role
 
 _CORRECTION = int(Role.CORRECTION)
 _ONE, _ZERO = np.float32(1), np.float32(0)
-_MOST = 40.0  # of a score in an exponential
+_MOST = np.float32(40.0)  # of a score in an exponential
 
 
 @embedded
@@ -28,7 +28,7 @@ def compose_pairs(m: Model, c: Columns, s: Scratch, j: int) -> None:
     """Write the composed rows of the interaction's pairs to scratch."""
     for p in range(m.at.pairs):
         if c.pair[j, p] >= 0:
-            compose_item(m, s, 1 + p, c.pair[j, p])
+            compose_item(m, s, 1 + p, place(c.pair[j, p]))
 
 
 @embedded
@@ -42,7 +42,7 @@ def exposes(m: Model, c: Columns, e: Event) -> bool:
 def add_moment(m: Model, s: Scratch, u: int) -> None:
     """Add the mean of the user's latest items to the session part of the composed user."""
     au = m.at.user
-    for d in range(m.lane.own, au.S, m.lane.all):
+    for d in components(0, au.S, m.lane):
         s.user[au.session + d] += m.rates.session_share * m.tables.users[u, au.recent + d]
     meet(m.lane)
 
@@ -91,8 +91,8 @@ def propensity(m: Model, c: Columns, s: Scratch, e: Event) -> np.float32:
     if not pi >= 0:  # nan, or below 0 where a driver has no nan
         pi = _ONE
         if m.on.exposure and m.at.pairs > 0:
-            size = head[sc.SCALE] * np.float64(s.eta[0]) + head[sc.SHIFT]
-            rate = head[sc.SHARE] * m.at.pairs * math.exp(min(size, _MOST))
-            pi = np.float32(-math.expm1(-rate))
+            size = np.float32(head[sc.SCALE]) * s.eta[0] + np.float32(head[sc.SHIFT])
+            uniform = np.float32(head[sc.SHARE]) * np.float32(m.at.pairs)
+            pi = -np.float32(math.expm1(-uniform * np.float32(math.exp(min(size, _MOST)))))
     clipped: np.float32 = min(max(pi, m.rates.clip), _ONE)
     return clipped

@@ -6,6 +6,7 @@ import numpy as np
 
 from stream.compiled import embedded
 from stream.model.step import exposure
+from stream.model.step.lanes import place
 from stream.model.step.names import Columns, Event, Model, Predictions, Scratch
 from stream.model.step.outcome import learn_outcome
 from stream.model.step.score import Score, expect
@@ -20,13 +21,13 @@ _ZERO = np.float32(0)
 @embedded
 def interaction(m: Model, c: Columns, j: int, at: int, step: int) -> Event:
     """Return interaction j, whose row of the scratch is `at`."""
-    role, o = int(c.role[j]), int(c.outcome[j])
+    role, o = int(c.role[j]), place(c.outcome[j])
     treated = role == _FACTUAL or role == _EXPOSED or role == _CORRECTION or role == SYNTHETIC
     head = 0 if role == _FACTUAL or role == _CONSUMED else 1
-    place = min(max(int(c.position[j]), 1), m.terms.place.shape[0]) - 1
+    position = place(min(max(int(c.position[j]), 1), m.terms.place.shape[0]) - 1)
     return Event(
-        j, at, step, int(c.user[j]), int(c.item[j]), o, role, c.label[j], m.outcomes.logit[o],
-        place, head, treated,
+        j, at, step, place(c.user[j]), place(c.item[j]), o, role, c.label[j], m.outcomes.logit[o],
+        position, head, treated,
     )  # fmt: skip
 
 

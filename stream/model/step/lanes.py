@@ -26,6 +26,19 @@ def product(x: Array, y: Array, first: int, size: int, lane: Lane) -> np.float32
     raise NotImplementedError("only compiled code calls it")
 
 
+def components(first: int, size: int, lane: Lane) -> range:
+    """Return the components of a part that are this lane's, of `size` from `first` on."""
+    raise NotImplementedError("only compiled code calls it")
+
+
+@overload(components, target="cpu", jit_options=_HOW)
+def _components(first: Any, size: Any, lane: Any) -> Any:
+    def all_of_them(first: Any, size: Any, lane: Any) -> Any:
+        return range(first, first + size)
+
+    return all_of_them
+
+
 @overload(meet, target="cpu")
 def _meet(lane: Any) -> Any:
     def nothing(lane: Any) -> Any:
@@ -49,6 +62,12 @@ def _product(x: Any, y: Any, first: Any, size: Any, lane: Any) -> Any:
         return (a + b) + (c + e)
 
     return sums
+
+
+@embedded
+def place(x: int) -> int:
+    """Return an index that is not below 0 as one that the compiler knows not to be."""
+    return np.int64(np.uint32(x))
 
 
 @embedded

@@ -9,11 +9,10 @@ f a feature row, d a component.
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stream.model.layout import Layout
 
-Array = NDArray[Any]
+Array = Any  # of NumPy's, torch's or numba-cuda's, by where the tables stand
 TERMS = ("intercept", "user", "item", "match", "popularity", "confounder")  # of a score
 
 

@@ -6,6 +6,7 @@ self-normalised and doubly robust (StableDR, Li et al. 2023), L half the squared
 loss; at position k the log loss of theta_k mu.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +16,10 @@ from stream.model import scalars as sc
 from stream.model.step import account
 from stream.model.step.compose import share
 from stream.model.step.exposure import propensity
-from stream.model.step.lanes import product
+from stream.model.step.lanes import place, product
+from stream.model.step.link import sigmoid
 from stream.model.step.names import Array, Columns, Event, Model, Predictions, Scratch
-from stream.model.step.score import Score, factual, mean, sigmoid, within
+from stream.model.step.score import Score, factual, mean, within
 from stream.roles import SYNTHETIC, Role
 
 SAMPLE = 8  # one in so many interactions tells the regression of the paths
@@ -44,7 +46,7 @@ def weight(m: Model, c: Columns, s: Scratch, e: Event) -> np.float32:
         return _ONE
     so = m.terms.outcome[e.o]
     pi = propensity(m, c, s, e)
-    raw = np.float64(pi) ** np.float64(m.rates.alpha - _ONE)
+    raw = np.float64(math.exp((m.rates.alpha - _ONE) * math.log(pi)))
     if m.on.live and m.lane.own == 0:
         s.told[e.at, account.RAW] = raw
         s.told[e.at, account.KIND] += account.WEIGHED
@@ -95,15 +97,13 @@ def serves(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
 def averaged(m: Model, s: Scratch, e: Event) -> np.float32:
     """Return what the item's served means add to its outcome: its bias, and its match."""
     t, ai, af, i = m.tables, m.at.item, m.at.feature, e.i
-    total = t.items[i, ai.mean_bias + e.o]
-    for d in range(ai.D):
-        total += s.user[d] * t.items[i, ai.mean + d]
+    mean = t.items[i, ai.mean :]
+    total = t.items[i, ai.mean_bias + e.o] + product(s.user, mean, 0, ai.D, m.lane)
     for k in range(s.links[0]):
-        f = t.item_links[i, k] - 1
+        f = place(t.item_links[i, k] - 1)
         x = share(t.features, f, af, t.item_values[i, k], s.weight[0])
-        total += x * t.features[f, af.mean_bias + e.o]
-        for d in range(ai.D):
-            total += x * s.user[d] * t.features[f, af.mean + d]
+        mean = t.features[f, af.mean :]
+        total += x * (t.features[f, af.mean_bias + e.o] + product(s.user, mean, 0, ai.D, m.lane))
     return np.float32(total)
 
 

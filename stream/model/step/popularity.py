@@ -9,6 +9,7 @@ from stream.model.step import account
 from stream.model.step.names import Array, Model
 
 _ONE = np.float32(1)
+_LN_HALF = np.float32(-0.6931471805599453)
 _FLAT = np.float32(0.01)  # the least curvature of a mean of clicks
 _SLOW = np.float32(0.001)  # the least rate of what is usual
 
@@ -21,13 +22,14 @@ def heat(m: Model, i: int, now: int) -> float:
     if held == 0.0:
         return 0.0
     age = now - np.int64(m.tables.item_bits[i, ai.heat_s])
-    return float(held * 0.5 ** (age / m.rates.half_life)) if age > 0 else float(held)
+    gone = np.float32(age) / m.rates.half_life
+    return float(held * math.exp(_LN_HALF * gone)) if age > 0 else float(held)
 
 
 @embedded
 def popular(count: float) -> np.float32:
     """Return q = log(1 + decayed count)."""
-    return np.float32(math.log1p(count))
+    return np.float32(math.log1p(np.float32(count)))
 
 
 @embedded

@@ -7,7 +7,7 @@ import numpy as np
 
 from stream.compiled import embedded
 from stream.model.layout import Layout
-from stream.model.step.lanes import meet
+from stream.model.step.lanes import components, meet
 from stream.model.step.names import Array, Lane
 
 _ONE = np.float32(1)
@@ -30,12 +30,12 @@ def step_vector(
 ) -> None:
     """Take one step against the gradient x g; `size` is the mean square of g."""
     held = table[row, part.total] + x * x * size
-    rate = part.lr / np.sqrt(held)
+    rate = part.lr / np.float32(math.sqrt(held))
     step, keep = rate * x, _ONE - rate * part.shrink
     meet(lane)
     if lane.own == 0:
         table[row, part.total] = held
-    for d in range(lane.own, part.size, lane.all):
+    for d in components(0, part.size, lane):
         at = part.first + d
         table[row, at] = keep * table[row, at] - step * g[part.at + d]
 
@@ -57,9 +57,9 @@ def average(table: Array, bits: Array, row: int, at: Layout, keep: np.float32, l
     """Move the served means towards the row; the first ones are plain means (Polyak 1992)."""
     count = np.float32(bits[row, at.events] + np.uint32(1))
     rate = max(_ONE - keep, _ONE / count)
-    for d in range(lane.own, at.D, lane.all):
+    for d in components(0, at.D, lane):
         table[row, at.mean + d] += rate * (table[row, at.vector + d] - table[row, at.mean + d])
-    for o in range(lane.own, at.Y, lane.all):
+    for o in components(0, at.Y, lane):
         table[row, at.mean_bias + o] += rate * (
             table[row, at.bias + o] - table[row, at.mean_bias + o]
         )

@@ -4,7 +4,6 @@ lin = base + a_u + c_i + g_u . h_i + kappa (q_i - r_i) + alpha (s_u . t_i)
 lin0 = base0 + a0_u + c0_i + g_u . h0_i
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from stream.compiled import embedded
 from stream.model import scalars as sc
 from stream.model.step import popularity
 from stream.model.step.lanes import product
+from stream.model.step.link import sigmoid
 from stream.model.step.names import Columns, Event, Model, Predictions, Scratch
 
 _ONE, _ZERO = np.float32(1), np.float32(0)
@@ -32,13 +32,6 @@ class Score(NamedTuple):
     z: np.float32  # s . t
     gate: bool  # whether the confounder path is open
     theta: np.float32  # examination of the position
-
-
-@embedded
-def sigmoid(x: np.float32) -> np.float32:
-    """Return 1 / (1 + exp(-x))."""
-    chance: np.float32 = _ONE / (_ONE + np.float32(math.exp(-x)))
-    return chance
 
 
 @embedded
@@ -90,11 +83,8 @@ def withheld(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
     if items[e.i, ai.control_sum] > 0:
         bias = ai.bias + ai.Y + e.o
         lin = base0 + s.user[bias] + s.items[0, bias]
-        for d in range(ai.D):
-            lin += s.user[ai.vector + d] * (
-                items[e.i, ai.control + d] + s.items[0, d] - items[e.i, ai.vector + d]
-            )
-        return lin
+        own = product(s.user, items[e.i], ai.vector, ai.D, m.lane)
+        return lin + (f.match - own) + product(s.user, items[e.i, ai.control :], 0, ai.D, m.lane)
     return f.lin - base + base0
 
 

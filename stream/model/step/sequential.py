@@ -15,7 +15,8 @@ from stream.model.step import account, control, popularity
 from stream.model.step.compose import compose_item, compose_user, link_weight, share
 from stream.model.step.exposure import compose_pairs
 from stream.model.step.interaction import Seen, closes, interaction, learns, observe
-from stream.model.step.lanes import square
+from stream.model.step.lanes import place, square
+from stream.model.step.link import sigmoid
 from stream.model.step.names import (
     Columns,
     Event,
@@ -27,7 +28,7 @@ from stream.model.step.names import (
     Scratch,
 )
 from stream.model.step.rows import Part, step_bias, step_vector
-from stream.model.step.score import Score, expect, shown, sigmoid
+from stream.model.step.score import Score, expect, shown
 from stream.model.step.update import (
     count_user_links,
     follow,
@@ -69,11 +70,11 @@ def learn_control(m: Model, s: Scratch, e: Event, seen: Seen, score: Score, n: i
     control.step_control_bias(m, e.i, c, off, treated)
     weight = link_weight(n)
     for k in range(n):
-        f = t.user_links[e.u, k] - 1
+        f = place(t.user_links[e.u, k] - 1)
         x = share(t.features, f, af, t.user_values[e.u, k], weight)
         step_bias(t.features, f, af, c, off * x, r.feature_bias, _ZERO)
     for k in range(s.links[0]):
-        f = t.item_links[e.i, k] - 1
+        f = place(t.item_links[e.i, k] - 1)
         x = share(t.features, f, af, t.item_values[e.i, k], s.weight[0])
         step_bias(t.features, f, af, c, off * x, r.feature_bias, _ZERO)
     tie = control.pull(m, e.i)
@@ -116,7 +117,7 @@ def learn_one(m: Model, c: Columns, s: Scratch, out: Predictions, e: Event) -> N
     step_item(m, s, e, seen, 0, e.i)
     for p in range(1, 1 + m.at.pairs):
         if c.pair[e.j, p - 1] >= 0:
-            step_item(m, s, e, seen, p, c.pair[e.j, p - 1])
+            step_item(m, s, e, seen, p, place(c.pair[e.j, p - 1]))
     if e.treated:
         count_user_links(m, e.u, n)
     if counts:

@@ -7,7 +7,7 @@ import numpy as np
 from stream.compiled import embedded
 from stream.model.step.compose import link_weight, share
 from stream.model.step.interaction import Seen
-from stream.model.step.lanes import square
+from stream.model.step.lanes import components, place, square
 from stream.model.step.names import Event, Model, Scratch
 from stream.model.step.rows import (
     average,
@@ -35,22 +35,22 @@ def user_gradient(m: Model, s: Scratch, seen: Seen) -> Push:
     """Write the gradient of the user's vectors to scratch."""
     at, mix = m.at.user, m.rates.mix
     error = s.error[0]
-    for d in range(at.vector + m.lane.own, at.vector + at.D, m.lane.all):
+    for d in components(at.vector, at.D, m.lane):
         s.grad[d] = (mix * error + (_ONE - mix) * seen.miss) * s.items[0, d]
-    for d in range(at.expo + m.lane.own, at.expo + at.E, m.lane.all):
+    for d in components(at.expo, at.E, m.lane):
         s.grad[d] = s.contrast[0] * s.items[0, d]
-    for d in range(at.session + m.lane.own, at.session + at.S, m.lane.all):
+    for d in components(at.session, at.S, m.lane):
         s.grad[d] = s.session[0] * s.items[0, d]
     for p in range(1, 1 + m.at.pairs):
         if s.error[p] != 0:
             error += s.error[p]
-            for d in range(at.vector + m.lane.own, at.vector + at.D, m.lane.all):
+            for d in components(at.vector, at.D, m.lane):
                 s.grad[d] += mix * s.error[p] * s.items[p, d]
         if s.contrast[p] != 0:
-            for d in range(at.expo + m.lane.own, at.expo + at.E, m.lane.all):
+            for d in components(at.expo, at.E, m.lane):
                 s.grad[d] += s.contrast[p] * s.items[p, d]
         if seen.session:
-            for d in range(at.session + m.lane.own, at.session + at.S, m.lane.all):
+            for d in components(at.session, at.S, m.lane):
                 s.grad[d] += s.session[p] * s.items[p, d]
     return Push(
         square(s.grad, at.vector, at.D, m.lane), square(s.grad, at.expo, at.E, m.lane),
@@ -80,7 +80,7 @@ def step_user(m: Model, s: Scratch, e: Event, seen: Seen, push: Push) -> None:
 def follow(m: Model, s: Scratch, u: int) -> None:
     """Move the running mean of the user's latest items towards the target."""
     users, at = m.tables.users, m.at.user
-    for d in range(m.lane.own, at.S, m.lane.all):
+    for d in components(0, at.S, m.lane):
         held = users[u, at.recent + d]
         users[u, at.recent + d] = held + m.rates.recent * (s.items[0, at.session + d] - held)
 
@@ -91,11 +91,11 @@ def step_user_links(m: Model, s: Scratch, e: Event, seen: Seen, push: Push, n: i
     t, af, r = m.tables, m.at.feature, m.rates
     weight = link_weight(n)
     for k in range(n):
-        f = t.user_links[e.u, k] - 1
+        f = place(t.user_links[e.u, k] - 1)
         x = share(t.features, f, af, t.user_values[e.u, k], weight)
         if e.treated:
             part = vector_part(af, r.feature_factor, _ZERO)
-            step_vector(t.features, f, part, s.grad, x, np.float64(push.vector), m.lane)
+            step_vector(t.features, f, part, s.grad, x, push.vector, m.lane)
             step_bias(t.features, f, af, e.o, push.error * x, r.feature_bias, _ZERO)
             step_bias(t.features, f, af, 2 * af.Y + e.o, seen.miss * x, r.feature_bias, _ZERO)
         if seen.exposing:
@@ -111,11 +111,11 @@ def item_gradient(m: Model, s: Scratch, e: Event, seen: Seen, p: int) -> Push:
     """Write the gradient of the target's (p 0) or a pair's vectors to scratch."""
     at, mix = m.at.item, m.rates.mix
     push = mix * s.error[p] + (_ONE - mix) * seen.miss if p == 0 else mix * s.error[p]
-    for d in range(at.vector + m.lane.own, at.vector + at.D, m.lane.all):
+    for d in components(at.vector, at.D, m.lane):
         s.grad[d] = push * s.user[d]
-    for d in range(at.expo + m.lane.own, at.expo + at.E, m.lane.all):
+    for d in components(at.expo, at.E, m.lane):
         s.grad[d] = s.contrast[p] * s.user[d]
-    for d in range(at.session + m.lane.own, at.session + at.S, m.lane.all):
+    for d in components(at.session, at.S, m.lane):
         s.grad[d] = s.session[p] * s.user[d]
     return Push(
         square(s.grad, at.vector, at.D, m.lane), square(s.grad, at.expo, at.E, m.lane),
@@ -151,11 +151,11 @@ def step_item_links(m: Model, s: Scratch, e: Event, seen: Seen, push: Push, p: i
     """The attribute values of item i take their steps."""
     t, af, r = m.tables, m.at.feature, m.rates
     for k in range(s.links[p]):
-        f = t.item_links[i, k] - 1
+        f = place(t.item_links[i, k] - 1)
         x = share(t.features, f, af, t.item_values[i, k], s.weight[p])
         if s.error[p] != 0:
             part = vector_part(af, r.feature_factor, _ZERO)
-            step_vector(t.features, f, part, s.grad, x, np.float64(push.vector), m.lane)
+            step_vector(t.features, f, part, s.grad, x, push.vector, m.lane)
             step_bias(t.features, f, af, e.o, s.error[p] * x, r.feature_bias, _ZERO)
         if s.contrast[p] != 0:
             part = expo_part(af, r.exposure, _ZERO)
@@ -177,7 +177,7 @@ def count_user_links(m: Model, u: int, n: int) -> None:
     """Count the interaction to the user's attribute values, and move their served means."""
     t, af = m.tables, m.at.feature
     for k in range(n):
-        f = t.user_links[u, k] - 1
+        f = place(t.user_links[u, k] - 1)
         if m.on.live:
             t.feature_bits[f, af.events] += np.uint32(1)
         if af.mean >= 0:

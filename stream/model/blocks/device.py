@@ -1,0 +1,227 @@
+"""The driver that learns blocks on a GPU: what stands there, and what goes there and back.
+
+Tables and links stand on the GPU, and grow there by doubling. Columns go there in one piece a step;
+predictions and global terms come back in one, which is the step's only synchronisation.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numba import cuda
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stream.model.blocks import gpu
+from stream.model.blocks.device_order import device_order, moved
+from stream.model.blocks.names import TILE, Order, Room
+from stream.model.blocks.order import borders
+from stream.model.blocks.room import sum_size
+from stream.model.drivers import Tables as RowsAndLinks
+from stream.model.links import Links
+from stream.model.step import account
+from stream.model.step.names import (
+    Columns,
+    Given,
+    GlobalTerms,
+    Layouts,
+    Outcomes,
+    Predictions,
+    Tables,
+)
+from stream.model.tables import Table
+
+
+class Bits:
+    """Memory of a tensor under another type, as numba takes it."""
+
+    def __init__(self, tensor: Tensor, kind: str) -> None:
+        self.tensor = tensor
+        self.__cuda_array_interface__ = tensor.__cuda_array_interface__ | {"typestr": kind}
+
+
+def wrapped(tensor: Tensor, kind: str = "") -> Any:
+    """Return the tensor's memory as an array of numba's, without a copy."""
+    return cuda.as_cuda_array(Bits(tensor, kind) if kind else tensor, sync=False)
+
+
+def wrap_all(tensors: Any) -> Any:
+    """Return a named tuple of tensors, or of such tuples, as arrays of numba's."""
+    if isinstance(tensors, Tensor):
+        return wrapped(tensors)
+    return type(tensors)(*map(wrap_all, tensors))
+
+
+class DeviceLinks:
+    """A copy of the links of one kind on the GPU, of which only changed rows are sent."""
+
+    def __init__(self, links: Links, device: torch.device) -> None:
+        """Nothing is there yet."""
+        most = links.rows.shape[1]
+        self._links, self._device = links, device
+        self.rows = torch.zeros((0, most), dtype=torch.int32, device=device)
+        self.values = torch.zeros((0, most), device=device)
+
+    def follow(self, used: int) -> None:
+        """The first `used` rows are there as they are on the host."""
+        links, held = self._links, len(self.rows)
+        if links.changed is None or used > held:
+            size = min(len(links.rows), max(used, 2 * held, 1024))
+            self.rows = moved(np.array(links.rows[:size]), self._device)
+            self.values = moved(np.array(links.values[:size]), self._device)
+        elif links.changed:
+            rows = np.fromiter(links.changed, np.int64)
+            rows = rows[rows < held]
+            at = moved(rows, self._device)
+            self.rows[at] = moved(links.rows[rows], self._device)
+            self.values[at] = moved(links.values[rows], self._device)
+        links.changed = set()
+
+
+class Device:
+    """Learns batches in blocks on a GPU; the same bits for any schedule."""
+
+    def __init__(self, at: Layouts, tables: RowsAndLinks, block: int) -> None:
+        """Take the tables that stand on the GPU, and the links that stand on the host."""
+        self.at, self.block, self._tables = at, block, tables.rows
+        self.device = self._tables[0].device
+        self._links = [DeviceLinks(of, self.device) for of in tables.links]
+        self.compiled = gpu.kernel(at)
+        cells = account.cells(at.item.Y, at.pairs)
+        self._cells = moved(cells, self.device)
+        self._room: tuple[tuple[int, ...], Any] = ((), None)
+        self._grids: dict[Any, int] = {}
+
+    def learn(self, given: Given, out: Predictions, memory: float, linked: bool) -> None:
+        """Learn the columns in order, and write what was expected of each before."""
+        c, n = given.columns, len(given.columns.user)
+        if not n:
+            return
+        edges = borders(c.role, int(given.terms.counters[0]), self.block, given.on.live)
+        columns = self._columns(c)
+        rows = tuple(table.rows for table in self._tables)
+        links = (self._links[0].rows, self._links[1].rows) if linked else None
+        order = device_order(columns.user, columns.item, columns.pair, *edges, links, rows)
+        terms, sent = self._send(given.terms)
+        told = torch.zeros(9 * n + n % 2, device=self.device)  # the terms stand at whole doubles
+        told[: 3 * n] = torch.nan
+        back = Predictions(
+            told[:n], told[n : 2 * n], told[3 * n : 9 * n].view(n, 6), told[2 * n : 3 * n]
+        )
+        outcomes = Outcomes(*(moved(x, self.device) for x in given.outcomes))
+        on_gpu = given._replace(
+            columns=wrap_all(columns), terms=wrap_all(terms),
+            outcomes=wrap_all(outcomes),
+        )  # fmt: skip
+        args = (on_gpu, wrap_all(order), self._between(edges[0], order), wrap_all(back), memory)
+        self._launch(args)
+        self._receive(torch.cat([told, sent.view(torch.float32)]), given.terms, out)
+
+    def _follow(self) -> None:
+        for links, table in zip(self._links, self._tables, strict=False):
+            links.follow(table.used)
+
+    def _columns(self, c: Columns) -> Columns:
+        sent = Columns(*(moved(np.ascontiguousarray(x), self.device) for x in c))
+        return sent._replace(propensity=torch.nan_to_num(sent.propensity, nan=-1.0))
+
+    def arrays(self) -> Tables:
+        """Return the tables and links as the compiled step takes them."""
+        self._follow()
+        packed = [table.packed for table in self._tables]
+        bits = [wrapped(p, "<u4") for p in packed]
+        links = [wrapped(part) for of in self._links for part in (of.rows, of.values)]
+        return Tables(*map(wrapped, packed), *bits, *links)
+
+    def _send(self, terms: GlobalTerms) -> tuple[GlobalTerms, Tensor]:
+        """Return the global terms on the GPU, and the one piece of memory that they are in."""
+        flat = np.concatenate([x.view(np.float64).ravel() for x in terms])
+        sent = moved(flat, self.device)
+        parts, first = [], 0
+        for x in terms:
+            part = sent[first : first + x.size].view(x.shape)
+            parts.append(part.view(torch.int64) if x.dtype == np.int64 else part)
+            first += x.size
+        return GlobalTerms(*parts), sent
+
+    def _between(self, events: NDArray[np.int32], order: Order) -> Room:
+        """Return room for the largest block, kept from step to step as long as it is enough."""
+        B = int(np.diff(events).max())
+        each, linked = 1 + self.at.pairs, len(order.values.members) > 0
+        needs = (B, B * each if linked else 0)
+        if self._room[0] != needs:
+            self._room = (needs, wrap_all(self._made(B, each, linked)))
+        return self._room[1]  # type: ignore[no-any-return]
+
+    def _made(self, B: int, each: int, linked: bool) -> Any:
+        i, G, most = self.at.item, sum_size(self.at), self._links[1].rows.shape[1]
+        tiles = 2 * B * each // (TILE + 1) + 1
+        value_tiles = 2 * B * (each + 1) * most // (TILE + 1) + 1 if linked else 0
+
+        def floats(*shape: int) -> Tensor:
+            return torch.empty(shape, device=self.device)
+
+        def doubles(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=torch.float64, device=self.device)
+
+        made: Sequence[Any] = (
+            doubles(B, account.columns(self.at.pairs)),
+            torch.empty(B, dtype=torch.int32, device=self.device), floats(B, each), floats(B, each),
+            floats(B, each), floats(B, each), floats(B), floats(B), floats(B),
+            floats(B, i.D + i.E + i.S), floats(B, 3),
+            floats(B * each * linked, i.D + i.E + i.S + i.C), floats(B * linked, G),
+            floats(B * each * linked, G), floats(tiles, G), floats(value_tiles, G), self._cells,
+            doubles(-(-B // TILE), len(self._cells)),
+        )  # fmt: skip
+        return Room(*made)
+
+    def _launch(self, args: Any) -> None:
+        types = tuple(map(self.compiled.typeof_pyval, args))
+        if types not in self._grids:
+            overload = self.compiled.compile(types)
+            self._grids[types] = int(overload.max_cooperative_grid_blocks(gpu.THREADS))
+        self.compiled[self._grids[types], gpu.THREADS](*args)
+
+    def _receive(self, sent: Tensor, terms: GlobalTerms, out: Predictions) -> None:
+        """Write predictions and global terms to the host's; the step's one synchronisation."""
+        host = sent.cpu().numpy()
+        n = len(out.prediction)
+        for to, part in zip(
+            (out.prediction, out.control, out.served), host[: 3 * n].reshape(3, n), strict=True
+        ):
+            to[:] = part
+        out.terms[:] = host[3 * n : 9 * n].reshape(n, 6)
+        flat, first = host[9 * n + n % 2 :].view(np.float64), 0
+        for x in terms:
+            x[:] = flat[first : first + x.size].view(x.dtype).reshape(x.shape)
+            first += x.size
+
+    def ensure(
+        self, table: Table, rows: NDArray[np.int32], salt: int, seed: np.uint64, start: Any
+    ) -> None:
+        """Make every named row exist."""
+        if len(rows):
+            grid = -(-len(rows) // gpu.THREADS)
+            gpu.creates(table.layout)[grid, gpu.THREADS](
+                wrapped(table.packed), wrapped(moved(rows, self.device)), salt, seed,
+                wrapped(moved(start, self.device)),
+            )  # fmt: skip
+
+    def serve(
+        self, side: int, rows: NDArray[np.int32], share: np.float32
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return rows of users (side 0) or items (1) as they are packed, and as they are served."""
+        self._follow()
+        table, at, af = self._tables[side], self._tables[side].layout, self._tables[2].layout
+        where = moved(rows, self.device)
+        width = at.D + at.E + at.S + at.C
+        made = torch.zeros((len(rows), width), device=self.device)
+        links = self._links[side]
+        grid = -(-len(rows) * gpu.LANES // gpu.THREADS)
+        gpu.serves(at, af)[grid, gpu.THREADS](
+            wrapped(where), wrapped(table.packed), wrapped(links.rows), wrapped(links.values),
+            wrapped(self._tables[2].packed), share, wrapped(made),
+        )  # fmt: skip
+        both = torch.cat([table.packed[where], made], 1).cpu().numpy()
+        return both[:, : at.width], both[:, at.width :]
