@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stream.compiled import compiled
+from stream.bare import bare
+from stream.compiled import compiled, embedded
 from stream.model.kernels import Array, mix
 from stream.model.living import LISTED, LIVING, enlist, revive
 from stream.roles import Role
@@ -34,16 +35,24 @@ class Memory(NamedTuple):
     mark_item: Array
 
 
-@compiled
-def remember(history: Array, item: int) -> None:
+class Touched(NamedTuple):
+    """What is written: the uniform pairs (B, P), and the rows of the interactions, each once."""
+
+    pair: Array
+    users: Array
+    items: Array
+
+
+@embedded
+def remember(history: Array, user: int, item: int) -> None:
     """Put the item in the ring of what the user saw."""
-    history[1 + history[0] % (history.size - 1)] = item
-    history[0] += 1
-    if history[0] == 2 * (history.size - 1):  # only the place and "full" matter
-        history[0] = history.size - 1
+    at, size = history[user, 0], history.shape[1] - 1
+    history[user, 1 + (at if at < size else at - size)] = item
+    # only the place and "full" matter
+    history[user, 0] = size if at + 1 == 2 * size else at + 1
 
 
-@compiled
+@embedded
 def draw_pairs(c: Drawn, m: Memory, j: int, pair: Array) -> None:
     """Write the uniform pairs of interaction j, -1 where it has none.
 
@@ -63,7 +72,7 @@ def draw_pairs(c: Drawn, m: Memory, j: int, pair: Array) -> None:
                 pair[p] = np.int32(counter % np.uint64(c.known[j]))
 
 
-@compiled
+@embedded
 def distinct(rows: Array, mark: Array, out: Array) -> int:
     """Write the rows, each once, in the order in which they come; return how many there are."""
     n = 0
@@ -78,14 +87,16 @@ def distinct(rows: Array, mark: Array, out: Array) -> int:
 
 
 @compiled
-def draw(c: Drawn, m: Memory, pair: Array, users: Array, items: Array) -> tuple[int, int]:
+def draw(columns: Drawn, memory: Memory, out: Touched) -> tuple[int, int]:
     """Write the uniform pairs (B, P), remember what was seen, name the rows touched.
 
     Rows touched are those of the interactions, not of their pairs. Returns how many users and items
     were written.
     """
+    c, m, o = bare(columns), bare(memory), bare(out)
     for j in range(c.user.size):
         if c.counts[j]:
-            remember(m.history[c.user[j]], c.item[j])
-        draw_pairs(c, m, j, pair[j])
-    return distinct(c.user, m.mark_user, users), distinct(c.item, m.mark_item, items)
+            remember(m.history, c.user[j], c.item[j])
+    for j in range(c.user.size):
+        draw_pairs(c, m, j, o.pair[j])
+    return distinct(c.user, m.mark_user, o.users), distinct(c.item, m.mark_item, o.items)

@@ -17,6 +17,7 @@ exposure H]. A row with `vector_sum` 0 does not exist yet.
 from typing import Literal, NamedTuple
 
 LINE = 16  # float32 values in a cache line of 64 bytes
+STRIDE = 32  # those that a GPU's lanes read at once
 HEADS = 2  # of the exposure model: self-selection, and the policy behind impressions
 Part = Literal["user", "item", "feature"]
 
@@ -63,8 +64,9 @@ def layout(
     session_factors: int,
     outcomes: int,
     averaged: bool = False,
+    line: int = LINE,
 ) -> Layout:
-    """Return the layout of that kind of row, its width padded to whole cache lines."""
+    """Return the layout of that kind of row, its width padded to whole lines."""
     biases = 3 * outcomes + HEADS
     sizes = {
         "vector": factors, "expo": exposure_factors, "session": session_factors,
@@ -88,4 +90,4 @@ def layout(
     shape = {
         "D": factors, "E": exposure_factors, "S": session_factors, "Y": outcomes, "C": biases,
     }  # fmt: skip
-    return Layout(**(missing | shape | starts | {"size": at, "width": -(-at // LINE) * LINE}))
+    return Layout(**(missing | shape | starts | {"size": at, "width": -(-at // line) * line}))

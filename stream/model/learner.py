@@ -14,11 +14,11 @@ from stream.errors import Inconsistent
 from stream.memory import reserve
 from stream.model.choice import choose
 from stream.model.config import ModelConfig
-from stream.model.draw import Drawn, Memory, draw
+from stream.model.draw import Drawn, Memory, Touched, draw
 from stream.model.drivers import Tables, driver
 from stream.model.features import Kind, is_slope, links_of
 from stream.model.kernels import FEATURE, ITEM, USER
-from stream.model.layout import HEADS, Layout, layout
+from stream.model.layout import HEADS, LINE, STRIDE, Layout, layout
 from stream.model.links import NUMBERS, Features, Links, gather_numbers
 from stream.model.living import Living
 from stream.model.replay import Replay
@@ -116,6 +116,7 @@ class Learner:
         torch.set_num_threads(1)  # the trainer's other core belongs to fetching and Redis
         sizes = (
             c.factors, c.exposure_factors, c.session_factors, len(c.outcomes), c.average > 0,
+            LINE if self.device.type == "cpu" else STRIDE,
         )  # fmt: skip
         self.user = Table(c.max_users, layout("user", *sizes), self.device)
         self.item = Table(c.max_items, layout("item", *sizes), self.device)
@@ -564,7 +565,7 @@ class Learner:
         drawn = Drawn(
             batch.user, batch.item, batch.known_items, batch.key, batch.role, batch.counts
         )
-        nu, ni = draw(drawn, memory, pair, users, items)
+        nu, ni = draw(drawn, memory, Touched(pair, users, items))
         users, items = np.sort(users[:nu]), np.sort(items[:ni])
         self._ensure(self.user, users, USER)
         self._ensure(self.item, items, ITEM)

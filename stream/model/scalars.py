@@ -50,6 +50,7 @@ PRIOR_PLACE = 5.0
 CLEAR = 4.0  # standard errors at which the popularity path opens
 PRIOR_SCALE = 100.0
 CALIBRATES = 4  # one in so many exposures calibrates, once a block is over: it takes two exps
+_LN_HALF = -0.6931471805599453
 GATE_OPENS = 2_000  # interactions before the confounder path may open
 
 
@@ -105,7 +106,7 @@ def fading(n: Array, memory: float) -> tuple[float, float]:
 
     What a slope was told while the rows were young is forgotten: steps of 3 / n (Kushner and Yin).
     """
-    keep = 0.5 ** (BLOCK / memory) if n[STEPS] >= BLOCK else 1.0
+    keep = math.exp(_LN_HALF * BLOCK / memory) if n[STEPS] >= BLOCK else 1.0
     fresh = min(BLOCK, max(n[STEPS] // 2, 1))
     return keep, min(keep, max(0.0, 1.0 - 2.0 * fresh / max(n[STEPS], 1)))
 

@@ -155,7 +155,8 @@ class Device:
         return self._room[1]  # type: ignore[no-any-return]
 
     def _made(self, B: int, each: int, linked: bool) -> Any:
-        i, G, most = self.at.item, sum_size(self.at), self._links[1].rows.shape[1]
+        i, G = self.at.item, gpu.whole(sum_size(self.at))
+        W, most = gpu.whole(i.D + i.E + i.S + i.C), self._links[1].rows.shape[1]
         tiles = 2 * B * each // (TILE + 1) + 1
         value_tiles = 2 * B * (each + 1) * most // (TILE + 1) + 1 if linked else 0
 
@@ -170,7 +171,7 @@ class Device:
             torch.empty(B, dtype=torch.int32, device=self.device), floats(B, each), floats(B, each),
             floats(B, each), floats(B, each), floats(B), floats(B), floats(B),
             floats(B, i.D + i.E + i.S), floats(B, 3),
-            floats(B * each * linked, i.D + i.E + i.S + i.C), floats(B * linked, G),
+            floats(B * each * linked, W), floats(B * linked, G),
             floats(B * each * linked, G), floats(tiles, G), floats(value_tiles, G), self._cells,
             doubles(-(-B // TILE), len(self._cells)),
         )  # fmt: skip
@@ -180,12 +181,15 @@ class Device:
         types = tuple(map(self.compiled.typeof_pyval, args))
         if types not in self._grids:
             overload = self.compiled.compile(types)
-            self._grids[types] = int(overload.max_cooperative_grid_blocks(gpu.THREADS))
+            self._grids[types] = min(
+                int(__import__("os").environ.get("GRID", "9999")),
+                int(overload.max_cooperative_grid_blocks(gpu.THREADS)),
+            )
         self.compiled[self._grids[types], gpu.THREADS](*args)
 
     def _receive(self, sent: Tensor, terms: GlobalTerms, out: Predictions) -> None:
         """Write predictions and global terms to the host's; the step's one synchronisation."""
-        host = sent.cpu().numpy()
+        host = torch.empty(sent.shape, pin_memory=True).copy_(sent).numpy()
         n = len(out.prediction)
         for to, part in zip(
             (out.prediction, out.control, out.served), host[: 3 * n].reshape(3, n), strict=True

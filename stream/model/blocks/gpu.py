@@ -19,7 +19,7 @@ from stream.model.kernels import create
 from stream.model.layout import Layout
 from stream.model.served import Side, serve_row
 from stream.model.step import account
-from stream.model.step.lanes import components, meet, place, product
+from stream.model.step.lanes import components, meet, padded, place, product, strides
 from stream.model.step.names import Array, Given, Lane, Layouts, Model, Predictions, Scratch
 
 LANES = 32
@@ -27,6 +27,27 @@ WARPS = 8  # of a thread block
 THREADS = LANES * WARPS
 REGISTERS = 128  # a thread: two thread blocks fit a multiprocessor
 _ALL = 0xFFFFFFFF
+
+
+def whole(size: int) -> int:
+    """Return the size as a whole number of strides of all lanes."""
+    return -(-size // LANES) * LANES
+
+
+@overload(padded, target="cuda")
+def _padded(size: Any, lane: Any) -> Any:
+    def whole_strides(size: Any, lane: Any) -> Any:
+        return ((size + 31) >> 5) << 5
+
+    return whole_strides
+
+
+@overload(strides, target="cuda")
+def _strides(size: Any, lane: Any) -> Any:
+    def whole_and_last(size: Any, lane: Any) -> Any:
+        return range((size + 31) >> 5)  # a constant: the compiler unrolls it
+
+    return whole_and_last
 
 
 @overload(components, target="cuda")
@@ -51,8 +72,10 @@ def _meet(lane: Any) -> Any:
 def _product(x: Any, y: Any, first: Any, size: Any, lane: Any) -> Any:
     def sums(x: Any, y: Any, first: Any, size: Any, lane: Any) -> Any:
         a = float32(0)
-        for d in components(first, size, lane):
-            a += x[d] * y[d]
+        for stride in range((size + 31) >> 5):
+            d = (stride << 5) + lane.own
+            if d < size:
+                a += x[first + d] * y[first + d]
         a += cuda.shfl_xor_sync(_ALL, a, 16)
         a += cuda.shfl_xor_sync(_ALL, a, 8)
         a += cuda.shfl_xor_sync(_ALL, a, 4)
@@ -76,12 +99,12 @@ def _totals(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
     def shared_out(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
         if w.m.on.live:
             tiles = (b.stop - b.event + TILE - 1) // TILE
-            for tile in range(worker.own, tiles, worker.all):
-                sum_told(w, b, tile)
+            many = (w.room.cells.shape[0] + LANES - 1) // LANES
+            for task in range(worker.own, tiles * many, worker.all):
+                sum_told(w, b, task // many, task % many)
             cuda.cg.this_grid().sync()
             lane = w.m.lane
-            for cell in range(worker.own * lane.all + lane.own, w.room.cells.shape[0],
-                              worker.all * lane.all):  # fmt: skip
+            for cell in range(worker.own, w.room.cells.shape[0], worker.all):
                 add_cell(w, cell, tiles)
             if w.order.border[at]:
                 cuda.cg.this_grid().sync()
@@ -92,8 +115,8 @@ def _totals(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
 
 
 @embedded
-def sum_told(w: Work, b: Block, tile: int) -> None:
-    """Sum what a tile of interactions said, cell by cell, in their order.
+def sum_told(w: Work, b: Block, tile: int, part: int) -> None:
+    """Sum what a tile of interactions said, in their order, for one cell a lane.
 
     What each of them is, is taken in hand by all lanes at once. Numbers are read whether they are
     needed or not, so that many reads are under way.
@@ -108,7 +131,8 @@ def sum_told(w: Work, b: Block, tile: int) -> None:
         h.at[lane.own] = int(mine[account.ROW]) + 1024 * int(mine[account.HEAD])
         h.ts_s[lane.own] = int(mine[account.PLACE])
     meet(lane)
-    for cell in components(0, cells.shape[0], lane):
+    cell = part * LANES + lane.own
+    if cell < cells.shape[0]:
         w.room.total_part[tile, cell] = cell_of(w, cells[cell], first, many)
 
 
@@ -116,14 +140,10 @@ def sum_told(w: Work, b: Block, tile: int) -> None:
 def cell_of(w: Work, cell: Array, first: int, many: int) -> float:
     """Return the sum of one cell over `many` interactions in hand."""
     told, h = w.s.told, w.hands
-    column, bit, of, row = place(max(cell[0], 0)), cell[2], cell[3], cell[4]
+    column, bit, of, row = place(cell[0]), cell[2], cell[3], cell[4]
     total = 0.0
-    for k in range(many):
-        value = 1.0
-        if cell[0] >= 0:
-            value = told[first + k, column]
-            for p in range(cell[1]):
-                value += told[first + k, column + 10 * (p + 1)]
+    for k in range(TILE):
+        value = told[first + min(k, many - 1), column]
         mine = h.at[k] & 1023
         if of == account.HEAD_ROW:
             mine = (h.at[k] >> 10) + (row & 2)
@@ -131,50 +151,55 @@ def cell_of(w: Work, cell: Array, first: int, many: int) -> float:
             mine = h.ts_s[k]
         elif of == account.COUNTER:
             mine = row
-        if mine == row and h.kind[k] & bit == bit:
-            total += value
+        total += value if k < many and mine == row and h.kind[k] & bit == bit else 0.0
     return total
 
 
 @embedded
 def add_cell(w: Work, cell: int, tiles: int) -> None:
-    """Add the tiles' sums of one cell to the pending sums, in their order."""
-    cells, g, total = w.room.cells, w.m.terms, 0.0
-    for tile in range(tiles):
-        total += w.room.total_part[tile, cell]
-    of, row, column = cells[cell, 3], cells[cell, 4], cells[cell, 5]
-    if of == account.OUTCOME_ROW:
-        g.outcome[row, column] += total
-    elif of == account.WITHHELD_ROW:
-        g.withheld[row, column] += total
-    elif of == account.HEAD_ROW:
-        g.head[row, column] += total
-    elif of == account.PLACE_ROW:
-        g.place[row, column] += total
-    else:
-        g.counters[column] += int(total)
+    """Add the tiles' sums of one cell to the pending sums, in a fixed tree."""
+    cells, g, lane = w.room.cells, w.m.terms, w.m.lane
+    total = 0.0
+    for part in range(cell, cell + cells[cell, 1]):
+        for tile in components(0, tiles, lane):
+            total += w.room.total_part[tile, part]
+    for half in (16, 8, 4, 2, 1):
+        total += cuda.shfl_xor_sync(_ALL, total, half)
+    if cells[cell, 1] > 0 and lane.own == 0:
+        of, row, column = cells[cell, 3], cells[cell, 4], cells[cell, 5]
+        if of == account.OUTCOME_ROW:
+            g.outcome[row, column] += total
+        elif of == account.WITHHELD_ROW:
+            g.withheld[row, column] += total
+        elif of == account.HEAD_ROW:
+            g.head[row, column] += total
+        elif of == account.PLACE_ROW:
+            g.place[row, column] += total
+        else:
+            g.counters[column] += int(total)
 
 
 @embedded
 def refresh_one(w: Work, task: int, memory: float) -> None:
-    """Move one row of the global terms at a border; every row is a worker's own."""
-    g = w.m.terms
-    n, keep, keen = g.counters, 0.0, 0.0
-    Y, H, P = g.outcome.shape[0], g.head.shape[0], g.place.shape[0]
-    if task < 2 * Y + H + P:
+    """Take one of the tasks that move the global terms at a border; none needs another's."""
+    g, n = w.m.terms, w.m.terms.counters
+    Y, H = g.outcome.shape[0], g.head.shape[0]
+    if task < 4 * Y + H + g.place.shape[0]:
         keep, keen = sc.fading(n, memory)
-    if task < Y:
-        sc.refresh_means(g.outcome[task], keep, keen)
-        sc.refresh_slopes(g.outcome[task], keep, keen)
-        sc.refresh_gate(g.outcome[task], keep)
-    elif task < 2 * Y:
-        sc.fit(g.withheld[task - Y], keen, sc.PRIOR_SLOPE)
-    elif task < 2 * Y + H:
-        sc.refresh_head(g.head[task - 2 * Y], n, keen)
-    elif task == 2 * Y + H:
-        n[sc.SETTLED] = n[sc.CONTROLS]
-    elif task < 2 * Y + H + P:
-        sc.refresh_place(g.place[task - 2 * Y - H], keen)
+        if task < Y:
+            sc.refresh_means(g.outcome[task], keep, keen)
+        elif task < 2 * Y:
+            sc.refresh_slopes(g.outcome[task - Y], keep, keen)
+        elif task < 3 * Y:
+            sc.refresh_gate(g.outcome[task - 2 * Y], keep)
+        elif task < 4 * Y:
+            sc.fit(g.withheld[task - 3 * Y], keen, sc.PRIOR_SLOPE)
+        elif task < 4 * Y + H:
+            sc.refresh_head(g.head[task - 4 * Y], n, keen)
+        elif task == 4 * Y + H:
+            n[sc.SETTLED] = n[sc.CONTROLS]
+        else:
+            sc.refresh_place(g.place[task - 4 * Y - H], keen)
 
 
 @functools.cache
@@ -206,14 +231,15 @@ def serves(at: Layout, af: Layout) -> Any:
 @functools.cache
 def kernel(at: Layouts) -> Any:
     """Return the kernel that learns a batch of blocks, for rows of these layouts."""
-    i, each, G = at.item, 1 + at.pairs, sum_size(at)
-    W, V = i.D + i.E + i.S + i.C, i.D + i.E + i.S
+    i, each, both, G = at.item, 1 + at.pairs, 2 + 2 * at.pairs, whole(sum_size(at))
+    W, V = whole(i.D + i.E + i.S + i.C), i.D + i.E + i.S
 
     def learn(given: Given, order: Order, room: Room, out: Predictions, memory: float) -> None:
         user = cuda.shared.array((WARPS, W), float32)
         items = cuda.shared.array((WARPS, each, W), float32)
         grad = cuda.shared.array((WARPS, V), float32)
         folded = cuda.shared.array((WARPS, W), float32)
+        raised = cuda.shared.array((WARPS, both), float32)
         sums = cuda.shared.array((WARPS, G), float32)
         ts_s = cuda.shared.array((WARPS, LANES), int64)
         label = cuda.shared.array((WARPS, LANES), float32)
@@ -224,7 +250,17 @@ def kernel(at: Layouts) -> Any:
         session, eta = cuda.local.array(each, float32), cuda.local.array(each, float32)
         k = cuda.threadIdx.x >> 5
         s = Scratch(
-            user[k], items[k], links, weight, grad[k], error, contrast, session, eta, room.told
+            user[k],
+            items[k],
+            links,
+            weight,
+            grad[k],
+            error,
+            contrast,
+            session,
+            eta,
+            raised[k],
+            room.told,
         )
         hands = Hands(folded[k], sums[k], ts_s[k], label[k], kind[k], place[k])
         lane = Lane(cuda.threadIdx.x & 31, LANES)

@@ -75,10 +75,7 @@ def add_user(w: Work, e: Event, seen: Seen, push: Push, off: np.float32) -> None
         add_bias(m, to, e.o, push.error)
         add_bias(m, to, 2 * at.Y + e.o, seen.miss)
     if seen.exposing:
-        for d in components(at.expo, at.E, m.lane):
-            to[d] += s.grad[d]
-    if seen.session:
-        for d in components(at.session, at.S, m.lane):
+        for d in components(at.expo, at.E + at.S, m.lane):
             to[d] += s.grad[d]
     add_bias(m, to, at.Y + e.o, off)
     if m.lane.own == 0:
@@ -110,15 +107,11 @@ def add_occurrence(w: Work, b: Block, occurrence: int) -> None:
             to[first + VECTOR] += push * push * room.norm[k, 0]
             to[first + TOUCHED] += _ONE
     if contrast != 0:
-        for d in components(at.expo, at.E, m.lane):
-            to[d] += contrast * room.moment[k, d]
+        for d in components(at.expo, at.E + at.S, m.lane):
+            to[d] += (contrast if d < at.session else session) * room.moment[k, d]
         add_bias(m, to, 3 * at.Y + (1 if kind & HEAD else 0), contrast)
         if m.lane.own == 0:
             to[first + EXPO] += contrast * contrast * room.norm[k, 1]
-    if session != 0:
-        for d in components(at.session, at.S, m.lane):
-            to[d] += session * room.moment[k, d]
-        if m.lane.own == 0:
             to[first + SESSION] += session * session * room.norm[k, 2]
     if p == 0 and kind & TREATED:
         add_bias(m, to, 2 * at.Y + o, room.miss[k])
@@ -140,6 +133,6 @@ def add_scaled(w: Work, rows: Array, at: int, x: np.float32) -> None:
     """Add a sum through a link of strength x: gradients times x, squares times its square."""
     m = w.m
     W, first = width(m.at.item), scalars_of(m.at.item)
-    for d in components(0, first + LINK, m.lane):
+    for d in components(0, w.hands.sum.size, m.lane):
         scale = x if d < W else (x * x if d < first + TOUCHED else _ONE)
         w.hands.sum[d] += scale * rows[at, d]

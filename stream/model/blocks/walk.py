@@ -21,7 +21,7 @@ from stream.model.step import account
 from stream.model.step.compose import add_links, link_weight, linked, own_parts, width
 from stream.model.step.control import tell_control
 from stream.model.step.interaction import Seen, closes, interaction, observe
-from stream.model.step.lanes import components, meet, place, product, square
+from stream.model.step.lanes import components, meet, padded, place, product, square
 from stream.model.step.link import sigmoid
 from stream.model.step.names import Event
 from stream.model.step.rows import step_bias
@@ -63,7 +63,7 @@ def fetch_user(w: Work, u: int, n: int) -> None:
     m, s = w.m, w.s
     own_parts(s.user, m.tables.users, u, width(m.at.user), m.lane)
     if n > 0:
-        for d in components(0, width(m.at.user), m.lane):
+        for d in components(0, padded(width(m.at.user), m.lane), m.lane):
             s.user[d] += w.hands.folded[d]
 
 
@@ -73,7 +73,7 @@ def fold(w: Work, u: int) -> int:
     t, m, to = w.m.tables, w.m, w.hands.folded
     n = linked(t.user_links, u)
     if n > 0:
-        for d in components(0, width(m.at.user), m.lane):
+        for d in components(0, padded(width(m.at.user), m.lane), m.lane):
             to[d] = _ZERO
         add_links(to, m, t.user_links, t.user_values, u, n, link_weight(n))
         sums.clear(w)
@@ -167,14 +167,14 @@ def learn(w: Work, b: Block, e: Event, kind: int, n: int) -> None:
     m, c, s = w.m, w.c, w.s
     fetch_user(w, e.u, n)
     fetch(w, b, e.j, 0, e.i)
+    for p in range(1, 1 + m.at.pairs):  # before they are needed: each waits for memory
+        if c.pair[e.j, p - 1] >= 0:
+            fetch(w, b, e.j, p, place(c.pair[e.j, p - 1]))
     meet(m.lane)
     f = shown(m, c, s, e)
     if e.role == _PREDICT:
         expect(m, s, e, f, w.out)
         return
-    for p in range(1, 1 + m.at.pairs):
-        if c.pair[e.j, p - 1] >= 0:
-            fetch(w, b, e.j, p, place(c.pair[e.j, p - 1]))
     if m.lane.own == 0:
         account.begin(s.told[e.at], e, True)
         count(w, e, kind)

@@ -19,8 +19,8 @@ SCORE, SEEN, NOISE, OF = range(6, 10)  # popularity within the item
 SCORE_Z, SEEN_Z, GAIN, GAIN_SQUARE = range(10, 14)  # the confounder path
 T_SCORE, T_SEEN = range(14, 16)  # examination of its position
 W_A, W_B, W_AA, W_AB, W_BB = range(16, 21)  # a control outcome's
-KIND, HEAD, ROW, PLACE, NEW_USER, NEW_ITEM = range(21, 27)
-FIRST = 27  # of 10 for each p: A, B, AA, AB, BB of the head, and of the head with the session
+KIND, HEAD, ROW, PLACE, NEW_USER, NEW_ITEM, ONE = range(21, 28)
+FIRST = 28  # of 10 for each p: A, B, AA, AB, BB of the head, and of the head with the session
 # of KIND, as a sum
 LEARNS, TREATED, EXPOSING, CALIBRATES = 1, 2, 4, 8
 CONTROL, EXAMINES, WEIGHED, WITHIN = 16, 32, 64, 128
@@ -33,13 +33,15 @@ def columns(pairs: int) -> int:
 
 
 @embedded
-def tell_calibration(
-    told: Array, first: int, scale: float, shift: float, eta: np.float32, aim: np.float32
-) -> None:
-    """Write an exposure score's part in the calibration of its head (Platt 1999); aim 1 exposed."""
+def tell_calibration(told: Array, q: int, head: Array, eta: np.float32) -> None:
+    """Write an exposure score's part in the calibration of its head (Platt 1999).
+
+    q is 2 p, and 1 more with the session; the target (p 0) was exposed, the pairs were not.
+    """
     raised = np.float64(eta)
-    chance = np.float64(sigmoid(np.float32(scale * raised + shift)))
-    off, v = chance - aim, chance * (1.0 - chance)
+    chance = np.float64(sigmoid(np.float32(head[sc.SCALE] * raised + head[sc.SHIFT])))
+    off, v = chance - (1.0 if q < 2 else 0.0), chance * (1.0 - chance)
+    first = FIRST + _CALIBRATION * q
     told[first] = off * raised
     told[first + 1] = off
     told[first + 2] = v * raised * raised
@@ -52,6 +54,7 @@ def begin(told: Array, e: Event, learns: bool) -> None:
     """Write what the interaction is; nothing is said of it yet."""
     told[KIND] = LEARNS if learns else 0
     told[NEW_USER] = told[NEW_ITEM] = 0.0
+    told[ONE] = 1.0
     told[ROW], told[HEAD], told[PLACE] = e.o, e.head, e.place
 
 
@@ -128,34 +131,38 @@ ALWAYS = 0  # no bit is needed
 def cells(outcomes: int, pairs: int) -> NDArray[np.int32]:
     """Return what `collect` adds up, as rows that many workers can share out (n, 6).
 
-    Each is (column of an interaction's row, -1 for a one; how many more of them, one for each p;
-    the bit of its kind that is needed; what the cell is of; its row; its column).
+    Each is (column of an interaction's row; how many of the rows from this one on are added up, 0
+    in those behind it; the bit of its kind that is needed; what the cell is of; its row; its
+    column).
     """
     shown = (
-        (RAW, WEIGHED, sc.W_PENDING), (-1, WEIGHED, sc.W_FRESH), (TOTAL, TREATED, sc.TOTAL_NEW),
+        (RAW, WEIGHED, sc.W_PENDING), (ONE, WEIGHED, sc.W_FRESH), (TOTAL, TREATED, sc.TOTAL_NEW),
         (WEIGHT, TREATED, sc.WEIGHT_NEW), (TOTAL_F, TREATED, sc.TOTAL_NEW + 2),
         (WEIGHT_F, TREATED, sc.WEIGHT_NEW + 2), (POPULAR, TREATED, sc.Q_PENDING),
-        (-1, TREATED, sc.Q_FRESH), (SCORE, WITHIN, sc.SCORE), (SEEN, WITHIN, sc.SEEN),
+        (ONE, TREATED, sc.Q_FRESH), (SCORE, WITHIN, sc.SCORE), (SEEN, WITHIN, sc.SEEN),
         (NOISE, WITHIN, sc.NOISE_NEW), (OF, WITHIN, sc.OF_NEW), (SCORE_Z, TREATED, sc.SCORE + 1),
         (SEEN_Z, TREATED, sc.SEEN + 1), (GAIN, TREATED, sc.GAIN_NEW),
-        (GAIN_SQUARE, TREATED, sc.GAIN_SQUARE_NEW), (-1, TREATED, sc.GAIN_COUNT_NEW),
-        (TOTAL, CONTROL, sc.TOTAL_NEW + 1), (-1, CONTROL, sc.WEIGHT_NEW + 1),
+        (GAIN_SQUARE, TREATED, sc.GAIN_SQUARE_NEW), (ONE, TREATED, sc.GAIN_COUNT_NEW),
+        (TOTAL, CONTROL, sc.TOTAL_NEW + 1), (ONE, CONTROL, sc.WEIGHT_NEW + 1),
     )  # fmt: skip
     found: list[tuple[int, ...]] = [
-        (column, 0, bit, OUTCOME_ROW, o, to) for column, bit, to in shown for o in range(outcomes)
+        (column, 1, bit, OUTCOME_ROW, o, to) for column, bit, to in shown for o in range(outcomes)
     ]
     for c in range(_CALIBRATION):
-        found += [(W_A + c, 0, CONTROL, WITHHELD_ROW, o, sc.C_A + c) for o in range(outcomes)]
+        found += [(W_A + c, 1, CONTROL, WITHHELD_ROW, o, sc.C_A + c) for o in range(outcomes)]
         for h in range(2 * HEADS):
-            column = FIRST + c + (_CALIBRATION if h >= HEADS else 0)
-            found.append((column, pairs, CALIBRATES, HEAD_ROW, h, sc.S_A + c))
-    found += [(-1, 0, EXPOSING, HEAD_ROW, h, sc.EXPOSED_NEW) for h in range(2 * HEADS)]
+            first = FIRST + c + (_CALIBRATION if h >= HEADS else 0)
+            for p in range(1 + pairs):
+                many = 0 if p else 1 + pairs
+                column = first + 2 * _CALIBRATION * p
+                found.append((column, many, CALIBRATES, HEAD_ROW, h, sc.S_A + c))
+    found += [(ONE, 1, EXPOSING, HEAD_ROW, h, sc.EXPOSED_NEW) for h in range(2 * HEADS)]
     for place in range(1, sc.PLACES):
-        found += [(T_SCORE, 0, EXAMINES, PLACE_ROW, place, sc.T_SCORE)]
-        found += [(T_SEEN, 0, EXAMINES, PLACE_ROW, place, sc.T_SEEN)]
-    found += [
-        (NEW_USER, 0, ALWAYS, COUNTER, 0, sc.USERS),
-        (NEW_ITEM, 0, ALWAYS, COUNTER, 0, sc.ITEMS),
-    ]
-    found += [(-1, 0, CONTROL, COUNTER, 0, sc.CONTROLS), (-1, 0, LEARNS, COUNTER, 0, sc.STEPS)]
+        found += [(T_SCORE, 1, EXAMINES, PLACE_ROW, place, sc.T_SCORE)]
+        found += [(T_SEEN, 1, EXAMINES, PLACE_ROW, place, sc.T_SEEN)]
+    counters = (
+        (NEW_USER, ALWAYS, sc.USERS), (NEW_ITEM, ALWAYS, sc.ITEMS), (ONE, CONTROL, sc.CONTROLS),
+        (ONE, LEARNS, sc.STEPS),
+    )  # fmt: skip
+    found += [(column, 1, bit, COUNTER, 0, to) for column, bit, to in counters]
     return np.array(found, np.int32)

@@ -57,5 +57,6 @@ def scratch(at: Layouts, rows: int) -> Scratch:
     return Scratch(
         floats(composed), floats(of_pairs, composed), np.zeros(of_pairs, np.int64),
         floats(of_pairs), floats(i.D + i.E + i.S), floats(of_pairs), floats(of_pairs),
-        floats(of_pairs), floats(of_pairs), np.zeros((rows, account.columns(at.pairs))),
+        floats(of_pairs), floats(of_pairs), floats(2 * of_pairs),
+        np.zeros((rows, account.columns(at.pairs))),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from stream.model import scalars as sc
 from stream.model.layout import HEADS
 from stream.model.step import account
 from stream.model.step.compose import compose_item
-from stream.model.step.lanes import components, meet, place, product
+from stream.model.step.lanes import components, meet, place, product, strides
 from stream.model.step.link import sigmoid
 from stream.model.step.names import Columns, Event, Model, Scratch
 from stream.roles import Role
@@ -42,8 +42,10 @@ def exposes(m: Model, c: Columns, e: Event) -> bool:
 def add_moment(m: Model, s: Scratch, u: int) -> None:
     """Add the mean of the user's latest items to the session part of the composed user."""
     au = m.at.user
-    for d in components(0, au.S, m.lane):
-        s.user[au.session + d] += m.rates.session_share * m.tables.users[u, au.recent + d]
+    for stride in strides(au.S, m.lane):
+        d = stride * m.lane.all + m.lane.own
+        if d < au.S:
+            s.user[au.session + d] += m.rates.session_share * m.tables.users[u, au.recent + d]
     meet(m.lane)
 
 
@@ -65,20 +67,20 @@ def contrasts(m: Model, s: Scratch, e: Event, z: np.float32, exposing: bool) -> 
 @embedded
 def moment(m: Model, s: Scratch, e: Event, session: bool) -> None:
     """Write the contrasts with the session, and tell the calibration of both heads now and then."""
-    at, head = m.at.item, m.terms.head
-    told, h = s.told[e.at], e.head
+    at, told = m.at.item, s.told[e.at]
     calibrates = e.step < sc.BLOCK or e.step % sc.CALIBRATES == 0
     for p in range(1 + m.at.pairs):
-        aim = _ONE if p == 0 else _ZERO
         whole = s.eta[p]
         if session:
             whole += product(s.user, s.items[p], at.session, at.S, m.lane)
-            s.session[p] = sigmoid(whole) - aim
-        if calibrates and m.lane.own == 0:
-            first = account.FIRST + 10 * p
-            near, far = head[h], head[HEADS + h]
-            account.tell_calibration(told, first, near[sc.SCALE], near[sc.SHIFT], s.eta[p], aim)
-            account.tell_calibration(told, first + 5, far[sc.SCALE], far[sc.SHIFT], whole, aim)
+            s.session[p] = sigmoid(whole) - (_ONE if p == 0 else _ZERO)
+        if m.lane.own == 0:
+            s.raised[2 * p], s.raised[2 * p + 1] = s.eta[p], whole
+    if calibrates:
+        meet(m.lane)
+        for q in components(0, 2 * (1 + m.at.pairs), m.lane):
+            head = m.terms.head[e.head + (HEADS if q & 1 else 0)]
+            account.tell_calibration(told, q, head, s.raised[q])
     if m.lane.own == 0:
         told[account.KIND] += account.EXPOSING + (account.CALIBRATES if calibrates else 0)
 

@@ -26,9 +26,35 @@ def product(x: Array, y: Array, first: int, size: int, lane: Lane) -> np.float32
     raise NotImplementedError("only compiled code calls it")
 
 
+def padded(size: int, lane: Lane) -> int:
+    """Return the size up to which a row may be read, and a scratch row written: whole strides."""
+    raise NotImplementedError("only compiled code calls it")
+
+
+@overload(padded, target="cpu", jit_options=_HOW)
+def _padded(size: Any, lane: Any) -> Any:
+    def itself(size: Any, lane: Any) -> Any:
+        return size
+
+    return itself
+
+
 def components(first: int, size: int, lane: Lane) -> range:
     """Return the components of a part that are this lane's, of `size` from `first` on."""
     raise NotImplementedError("only compiled code calls it")
+
+
+def strides(size: int, lane: Lane) -> range:
+    """Return the strides of a part of any size: lane `own` has d = stride * all + own < size."""
+    raise NotImplementedError("only compiled code calls it")
+
+
+@overload(strides, target="cpu", jit_options=_HOW)
+def _strides(size: Any, lane: Any) -> Any:
+    def single(size: Any, lane: Any) -> Any:
+        return range(size)
+
+    return single
 
 
 @overload(components, target="cpu", jit_options=_HOW)

@@ -155,6 +155,7 @@ class Scratch(NamedTuple):
     contrast: Array  # (1 + P,) of the exposure head
     session: Array  # (1 + P,) the same with the session
     eta: Array  # (1 + P,) exposure scores
+    raised: Array  # (2 (1 + P),) of each p, and with the session
     told: Array  # (n, told columns) what the interactions say of the global terms
 
 

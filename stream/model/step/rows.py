@@ -7,7 +7,7 @@ import numpy as np
 
 from stream.compiled import embedded
 from stream.model.layout import Layout
-from stream.model.step.lanes import components, meet
+from stream.model.step.lanes import components, meet, strides
 from stream.model.step.names import Array, Lane
 
 _ONE = np.float32(1)
@@ -35,9 +35,11 @@ def step_vector(
     meet(lane)
     if lane.own == 0:
         table[row, part.total] = held
-    for d in components(0, part.size, lane):
-        at = part.first + d
-        table[row, at] = keep * table[row, at] - step * g[part.at + d]
+    for stride in strides(part.size, lane):
+        d = stride * lane.all + lane.own
+        if d < part.size:
+            at = part.first + d
+            table[row, at] = keep * table[row, at] - step * g[part.at + d]
 
 
 @embedded

@@ -7,7 +7,7 @@ import numpy as np
 from stream.compiled import embedded
 from stream.model.step.compose import link_weight, share
 from stream.model.step.interaction import Seen
-from stream.model.step.lanes import components, place, square
+from stream.model.step.lanes import components, place, square, strides
 from stream.model.step.names import Event, Model, Scratch
 from stream.model.step.rows import (
     average,
@@ -37,21 +37,16 @@ def user_gradient(m: Model, s: Scratch, seen: Seen) -> Push:
     error = s.error[0]
     for d in components(at.vector, at.D, m.lane):
         s.grad[d] = (mix * error + (_ONE - mix) * seen.miss) * s.items[0, d]
-    for d in components(at.expo, at.E, m.lane):
-        s.grad[d] = s.contrast[0] * s.items[0, d]
-    for d in components(at.session, at.S, m.lane):
-        s.grad[d] = s.session[0] * s.items[0, d]
+    for d in components(at.expo, at.E + at.S, m.lane):
+        s.grad[d] = (s.contrast[0] if d < at.session else s.session[0]) * s.items[0, d]
     for p in range(1, 1 + m.at.pairs):
         if s.error[p] != 0:
             error += s.error[p]
             for d in components(at.vector, at.D, m.lane):
                 s.grad[d] += mix * s.error[p] * s.items[p, d]
-        if s.contrast[p] != 0:
-            for d in components(at.expo, at.E, m.lane):
-                s.grad[d] += s.contrast[p] * s.items[p, d]
-        if seen.session:
-            for d in components(at.session, at.S, m.lane):
-                s.grad[d] += s.session[p] * s.items[p, d]
+        if seen.exposing:
+            for d in components(at.expo, at.E + at.S, m.lane):
+                s.grad[d] += (s.contrast[p] if d < at.session else s.session[p]) * s.items[p, d]
     return Push(
         square(s.grad, at.vector, at.D, m.lane), square(s.grad, at.expo, at.E, m.lane),
         square(s.grad, at.session, at.S, m.lane), error,
@@ -80,9 +75,11 @@ def step_user(m: Model, s: Scratch, e: Event, seen: Seen, push: Push) -> None:
 def follow(m: Model, s: Scratch, u: int) -> None:
     """Move the running mean of the user's latest items towards the target."""
     users, at = m.tables.users, m.at.user
-    for d in components(0, at.S, m.lane):
-        held = users[u, at.recent + d]
-        users[u, at.recent + d] = held + m.rates.recent * (s.items[0, at.session + d] - held)
+    for stride in strides(at.S, m.lane):
+        d = stride * m.lane.all + m.lane.own
+        if d < at.S:
+            held = users[u, at.recent + d]
+            users[u, at.recent + d] = held + m.rates.recent * (s.items[0, at.session + d] - held)
 
 
 @embedded
@@ -113,10 +110,8 @@ def item_gradient(m: Model, s: Scratch, e: Event, seen: Seen, p: int) -> Push:
     push = mix * s.error[p] + (_ONE - mix) * seen.miss if p == 0 else mix * s.error[p]
     for d in components(at.vector, at.D, m.lane):
         s.grad[d] = push * s.user[d]
-    for d in components(at.expo, at.E, m.lane):
-        s.grad[d] = s.contrast[p] * s.user[d]
-    for d in components(at.session, at.S, m.lane):
-        s.grad[d] = s.session[p] * s.user[d]
+    for d in components(at.expo, at.E + at.S, m.lane):
+        s.grad[d] = (s.contrast[p] if d < at.session else s.session[p]) * s.user[d]
     return Push(
         square(s.grad, at.vector, at.D, m.lane), square(s.grad, at.expo, at.E, m.lane),
         square(s.grad, at.session, at.S, m.lane), s.error[p],
