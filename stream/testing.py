@@ -72,20 +72,20 @@ def reading_never_creates(engine: Engine, unknown: bytes = b"nobody") -> None:
     assert before == after, [name for name in before if before[name] != after.get(name)]
 
 
-def steps_agree(compiled: Learner, waves: Learner, batch: Batch, tolerance: float = 1e-5) -> None:
-    """The compiled and the torch step learn the same of a batch in which nothing repeats.
+def steps_agree(one: Learner, two: Learner, batch: Batch, tolerance: float = 1e-5) -> None:
+    """Two learners, of two drivers, learn the same of a batch in which nothing repeats.
 
     Both learn it. Predictions differ by no more than the tolerance, parameters and accumulators by
     no more than the tolerance and that share of their size; counts, times and what is remembered
-    are the same. This holds where no item (pairs included) and no attribute value comes twice
-    between two borders of the global terms, save for a user's own values: waves sum what repeats.
+    are the same. The sequential driver and blocks agree where no item (uniform ones included) and
+    no attribute value comes twice within a block: a block sums what repeats.
     """
-    one, two = compiled.step(batch), waves.step(batch)
+    told = one.step(batch), two.step(batch)
     for name in ("users", "items"):
-        assert np.array_equal(getattr(one, name), getattr(two, name)), name
-    for name in ("prediction", "control", "terms"):
-        _near(name, getattr(one, name), getattr(two, name), tolerance, 0.0)
-    left, right = dict(_parts(compiled)), dict(_parts(waves))
+        assert np.array_equal(*(getattr(update, name) for update in told)), name
+    for name in ("prediction", "control", "terms", "served"):
+        _near(name, *(getattr(update, name) for update in told), tolerance, 0.0)
+    left, right = dict(_parts(one)), dict(_parts(two))
     assert left.keys() == right.keys()
     for name, part in left.items():
         _near(name, part, right[name], tolerance, tolerance)

@@ -36,6 +36,7 @@ CONFIG = ModelConfig(
     max_users=1_000,
     max_items=1_000,
     max_features=1_000,
+    step="sequential",
 )
 ADDITIVE = {"factors": 1, "spread_factor": 0.0, "spread_feature": 0.0}  # vectors stay 0
 RATING, CLICK = CONFIG.outcome("rating"), CONFIG.outcome("click")

@@ -21,6 +21,7 @@ CONFIG = ModelConfig(
     max_users=1_000,
     max_items=1_000,
     max_features=1_000,
+    step="sequential",
 )
 JOIN = JoinConfig(window_s=20, open_max=1_000, pending_max=1_000, closed_max=1_000)
 ROOMY = {"window": 500, "join": JOIN}

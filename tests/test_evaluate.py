@@ -28,7 +28,7 @@ from stream.engine import Engine
 from stream.errors import Inconsistent
 from stream.model.config import ModelConfig
 
-CONFIG = ModelConfig(factors=8)
+CONFIG = ModelConfig(factors=8, step="sequential")
 
 
 def write(path, columns):

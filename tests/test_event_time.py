@@ -113,7 +113,8 @@ NOW = 1_790_000_000_000
 
 def engine(**join):
     config = ModelConfig(
-        factors=4, exposure_factors=4, max_users=400, max_items=50, max_features=64
+        factors=4, exposure_factors=4, max_users=400, max_items=50, max_features=64,
+        step="sequential",
     )  # fmt: skip
     return Engine(config, window=1_000, join=JoinConfig(open_max=500, closed_max=500, **join))
 

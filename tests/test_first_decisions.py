@@ -15,7 +15,10 @@ W = WINDOW_S * 1_000
 T0 = 1_700_000_000_000
 EFFECT = 0.1
 ITEMS = 5
-CONFIG = ModelConfig(factors=2, exposure_factors=1, session_factors=0, max_users=5_000, max_items=8)
+CONFIG = ModelConfig(
+    factors=2, exposure_factors=1, session_factors=0, max_users=5_000, max_items=8,
+    step="sequential",
+)  # fmt: skip
 
 
 class Returns:

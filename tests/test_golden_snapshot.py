@@ -31,7 +31,7 @@ def told(tmp_path):
 @pytest.fixture
 def engine(told, tmp_path):
     """Return an engine with the snapshot's state."""
-    config = ModelConfig(**told["config"])
+    config = ModelConfig(**told["config"] | {"step": "sequential"})
     made = Engine(config, seed=3, window=10_000, join=JoinConfig(window_s=600.0))
     found = Snapshots(tmp_path).newest_valid()
     assert found is not None

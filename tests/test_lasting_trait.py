@@ -147,18 +147,23 @@ def test_an_explanation_has_the_term_in_the_score_and_nothing_of_it_cut(chosen):
     assert why.sum == pytest.approx(float(shown(users[0], IF_SHOWN).eta[0]))
 
 
-@pytest.mark.parametrize("step", ["compiled", "torch"])
-def test_without_a_confounder_nothing_is_added(step):
+# the layout of rows for which other tests have compiled blocks too
+SHAPED = replace(CONFIG, exposure_factors=4, session_factors=4, average=0.9)
+STEPS = [SHAPED, replace(SHAPED, step="blocks", device="cpu", threads=2)]
+
+
+@pytest.mark.parametrize("config", STEPS, ids=["sequential", "blocks"])
+def test_without_a_confounder_nothing_is_added(config):
     for world in (Adversarial(seed=1), PopularityLoop(seed=1)):
-        engine = learned(world.events(4_000), replace(CONFIG, step=step))
+        engine = learned(world.events(4_000), config)
         said = engine.learner.describe()
         assert [said[name] for name in ("alpha", "alpha0", "level0")] == [[0.0, 0.0]] * 3
 
 
 def test_both_steps_find_the_same_share_of_the_control_arm():
     found = []
-    for step in ("compiled", "torch"):
-        engine = learned(Chosen(seed=2).events(6_000), replace(CONFIG, step=step))
+    for config in STEPS:
+        engine = learned(Chosen(seed=2).events(6_000), config)
         found.append(engine.learner.scalars.withheld)
     assert found[0][1, sc.C_BB] > 20
     np.testing.assert_allclose(found[0], found[1], rtol=0.1, atol=0.05)

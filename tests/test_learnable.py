@@ -22,13 +22,14 @@ from stream.model.features import attribute_of, label, links_of, number_of, rena
 from stream.model.learner import Learner
 from stream.records import RecordBatch
 from tests.test_engine import CONFIG, ROOMY, world
-from tests.test_model import draw_batch
+from tests.test_model import BOTH, draw_batch
 from tests.test_service import serving
 from tests.test_trainer import T0, Place, expected, rating, ratings
 
 SMALL = ModelConfig(
-    factors=4, exposure_factors=4, session_factors=2, max_users=64, max_items=64, max_features=256
-)
+    factors=4, exposure_factors=4, session_factors=2, max_users=64, max_items=64, max_features=256,
+    step="sequential",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -155,10 +156,10 @@ def test_a_rating_beyond_32_bits_is_out_of_range_for_both_readings_whatever_the_
         assert [record.reason for record in decoded.bad] == ["out_of_range"] * (not accepted)
 
 
-@pytest.mark.parametrize("step", ["compiled", "torch"])
-def test_any_accepted_numbers_leave_finite_rows(step):
+@BOTH
+def test_any_accepted_numbers_leave_finite_rows(config):
     rng = np.random.default_rng(3)
-    learner = Learner(replace(SMALL, step=step, device="cpu"), 1)
+    learner = Learner(replace(config, max_features=256, max_links=SMALL.max_links), 1)
     for turn in range(40):
         for row in range(30):
             kind = "user" if row % 3 == 0 else "item"

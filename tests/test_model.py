@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_
 
 from stream.batch import Batch, ratings
 from stream.errors import Inconsistent
-from stream.model import kernels, waves
+from stream.model import kernels
 from stream.model import scalars as sc
 from stream.model.config import ModelConfig, Outcome, Paths
 from stream.model.features import links_of, slope_name
@@ -25,14 +25,14 @@ from stream.model.learner import Learner
 from stream.roles import Role
 from stream.testing import steps_agree
 
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="the torch step on a GPU: torch sees none here"
-)
-
 SMALL = ModelConfig(
     factors=8, exposure_factors=4, session_factors=4, max_users=64, max_items=64,
-    max_features=64, history=8, max_links=8,
+    max_features=64, history=8, max_links=8, step="sequential",
 )  # fmt: skip
+# Of blocks there are two layouts of rows in all tests, this and the default's: each of them
+# compiles for a minute.
+BLOCKS = replace(SMALL, average=0.9, step="blocks", device="cpu", threads=2)
+BOTH = pytest.mark.parametrize("config", [SMALL, BLOCKS], ids=["sequential", "blocks"])
 CLOSED_PATHS = Paths(*[False] * len(astuple(Paths())))
 RATING, CLICK = 0, 1
 T0 = 1_790_000_000_000
@@ -126,13 +126,13 @@ def open_every_path(learner: Learner) -> None:
     s.place[1:6, sc.THETA] = (0.8, 0.6, 0.5, 0.4, 0.3)
 
 
-# -- cuts, waves, restarts
+# -- cuts, blocks, restarts
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.9])
 @settings(max_examples=20, deadline=None)
 @given(cuts=st.lists(st.integers(0, 200), max_size=12), seed=st.integers(0, 3))
-def test_the_compiled_loop_does_not_depend_on_batch_cuts(
+def test_the_sequential_step_does_not_depend_on_batch_cuts(
     keep: float, cuts: list[int], seed: int
 ) -> None:
     batch = draw_batch(200, seed)
@@ -172,72 +172,66 @@ def distinct_batch(seed: int, users: int = 300, rounds: int = 2) -> Batch:
     )  # fmt: skip
 
 
+def described(config: ModelConfig) -> Learner:
+    """Return a learner of 300 users and many items with attributes, whose values few share."""
+    room = {"max_users": 300, "max_items": ROOM, "max_features": 4_000, "history": 128}
+    learner = Learner(replace(config, **room), 3)
+    for user in range(300):
+        attributes = {"a": f"u{user}"} | ({"b": 7.5} if user == 7 else {"b": f"v{user}"})
+        learner.set_attributes("user", user, attributes)
+    for item in range(0, ROOM, 200):
+        learner.set_attributes("item", item, {"a": f"i{item}"})
+    return learner
+
+
 @pytest.mark.parametrize(
     "more",
     [
         {},
         {"average": 0.97, "shrink": 0.05, "mix": 0.5},
         {"alpha": 0.0, "mix": 1.0, "robust_share": 1.0},
-        {"paths": CLOSED_PATHS},
+        {"paths": replace(CLOSED_PATHS, exposure=True)},
     ],
 )
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
-def test_waves_equal_the_loop_where_nothing_repeats(more: dict, device: str) -> None:
-    config = replace(SMALL, max_users=300, max_items=ROOM, max_features=4_000, history=128, **more)
-    compiled = Learner(replace(config, step="compiled"), 3)
-    torches = Learner(replace(config, step="torch", device=device), 3)
-    for learner in (compiled, torches):
-        for user in range(300):
-            attributes = {"a": f"u{user}"} | ({"b": 7.5} if user == 7 else {"b": f"v{user}"})
-            learner.set_attributes("user", user, attributes)
-        for item in range(0, ROOM, 200):
-            learner.set_attributes("item", item, {"a": f"i{item}"})
+def test_blocks_of_one_are_the_sequential_law_where_nothing_repeats(more: dict) -> None:
+    config = replace(BLOCKS, block=1, **more)
+    pair = described(replace(config, step="sequential")), described(config)
     first = distinct_batch(0)
-    steps_agree(compiled, torches, first)
-    for learner in (compiled, torches):
+    steps_agree(*pair, first)
+    for learner in pair:
         open_every_path(learner)
     for seed in (1, 2):  # half of the items come again, and in other roles
         batch = distinct_batch(seed)
         fresh = np.isin(batch.item, first.item) | np.isin(first.item, batch.item)
         item = np.where((np.arange(600) < 300) & ~fresh, first.item, batch.item)
-        steps_agree(compiled, torches, replace(batch, item=item))
+        steps_agree(*pair, replace(batch, item=item))
     rows = np.arange(300, dtype=np.int32)
     for kind in ("user", "item"):
-        one, two = (learner.rows(kind, rows) for learner in (compiled, torches))
+        one, two = (learner.rows(kind, rows) for learner in pair)
         np.testing.assert_allclose(one.vector, two.vector, atol=1e-5)
         np.testing.assert_allclose(one.bias, two.bias, atol=1e-5)
 
 
+def test_blocks_in_which_no_row_repeats_are_the_sequential_law() -> None:
+    pair = described(replace(BLOCKS, step="sequential")), described(BLOCKS)
+    steps_agree(*pair, distinct_batch(0, rounds=1))
+
+
 def test_steps_that_differ_are_told_apart() -> None:
-    compiled, torches = Learner(SMALL, 3), Learner(replace(SMALL, step="torch", mix=0.5), 3)
+    config = replace(BLOCKS, block=1)
+    same = replace(config, step="sequential")
     batch = one_event(0, 0, RATING, 5, Role.FACTUAL)
-    steps_agree(Learner(SMALL, 3), Learner(replace(SMALL, step="torch"), 3), batch)
-    compiled.step(batch)
-    torches.step(batch)
+    steps_agree(Learner(same, 3), Learner(config, 3), batch)
+    one, two = Learner(same, 3), Learner(replace(config, mix=0.5), 3)
+    one.step(batch)
+    two.step(batch)
     with pytest.raises(AssertionError, match=r"user\.vector"):
-        steps_agree(compiled, torches, one_event(1, 1, RATING, 2, Role.FACTUAL))
+        steps_agree(one, two, one_event(1, 1, RATING, 2, Role.FACTUAL))
 
 
-def test_a_thousand_users_of_one_opinion_do_not_throw_the_torch_step() -> None:
-    learner = Learner(replace(SMALL, step="torch", max_users=2000), 0)
-    learner.set_attributes("item", 0, {"genre": "x"})
-    n = 1500
-    learner.step(
-        ratings(
-            np.arange(n, dtype=np.int32),
-            np.zeros(n, np.int32),
-            np.zeros(n, np.int8),
-            np.full(n, 5, np.float32),
-            np.ones(n, np.int32),
-            np.arange(n, dtype=np.uint64),
-        )
-    )
-    assert 1 <= score(learner, 3, 0, RATING) <= 6
-
-
-@pytest.mark.parametrize("step", ["compiled", "torch"])
-def test_stopping_restoring_and_going_on_equals_never_stopping(step: str) -> None:
-    config = replace(SMALL, step=step, average=0.9)
+@BOTH
+def test_stopping_restoring_and_going_on_equals_never_stopping(config: ModelConfig) -> None:
+    config = replace(config, average=0.9)
     batch = draw_batch(160)
     never, before = (with_attributes(Learner(config, 5)) for _ in range(2))
     for learner in (never, before):
@@ -448,12 +442,15 @@ def in_topics(n: int, users: int = 20, items: int = 20) -> Batch:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("step", ["compiled", "torch"])
+@pytest.mark.parametrize(
+    "config", [replace(SMALL, exposure_factors=8, session_factors=8), BLOCKS],
+    ids=["sequential", "blocks"],
+)  # fmt: skip
 def test_what_was_just_chosen_says_what_is_exposed_next_and_nothing_of_its_outcome(
-    step: str,
+    config: ModelConfig,
 ) -> None:
-    config = replace(SMALL, step=step, exposure_factors=8, session_factors=8)
-    with_it, without = Learner(config, 1), Learner(replace(config, session_factors=0), 1)
+    plain = replace(config, session_factors=0, step="sequential")
+    with_it, without = Learner(config, 1), Learner(plain, 1)
     batch = in_topics(8_000)
     items = np.arange(20, dtype=np.int32)
     told = []
@@ -473,8 +470,8 @@ def test_what_was_just_chosen_says_what_is_exposed_next_and_nothing_of_its_outco
         told.append((np.mean(right), np.array(outcomes)))
     assert told[0][0] >= 0.9 and told[1][0] <= 0.6  # of the topic's five items
     np.testing.assert_allclose(told[0][1], told[1][1], atol=0.05)
-    assert with_it.describe()["session_factors"] == 8
-    assert with_it.shapes()["user"][1] == without.shapes()["user"][1] + 8
+    assert with_it.describe()["session_factors"] == config.session_factors
+    assert with_it.shapes()["user"][1] == without.shapes()["user"][1] + config.session_factors
 
 
 def test_a_replay_has_not_the_moment_and_leaves_the_session_alone() -> None:
@@ -502,8 +499,10 @@ def test_what_is_expected_of_an_outcome_is_as_observed_and_at_its_position() -> 
         assert told.prediction[0] == pytest.approx(share * first, abs=1e-5)
     base, Y = learner.base(), 2
     u, i = learner.user, learner.item
-    _, _, bu = learner._serve("user", np.array([2], np.int32))
-    _, _, bi = learner._serve("item", np.array([3], np.int32))
+    bu, bi = (
+        learner.driver.serve(side, np.array([at], np.int32), np.float32(0))[1][:, u.layout.bias :]
+        for side, at in enumerate((2, 3))
+    )
     match = (
         row(learner, "user", 2).vector[0, : u.layout.D]
         @ row(learner, "item", 3).vector[0, : i.layout.D]
@@ -516,9 +515,9 @@ def test_what_is_expected_of_an_outcome_is_as_observed_and_at_its_position() -> 
 # -- what each role teaches, and counts
 
 
-@pytest.mark.parametrize("step", ["compiled", "torch"])
-def test_each_role_counts_what_it_is(step: str) -> None:
-    learner = Learner(replace(SMALL, step=step), 5)
+@BOTH
+def test_each_role_counts_what_it_is(config: ModelConfig) -> None:
+    learner = Learner(config, 5)
     batch = draw_batch(500)
     learner.step(batch)
     zero = (batch.outcome == CLICK) & (batch.label == 0) & ~batch.counts
@@ -621,9 +620,9 @@ def test_the_exposure_model_tells_how_often_a_user_meets_an_item() -> None:
     assert np.median(ratio[~own]) < 0.2
 
 
-@pytest.mark.parametrize("step", ["compiled", "torch"])
-def test_replay_learns_again_and_counts_nothing_again(step: str) -> None:
-    learner = with_attributes(Learner(replace(SMALL, step=step), 5))
+@BOTH
+def test_replay_learns_again_and_counts_nothing_again(config: ModelConfig) -> None:
+    learner = with_attributes(Learner(config, 5))
     learner.step(draw_batch(300))
     learner.take_dirty(64)
     counts = {kind: learner.rows(kind, np.arange(23, dtype=np.int32)) for kind in ("user", "item")}
@@ -681,9 +680,9 @@ def test_served_items_are_polyak_averages_and_served_users_are_not() -> None:
 # -- attributes
 
 
-@pytest.mark.parametrize("step", ["compiled", "torch"])
-def test_reading_never_creates(step: str) -> None:
-    learner = with_attributes(Learner(replace(SMALL, step=step), 5))
+@BOTH
+def test_reading_never_creates(config: ModelConfig) -> None:
+    learner = with_attributes(Learner(config, 5))
     learner.step(draw_batch(50))
     before = learner.state()
     told = learner.rows("user", np.array([63, 2, 40], np.int32))
@@ -783,7 +782,7 @@ import resource, numpy as np
 from stream.model.config import ModelConfig
 from stream.model.learner import Learner
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-Learner(ModelConfig())
+Learner(ModelConfig(device='cpu'))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -814,25 +813,12 @@ def test_more_rows_than_reserved_is_an_error_with_a_remedy() -> None:
         {"alpha": 1.5},
         {"average": -0.1},
         {"robust_share": 2.0},
-        {"step": "compiled", "device": "cuda"},
+        {"step": "sequential", "device": "cuda"},
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"model\."):
         ModelConfig(**wrong)  # type: ignore[arg-type]
-
-
-@given(st.lists(st.integers(0, 6), max_size=40))
-def test_a_wave_holds_each_user_once_and_users_keep_their_order(users: list[int]) -> None:
-    user = np.array(users, np.int32)
-    sequence, borders = waves.order(user)
-    assert sorted(sequence.tolist()) == list(range(len(users)))
-    for a, b in pairwise(borders):
-        wave = user[sequence[a:b]]
-        assert len(set(wave.tolist())) == len(wave)
-    for u in set(users):
-        mine = sequence[user[sequence] == u]
-        assert (np.diff(mine) > 0).all()
 
 
 def test_new_vectors_have_the_configured_spread_and_no_mean() -> None:
@@ -900,18 +886,16 @@ def progressive(config: ModelConfig, limit: int, size: int) -> tuple[float, floa
     return float(error.mean()), float(np.sqrt((error**2).mean()))
 
 
+DEFAULT = ModelConfig(step="sequential")
+
+
 def test_movielens_in_time_order_is_predicted_in_the_expected_band() -> None:
-    mae, rmse = progressive(ModelConfig(), 20_000, 20_000)
+    mae, rmse = progressive(DEFAULT, 20_000, 20_000)
     assert 0.732 < mae < 0.742
     assert 0.932 < rmse < 0.943
 
 
 def test_the_causal_paths_cost_the_prediction_nothing_on_movielens() -> None:
-    full, _ = progressive(ModelConfig(), 20_000, 20_000)
-    closed, _ = progressive(ModelConfig(paths=CLOSED_PATHS), 20_000, 20_000)
+    full, _ = progressive(DEFAULT, 20_000, 20_000)
+    closed, _ = progressive(replace(DEFAULT, paths=CLOSED_PATHS), 20_000, 20_000)
     assert abs(full - closed) < 0.002
-
-
-def test_the_torch_step_is_as_good_as_the_loop_on_movielens() -> None:
-    errors = [progressive(ModelConfig(step=s), 8_000, 1024)[0] for s in ("compiled", "torch")]
-    assert abs(errors[0] - errors[1]) < 0.002

@@ -258,9 +258,9 @@ def test_removals_survive_restarts(seed, cuts):
     )
 
 
-@pytest.mark.parametrize("step", ["compiled", "torch"])
+@pytest.mark.parametrize("step", ["sequential", "blocks"])
 def test_a_row_made_again_is_a_new_one(step):
-    config = replace(CONFIG, step=step, device="cpu")
+    config = replace(CONFIG, step=step, device="cpu", average=0.9)
     engine = Engine(config, 3, **ROOMY)
     engine.learn(world(1, 200))
     rows = np.arange(len(engine.items), dtype=np.int32)

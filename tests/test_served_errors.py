@@ -16,17 +16,26 @@ from stream.model.learner import Learner
 from stream.roles import Role
 from stream.worlds import PopularityLoop, record_batches
 from tests.test_causal import CONFIG
-from tests.test_model import SMALL, T0, draw_batch, one_event, open_every_path, with_attributes
+from tests.test_model import (
+    BLOCKS,
+    SMALL,
+    T0,
+    draw_batch,
+    one_event,
+    open_every_path,
+    with_attributes,
+)
 from tests.test_trainer import place, ratings  # noqa: F401
 
 BOTH = {"mae", "rmse", "mae_served", "rmse_served"}
 
 
-@pytest.mark.parametrize("average", [0.0, 0.9])
-@pytest.mark.parametrize("step", ["compiled", "torch"])
-def test_what_is_served_before_an_outcome_is_what_a_list_would_have_said(step, average):
+@pytest.mark.parametrize(
+    "config", [SMALL, replace(SMALL, average=0.9), BLOCKS], ids=["sequential", "averages", "blocks"]
+)
+def test_what_is_served_before_an_outcome_is_what_a_list_would_have_said(config):
     """By the service's own formulas, from the rows as they stood: at the first place, and fair."""
-    engine = Engine(replace(SMALL, step=step, average=average))
+    engine = Engine(config)
     learner = engine.learner = with_attributes(Learner(engine.config, 0))
     learner.step(draw_batch(400, 3))
     open_every_path(learner)

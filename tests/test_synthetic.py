@@ -25,9 +25,12 @@ USERS, ITEMS = 12, 40
 LOGIT = np.array([False, True])
 OFF = ModelConfig(
     factors=8, exposure_factors=4, session_factors=4, max_users=64, max_items=64,
-    max_features=64, history=8, max_links=8,
+    max_features=64, history=8, max_links=8, step="sequential",
 )  # fmt: skip
 ON = replace(OFF, synthetic=0.3)
+# the layout of rows for which other tests have compiled blocks too
+BLOCKS = replace(OFF, average=0.9, step="blocks", device="cpu", threads=2)
+BOTH = pytest.mark.parametrize("config", [OFF, BLOCKS], ids=["sequential", "blocks"])
 
 
 def outcomes(n: int, seed: int = 0) -> Batch:
@@ -189,11 +192,11 @@ def imagined(learner: Learner, user: int, item: int, outcome: int, residual: flo
     return np.sqrt(np.maximum(sums, 0))  # an accumulator grows by the gradient's square
 
 
-@pytest.mark.parametrize("step", ["compiled", "torch"])
+@BOTH
 @pytest.mark.parametrize("outcome", [RATING, CLICK])
-def test_the_gradient_is_the_capped_residual(step: str, outcome: int) -> None:
+def test_the_gradient_is_the_capped_residual(config: ModelConfig, outcome: int) -> None:
     for cap in (0.1, 0.5, 1.0):
-        config = replace(OFF, synthetic=cap, step=step)
+        config = replace(config, synthetic=cap)
         moved = imagined(learner(config), 1, 3, outcome, 0.2)
         np.testing.assert_allclose(moved, cap * 0.2, rtol=0.01)
         # an outcome beyond the scale is the scale's end: less moves than the residual says
@@ -201,9 +204,9 @@ def test_the_gradient_is_the_capped_residual(step: str, outcome: int) -> None:
         assert (imagined(learner(config), 1, 3, outcome, 0.0) == 0).all()
 
 
-@pytest.mark.parametrize("step", ["compiled", "torch"])
-def test_nothing_is_counted_evaluated_or_remembered(step: str) -> None:
-    it = learner(replace(ON, step=step))
+@BOTH
+def test_nothing_is_counted_evaluated_or_remembered(config: ModelConfig) -> None:
+    it = learner(replace(config, synthetic=0.3))
     batch = outcomes(150, 6)
     update = it.step(batch)
     before = it.state()
@@ -299,9 +302,11 @@ def test_a_forgotten_user_leaves_nothing() -> None:
     assert not it.state()["synthetic.residual"][4].any()
 
 
-def test_the_loop_and_the_waves_agree_where_nothing_repeats() -> None:
-    config = replace(ON, max_items=5_000, max_users=64, shrink=0.05, mix=0.5, average=0.97)
-    one, two = (Learner(replace(config, step=s), 3) for s in ("compiled", "torch"))
+def test_blocks_of_one_are_the_sequential_law_where_nothing_repeats() -> None:
+    config = replace(
+        BLOCKS, synthetic=0.3, max_items=5_000, shrink=0.05, mix=0.5, average=0.97, block=1
+    )
+    one, two = (Learner(replace(config, step=s), 3) for s in ("sequential", "blocks"))
     rng = np.random.default_rng(0)
     n = 2 * USERS
     user = np.concatenate([rng.permutation(USERS) for _ in range(2)]).astype(np.int32)

@@ -13,7 +13,7 @@ from stream.errors import Inconsistent
 from stream.model.config import ModelConfig
 from tests.test_evaluate import write
 
-CONFIG = ModelConfig(factors=8, exposure_factors=4, session_factors=4)
+CONFIG = ModelConfig(factors=8, exposure_factors=4, session_factors=4, step="sequential")
 
 
 def spend(seed, n):
