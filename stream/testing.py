@@ -84,7 +84,7 @@ def steps_agree(one: Learner, two: Learner, batch: Batch, tolerance: float = 1e-
     for name in ("users", "items"):
         assert np.array_equal(*(getattr(update, name) for update in told)), name
     for name in ("prediction", "control", "terms", "served"):
-        _near(name, *(getattr(update, name) for update in told), tolerance, 0.0)
+        _near(name, getattr(told[0], name), getattr(told[1], name), tolerance, 0.0)
     left, right = dict(_parts(one)), dict(_parts(two))
     assert left.keys() == right.keys()
     for name, part in left.items():

@@ -61,7 +61,8 @@ class Host:
 
     def arrays(self) -> Arrays:
         """Return the tables and links as the compiled step takes them."""
-        return tables_of(*(table.array for table in self._tables.rows), *self._tables.links)
+        user, item, feature = self._tables.rows
+        return tables_of(user.array, item.array, feature.array, *self._tables.links)
 
     def ensure(
         self, table: Table, rows: NDArray[np.int32], salt: int, seed: np.uint64, start: Floats

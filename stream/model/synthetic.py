@@ -16,7 +16,7 @@ teaches what its residual says once more, with the weight c; it is no news of po
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,43 +64,83 @@ def between(links: Array, values: Array, i: int, j: int, k: int) -> int:
     return min(with_i, with_j)
 
 
+class Outcomes(NamedTuple):
+    """The outcomes just learned (B,); `residual` is nan where there is none."""
+
+    user: Array
+    item: Array
+    outcome: Array
+    residual: Array
+    known: Array
+    key: Array
+    ts_ms: Array
+
+
+class Latest(NamedTuple):
+    """Each user's latest outcome (U, Y): its item plus 1, and its residual."""
+
+    item: Array
+    residual: Array
+
+
+class Near(NamedTuple):
+    """What items are near by: their links, and `Living`'s places of those that are alive."""
+
+    links: Array
+    values: Array
+    place: Array
+
+
+class Made(NamedTuple):
+    """What is made of them (2 B,): of which outcome, the item, residual and time."""
+
+    source: Array
+    item: Array
+    residual: Array
+    ts_ms: Array
+
+
 @compiled
-def imagine(
-    user: Array, item: Array, outcome: Array, residual: Array, known: Array, key: Array,
-    ts_ms: Array, half_life_ms: float, last_item: Array, last_residual: Array, links: Array,
-    values: Array, place: Array, source: Array, made_item: Array, made_residual: Array,
-    made_ts: Array,
-) -> int:  # fmt: skip
+def nearest(c: Outcomes, near: Near, s: int, j: int, counter: np.uint64) -> tuple[int, np.uint64]:
+    """Return the item of a few uniform ones that shares most with the outcome's item and with j.
+
+    -1 where none shares anything; and the state of the draws after it.
+    """
+    i, best, found = c.item[s], 0, -1
+    for _ in range(CANDIDATES):
+        counter = mix(counter)
+        k = int(counter % np.uint64(c.known[s]))
+        if k != i and k != j and near.place[k] != GONE:
+            shared = between(near.links, near.values, i, j, k)
+            if shared > best:
+                best, found = shared, k
+    return found, counter
+
+
+@compiled
+def imagine(c: Outcomes, latest: Latest, near: Near, half_life_ms: float, made: Made) -> int:
     """Write what is made of each outcome that has a residual; return how many were made.
 
-    Each user's latest outcome is remembered with its item plus 1; what is drawn is of the outcome's
-    own key.
+    What is drawn is of the outcome's own key.
     """
     n = 0
-    for s in range(user.size):
-        if np.isnan(residual[s]):
+    for s in range(c.user.size):
+        if np.isnan(c.residual[s]):
             continue
-        u, i, o = user[s], item[s], outcome[s]
-        counter = mix(key[s] ^ SALT)
-        j = last_item[u, o] - 1
-        if j >= 0 and j != i and known[s] > 0:
-            best, found = 0, -1
-            for _ in range(CANDIDATES):
-                counter = mix(counter)
-                k = int(counter % np.uint64(known[s]))
-                if k != i and k != j and place[k] != GONE:
-                    near = between(links, values, i, j, k)
-                    if near > best:
-                        best, found = near, k
+        u, i, o = c.user[s], c.item[s], c.outcome[s]
+        counter = mix(c.key[s] ^ SALT)
+        j = latest.item[u, o] - 1
+        if j >= 0 and j != i and c.known[s] > 0:
+            found, counter = nearest(c, near, s, j, counter)
             if found >= 0:
-                source[n], made_item[n], made_ts[n] = s, found, ts_ms[s]
-                made_residual[n] = (residual[s] + last_residual[u, o]) / np.float32(2)
+                made.source[n], made.item[n], made.ts_ms[n] = s, found, c.ts_ms[s]
+                made.residual[n] = (c.residual[s] + latest.residual[u, o]) / np.float32(2)
                 n += 1
         unit = np.float64(mix(counter) >> np.uint64(11)) * 2.0**-53
-        source[n], made_item[n], made_residual[n] = s, i, residual[s]
-        made_ts[n] = ts_ms[s] + np.int64((unit - 0.5) * half_life_ms)
+        made.source[n], made.item[n], made.residual[n] = s, i, c.residual[s]
+        made.ts_ms[n] = c.ts_ms[s] + np.int64((unit - 0.5) * half_life_ms)
         n += 1
-        last_item[u, o], last_residual[u, o] = i + 1, residual[s]
+        latest.item[u, o], latest.residual[u, o] = i + 1, c.residual[s]
     return n
 
 
@@ -132,11 +172,15 @@ class Imagined:
         n = MADE * len(batch)
         source, item, ts_ms = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(n, np.int64)
         made = np.empty(n, np.float32)
-        n = imagine(
+        outcomes = Outcomes(
             batch.user, batch.item, batch.outcome, residual, batch.known_items, batch.key,
-            batch.ts_ms, self._half_life_ms, self._item, self._residual, items.rows, items.values,
-            living.place, source, item, made, ts_ms,
+            batch.ts_ms,
         )  # fmt: skip
+        latest, near = (
+            Latest(self._item, self._residual),
+            Near(items.rows, items.values, living.place),
+        )
+        n = imagine(outcomes, latest, near, self._half_life_ms, Made(source, item, made, ts_ms))
         at = source[:n]
         return Batch(
             user=batch.user[at],

@@ -4,6 +4,7 @@ A block of one interaction is the sequential law, wherever no row and no attribu
 within the interaction.
 """
 
+import copy
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from stream.model import scalars as sc
 from stream.model.learner import Learner
 from stream.roles import Role
 from tests.reference import loss
-from tests.reference.rows import Composed, Floats, Key, Sums, rate_of
+from tests.reference.rows import Composed, Floats, Key, Rows, Sums, rate_of
 from tests.reference.scores import expected, listed, popularity, score, unusual
 from tests.reference.state import Event, State
 from tests.reference.sums import add_control, add_exposure, add_outcome, add_usual
@@ -40,6 +41,7 @@ class Block:
     seen: list[tuple[Event, Composed | None, Composed | None]] = field(default_factory=list)
     sums: Sums = field(default_factory=Sums)
     touched: Counter[tuple[str, int]] = field(default_factory=Counter)  # what averages move by
+    values: dict[int, Rows] = field(default_factory=dict)  # as a user's own interactions move them
 
 
 def closes(state: State, e: Event) -> bool:
@@ -110,7 +112,9 @@ class Reference(State):
         if e.role == Role.CLOSED:
             block.seen.append((e, None, None))
             return
-        user, items = self.composed("user", e.user), [self.composed("item", i) for i in e.items]
+        values = block.values.setdefault(e.user, copy.deepcopy(self.feature))
+        user = self.composed("user", e.user, values)
+        items = [self.composed("item", i) for i in e.items]
         s = score(self, e, user, items[0])
         told.prediction[j], told.control[j] = expected(self, e, s)
         if e.role == Role.PREDICT:
@@ -135,6 +139,8 @@ class Reference(State):
             self.user["controls"][e.user] += 1
         by_user, by_items = loss.gradients(self, e, s, user, items)
         self._teach_user(e, by_user)
+        for f, x in user.links:
+            self._teach(values, f, e, "feature", by_user, x)
         self._keep(e, block, "user", user, by_user)
         self._keep_items(e, block, items, by_items)
         if e.live and e.counts:
@@ -143,6 +149,12 @@ class Reference(State):
 
     def _teach_user(self, e: Event, by: loss.Gradient) -> None:
         """Every part of the user's row that the interaction is about takes its step at once."""
+        self._teach(self.user, e.user, e, "user", by, 1.0)
+
+    def _teach(
+        self, rows: Rows, row: int, e: Event, kind: str, by: loss.Gradient, x: float
+    ) -> None:
+        """The parts that the interaction is about step by its gradients, times x, of the user."""
         o, Y = e.outcome, self.Y
         keys: list[Key] = []
         if e.treated:
@@ -154,9 +166,9 @@ class Reference(State):
         if self.in_session(e):
             keys.append("session")
         for key in keys:
-            g = by.bias[key : key + 1] if isinstance(key, int) else getattr(by, key)
+            g = x * (by.bias[key : key + 1] if isinstance(key, int) else getattr(by, key))
             squares = float(np.mean(g**2)) if g.size else 0.0
-            self.user.step(e.user, key, g, squares, rate_of(self.config, "user", key))
+            rows.step(row, key, g, squares, rate_of(self.config, kind, key))
 
     def _keep(self, e: Event, block: Block, kind: str, row: Composed, by: loss.Gradient) -> None:
         """Keep a row's gradients for its attribute values; a treated row's values count it."""

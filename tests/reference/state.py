@@ -76,12 +76,13 @@ class State:
         scale = self.config.outcomes[outcome]
         return min(max(score, scale.low), scale.high)
 
-    def composed(self, kind: str, row: int) -> Composed:
-        """Return the row as it enters the score."""
-        links, values = self.links[kind]
+    def composed(self, kind: str, row: int, values: Rows | None = None) -> Composed:
+        """Return the row as it enters the score, with its attribute values, or with these."""
+        links, numbers = self.links[kind]
         if row >= len(links):  # nothing was ever said of it
-            links, values = np.zeros((row + 1, 1), np.int32), np.zeros((row + 1, 1), np.float32)
-        return compose(self.rows[kind], self.feature, row, links[row], values[row])
+            links, numbers = np.zeros((row + 1, 1), np.int32), np.zeros((row + 1, 1), np.float32)
+        features = self.feature if values is None else values
+        return compose(self.rows[kind], features, row, links[row], numbers[row])
 
     def exist(self, kind: str, rows: NDArray[np.int32]) -> None:
         """Every named row exists after the call; new ones begin as the seed has it."""

@@ -23,7 +23,7 @@ class Threaded(Host):
         self.at, self.block, self.threads = at, block, threads
         user, item, value = (reserve(of.rows, 1, np.int32)[:, 0] for of in tables.rows)
         self._marks = (user.view(np.int32), item.view(np.int32), value.view(np.int32))
-        self._hands = [hands(at) for _ in range(threads)]
+        self._hands = [hands(at, tables.links[0].rows.shape[1]) for _ in range(threads)]
         self._pool = ThreadPoolExecutor(threads - 1, "step") if threads > 1 else None
         self.compiled = threaded(at)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import cuda
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class Bits:
 
 def wrapped(tensor: Tensor, kind: str = "") -> Any:
     """Return the tensor's memory as an array of numba's, without a copy."""
-    return cuda.as_cuda_array(Bits(tensor, kind) if kind else tensor, sync=False)
+    return gpu.cuda.as_cuda_array(Bits(tensor, kind) if kind else tensor, sync=False)
 
 
 def wrap_all(tensors: Any) -> Any:
@@ -87,7 +86,7 @@ class Device:
         self.at, self.block, self._tables = at, block, tables.rows
         self.device = self._tables[0].device
         self._links = [DeviceLinks(of, self.device) for of in tables.links]
-        self.compiled = gpu.kernel(at)
+        self.compiled = gpu.kernel(at, tables.links[0].rows.shape[1])
         cells = account.cells(at.item.Y, at.pairs)
         self._cells = moved(cells, self.device)
         self._room: tuple[tuple[int, ...], Any] = ((), None)
@@ -100,7 +99,7 @@ class Device:
             return
         edges = borders(c.role, int(given.terms.counters[0]), self.block, given.on.live)
         columns = self._columns(c)
-        rows = tuple(table.rows for table in self._tables)
+        rows = (self._tables[0].rows, self._tables[1].rows, self._tables[2].rows)
         links = (self._links[0].rows, self._links[1].rows) if linked else None
         order = device_order(columns.user, columns.item, columns.pair, *edges, links, rows)
         terms, sent = self._send(given.terms)
@@ -152,7 +151,7 @@ class Device:
         needs = (B, B * each if linked else 0)
         if self._room[0] != needs:
             self._room = (needs, wrap_all(self._made(B, each, linked)))
-        return self._room[1]  # type: ignore[no-any-return]
+        return self._room[1]
 
     def _made(self, B: int, each: int, linked: bool) -> Any:
         i, G = self.at.item, gpu.whole(sum_size(self.at))

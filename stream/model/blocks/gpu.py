@@ -5,9 +5,10 @@ all of them have to be resident: the launch is cooperative.
 """
 
 import functools
+import importlib
 from typing import Any
 
-from numba import cuda, float32, int32, int64
+from numba import float32, int32, int64
 from numba.extending import overload
 
 from stream.compiled import embedded
@@ -22,6 +23,7 @@ from stream.model.step import account
 from stream.model.step.lanes import components, meet, padded, place, product, strides
 from stream.model.step.names import Array, Given, Lane, Layouts, Model, Predictions, Scratch
 
+cuda: Any = importlib.import_module("numba.cuda")  # it has no types
 LANES = 32
 WARPS = 8  # of a thread block
 THREADS = LANES * WARPS
@@ -229,8 +231,9 @@ def serves(at: Layout, af: Layout) -> Any:
 
 
 @functools.cache
-def kernel(at: Layouts) -> Any:
-    """Return the kernel that learns a batch of blocks, for rows of these layouts."""
+def kernel(at: Layouts, links_most: int) -> Any:
+    """Return the kernel that learns a batch of blocks, for rows of these layouts and links."""
+    held_rows = 4 + at.item.C
     i, each, both, G = at.item, 1 + at.pairs, 2 + 2 * at.pairs, whole(sum_size(at))
     W, V = whole(i.D + i.E + i.S + i.C), i.D + i.E + i.S
 
@@ -240,6 +243,8 @@ def kernel(at: Layouts) -> Any:
         grad = cuda.shared.array((WARPS, V), float32)
         folded = cuda.shared.array((WARPS, W), float32)
         raised = cuda.shared.array((WARPS, both), float32)
+        held = cuda.shared.array((WARPS, held_rows, links_most), float32)
+        rates = cuda.shared.array((WARPS, 6, links_most), float32)
         sums = cuda.shared.array((WARPS, G), float32)
         ts_s = cuda.shared.array((WARPS, LANES), int64)
         label = cuda.shared.array((WARPS, LANES), float32)
@@ -262,7 +267,7 @@ def kernel(at: Layouts) -> Any:
             raised[k],
             room.told,
         )
-        hands = Hands(folded[k], sums[k], ts_s[k], label[k], kind[k], place[k])
+        hands = Hands(folded[k], held[k], rates[k], sums[k], ts_s[k], label[k], kind[k], place[k])
         lane = Lane(cuda.threadIdx.x & 31, LANES)
         worker = Worker(cuda.grid(1) >> 5, cuda.gridsize(1) >> 5)
         m = Model(at, lane, given.tables, given.terms, given.outcomes, given.rates, given.on)

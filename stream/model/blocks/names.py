@@ -92,6 +92,8 @@ class Hands(NamedTuple):
     """One worker's own room."""
 
     folded: Array  # (W,) what the user's attribute values add
+    held: Array  # (4 + C, most links) of each: its strength, and its accumulators
+    rates: Array  # (6, most links) of each, by what an interaction moves
     sum: Array  # (G,)
     ts_s: Array  # (lanes,) of the occurrences at hand
     label: Array  # (lanes,)

@@ -37,11 +37,12 @@ def room(at: Layouts, order: Order) -> Room:
     )  # fmt: skip
 
 
-def hands(at: Layouts, lanes: int = 1) -> Hands:
-    """Return one worker's own room."""
+def hands(at: Layouts, links: int, lanes: int = 1) -> Hands:
+    """Return one worker's own room, for rows of at most so many links."""
     i = at.item
     return Hands(
-        np.zeros(i.D + i.E + i.S + i.C, np.float32), np.zeros(sum_size(at), np.float32),
+        np.zeros(i.D + i.E + i.S + i.C, np.float32), np.zeros((4 + i.C, links), np.float32),
+        np.zeros((6, links), np.float32), np.zeros(sum_size(at), np.float32),
         np.zeros(lanes, np.int64), np.zeros(lanes, np.float32), np.zeros(lanes, np.int32),
         np.zeros(lanes, np.int32),
     )  # fmt: skip

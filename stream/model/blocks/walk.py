@@ -5,6 +5,7 @@ import numpy as np
 from stream.compiled import embedded
 from stream.model import scalars as sc
 from stream.model.blocks import sums
+from stream.model.blocks.folded import fold, move
 from stream.model.blocks.names import (
     CLICKS,
     CLOSES,
@@ -65,19 +66,6 @@ def fetch_user(w: Work, u: int, n: int) -> None:
     if n > 0:
         for d in components(0, padded(width(m.at.user), m.lane), m.lane):
             s.user[d] += w.hands.folded[d]
-
-
-@embedded
-def fold(w: Work, u: int) -> int:
-    """Write what the user's attribute values add to its row; return how many it has."""
-    t, m, to = w.m.tables, w.m, w.hands.folded
-    n = linked(t.user_links, u)
-    if n > 0:
-        for d in components(0, padded(width(m.at.user), m.lane), m.lane):
-            to[d] = _ZERO
-        add_links(to, m, t.user_links, t.user_values, u, n, link_weight(n))
-        sums.clear(w)
-    return n
 
 
 @embedded
@@ -189,6 +177,7 @@ def learn(w: Work, b: Block, e: Event, kind: int, n: int) -> None:
         step_bias(m.tables.users, e.u, m.at.user, c0, off, m.rates.user_bias, _ZERO)
     if n > 0:
         sums.add_user(w, e, seen, push, off)
+        move(w, e, seen, push, off, n)
     if m.on.live and c.counts[e.j]:
         follow(m, s, e.u)
 
@@ -199,6 +188,8 @@ def walk(w: Work, b: Block, chain: int) -> None:
     m, chains = w.m, w.order.chains
     u = place(chains.row[chain])
     n = fold(w, u)
+    if n > 0:
+        sums.clear(w)
     for k in range(place(chains.start[chain]), chains.start[chain + 1]):
         j = place(chains.members[k])
         e = interaction(m, w.c, j, place(j - b.event), w.c.step[j])

@@ -93,7 +93,7 @@ def _product(x: Any, y: Any, first: Any, size: Any, lane: Any) -> Any:
 @embedded
 def place(x: int) -> int:
     """Return an index that is not below 0 as one that the compiler knows not to be."""
-    return np.int64(np.uint32(x))
+    return np.int64(np.uint32(x))  # type: ignore[return-value]
 
 
 @embedded

@@ -1,0 +1,108 @@
+"""The attribute values' part of a user's row, as it moves within a block.
+
+A user's attribute values stand still until the block ends, like items. For the user itself they
+must not: where they do, a user who rates a hundred films in a row learns by its own row alone, and
+half as fast. So a chain keeps its user's values' accumulators in hand, and moves their part of the
+composed row as if the values took each step at once. What the values learn is of the block's sums.
+"""
+
+import math
+
+import numpy as np
+
+from stream.compiled import embedded
+from stream.model.blocks.names import Work
+from stream.model.step.compose import link_weight, linked, share, width
+from stream.model.step.interaction import Seen
+from stream.model.step.lanes import components, meet, padded, place
+from stream.model.step.names import Array, Event
+from stream.model.step.update import Push
+
+_ZERO = np.float32(0)
+# rows of what is held for each link: its strength, its vectors' accumulators, its biases'
+STRENGTH, VECTOR, EXPO, SESSION, BIASES = range(5)
+
+
+@embedded
+def fold(w: Work, u: int) -> int:
+    """Write what the user's attribute values add to its row; return how many it has."""
+    m, t, h = w.m, w.m.tables, w.hands
+    n = linked(t.user_links, u)
+    if n == 0:
+        return 0
+    f_at, weight = m.at.feature, link_weight(n)
+    meet(m.lane)
+    for k in components(0, n, m.lane):
+        f = place(t.user_links[u, k] - 1)
+        h.held[STRENGTH, k] = share(t.features, f, f_at, t.user_values[u, k], weight)
+        h.held[VECTOR, k] = t.features[f, f_at.vector_sum]
+        h.held[EXPO, k] = t.features[f, f_at.expo_sum]
+        h.held[SESSION, k] = t.features[f, f_at.session_sum]
+        for c in range(f_at.C):
+            h.held[BIASES + c, k] = t.features[f, f_at.bias_sum + c]
+    meet(m.lane)
+    for d in components(0, padded(width(m.at.user), m.lane), m.lane):
+        h.folded[d] = _ZERO
+    for k in range(n):
+        f, x = place(t.user_links[u, k] - 1), h.held[STRENGTH, k]
+        for d in components(0, padded(width(m.at.user), m.lane), m.lane):
+            h.folded[d] += x * t.features[f, d]
+    return n
+
+
+@embedded
+def grow(held: Array, row: int, k: int, size: np.float32, lr: np.float32) -> np.float32:
+    """Let an accumulator of link k grow by a gradient; return x squared times its rate."""
+    x = held[STRENGTH, k]
+    grown = held[row, k] + x * x * size
+    held[row, k] = grown
+    return x * x * (lr / np.float32(math.sqrt(grown)))
+
+
+@embedded
+def total(rates: Array, row: int, n: int) -> np.float32:
+    """Return the sum over links of their rates."""
+    summed = _ZERO
+    for k in range(n):
+        summed += rates[row, k]
+    return summed
+
+
+@embedded
+def grow_links(w: Work, e: Event, seen: Seen, push: Push, off: np.float32, n: int) -> None:
+    """Write every link's rates for an interaction, each lane those of its links."""
+    m, held, rates, r = w.m, w.hands.held, w.hands.rates, w.m.rates
+    Y = m.at.feature.Y
+    for k in components(0, n, m.lane):
+        for row in range(6):
+            rates[row, k] = _ZERO
+        if e.treated:
+            error, miss = push.error, seen.miss
+            rates[0, k] = grow(held, VECTOR, k, push.vector, r.feature_factor)
+            rates[1, k] = grow(held, BIASES + e.o, k, error * error, r.feature_bias)
+            rates[2, k] = grow(held, BIASES + 2 * Y + e.o, k, miss * miss, r.feature_bias)
+        if off != 0:
+            rates[3, k] = grow(held, BIASES + Y + e.o, k, off * off, r.feature_bias)
+        if seen.exposing:
+            rates[4, k] = grow(held, EXPO, k, push.expo, r.exposure)
+        if seen.session:
+            rates[5, k] = grow(held, SESSION, k, push.session, r.session)
+
+
+@embedded
+def move(w: Work, e: Event, seen: Seen, push: Push, off: np.float32, n: int) -> None:
+    """Move the values' part of the user's row by an interaction's gradients of the user."""
+    m, s, h, at = w.m, w.s, w.hands, w.m.at.user
+    grow_links(w, e, seen, push, off, n)
+    meet(m.lane)
+    vector, expo, session = total(h.rates, 0, n), total(h.rates, 4, n), total(h.rates, 5, n)
+    for d in components(at.vector, at.D, m.lane):
+        h.folded[d] -= vector * s.grad[d]
+    for d in components(at.expo, at.E + at.S, m.lane):
+        h.folded[d] -= (expo if d < at.session else session) * s.grad[d]
+    meet(m.lane)
+    if m.lane.own == 0:
+        h.folded[at.bias + e.o] -= total(h.rates, 1, n) * push.error
+        h.folded[at.bias + 2 * at.Y + e.o] -= total(h.rates, 2, n) * seen.miss
+        h.folded[at.bias + at.Y + e.o] -= total(h.rates, 3, n) * off
+    meet(m.lane)
