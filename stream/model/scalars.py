@@ -2,7 +2,7 @@
 
 Every interaction adds to pending sums; a term changes only at borders that the count of
 interactions sets (1, 2, 4, … 1,024, then every 1,024th). Between two borders all terms stand still,
-so the loop and the waves see the same ones, and how a stream is cut into batches cannot matter.
+so every driver sees the same ones, and how a stream is cut into batches is not in them.
 
 Slopes take a natural-gradient step at a border: the summed score over the summed information, which
 is the recursive least squares of one coefficient (Ljung 1977; Amari 1998).

@@ -1,53 +1,74 @@
-"""The learner alone on one core: what each part of the law costs, by batch size."""
+"""The learner alone: its drivers by block, table size, items and attributes; quality by block."""
 
 import time
 from collections.abc import Callable
-from dataclasses import astuple, replace
-from functools import partial
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
+import torch
 
 from stream.batch import Batch, ratings
+from stream.model.choice import gpu
 from stream.model.config import ModelConfig, Paths
 from stream.model.learner import Learner
 from stream.roles import Role
+from tests.test_model import progressive
 
-USERS, ITEMS = 100_000, 50_000
-DESCRIBED = 10_000  # users and items with attributes; the events with attributes are of these
+SIZE = 32_768  # interactions a batch
 ROUNDS, SECONDS = 3, 0.4  # each case learns in turn, so that a slow moment of the machine is all's
-REPLAYED = 4
+SMALL, LARGE, HUGE = (943, 1_682), (100_000, 50_000), (1_000_000, 1_000_000)
+DESCRIBED = (10_000, 10_000)  # users and items with attributes
 CLOSED = Paths(*[False] * len(astuple(Paths())))
-CONFIG = ModelConfig()
-CASES = {
-    "plain": replace(CONFIG, paths=CLOSED),
-    "full": CONFIG,
-    f"replay x{REPLAYED}": CONFIG,
-    "blocks": replace(CONFIG, step="blocks"),
-}
+SEQUENTIAL = ModelConfig(step="sequential", device="cpu")
 
 
-def batch(size: int, seed: int, users: int, items: int) -> Batch:
+@dataclass(frozen=True)
+class Case:
+    """What is learned: how many users and items, how items are drawn, whether rows are described."""
+
+    rows: tuple[int, int]
+    items: str = "uniform"
+    described: bool = False
+
+    def __str__(self) -> str:
+        users, items = self.rows
+        kind = ", attributes" if self.described else ""
+        return f"{users:,} x {items:,}, {self.items} items{kind}"
+
+
+def drawn(case: Case, r: np.random.Generator) -> np.ndarray:
+    """Return the items of a batch: uniform, log-uniform, or one of them in 16 interactions."""
+    items = case.rows[1]
+    if case.items == "log-uniform":
+        return (items ** r.random(SIZE) - 1).astype(np.int32).clip(0, items - 1)
+    found = r.integers(items, size=SIZE).astype(np.int32)
+    if case.items == "one in 16":
+        found[::16] = 7
+    return found
+
+
+def batch(case: Case, seed: int) -> Batch:
     """Return random interactions: half ratings without an impression, half exposures of clicks."""
     r = np.random.default_rng(seed)
-    exposed = r.random(size) < 0.5
+    exposed = r.random(SIZE) < 0.5
     made = ratings(
-        r.integers(users, size=size).astype(np.int32),
-        r.integers(items, size=size).astype(np.int32),
+        r.integers(case.rows[0], size=SIZE).astype(np.int32),
+        drawn(case, r),
         exposed.astype(np.int8),
-        np.where(exposed, r.integers(0, 2, size), r.integers(1, 6, size)).astype(np.float32),
-        np.full(size, items, np.int32),
-        r.integers(1 << 62, size=size).astype(np.uint64),
-        1_790_000_000_000 + np.arange(seed * size, (seed + 1) * size),
+        np.where(exposed, r.integers(0, 2, SIZE), r.integers(1, 6, SIZE)).astype(np.float32),
+        np.full(SIZE, case.rows[1], np.int32),
+        r.integers(1 << 62, size=SIZE).astype(np.uint64),
+        1_790_000_000_000 + np.arange(seed * SIZE, (seed + 1) * SIZE),
     )
     role = np.where(exposed, Role.EXPOSED, Role.FACTUAL).astype(np.int8)
-    position = np.where(exposed, r.integers(1, 11, size), 0).astype(np.int32)
+    position = np.where(exposed, r.integers(1, 11, SIZE), 0).astype(np.int32)
     return replace(made, role=role, position=position, counts=~exposed | (made.label > 0))
 
 
-def described() -> Learner:
-    """Return a learner whose first rows have attributes: at most 6 links a user, 7 an item."""
-    learner, r = Learner(CONFIG), np.random.default_rng(0)
-    for row in range(DESCRIBED):
+def describe(learner: Learner) -> Learner:
+    """Give every row attributes: at most 6 links a user, 7 an item."""
+    r = np.random.default_rng(0)
+    for row in range(DESCRIBED[0]):
         age, job = int(r.integers(15, 80)), f"j{r.integers(20)}"
         learner.set_attributes("user", row, {"age": age, "job": job, "paid": bool(row % 2)})
         genres = [f"g{n}" for n in r.choice(20, 3, replace=False)]
@@ -55,49 +76,106 @@ def described() -> Learner:
     return learner
 
 
-def again(learner: Learner, batch: Batch) -> None:
-    """The batch, and as many remembered interactions several times, were learned."""
-    learner.step(batch)
-    learner.replay(REPLAYED * len(batch))
+def drivers(case: Case) -> dict[str, ModelConfig]:
+    """Return the drivers that are worth a case, by name."""
+    found = {"sequential": SEQUENTIAL}
+    if case.rows == LARGE and case.items == "uniform":
+        found["sequential, paths closed"] = replace(SEQUENTIAL, paths=CLOSED)
+    for block in (256, 1_024, 16_384):
+        blocks = replace(SEQUENTIAL, step="blocks", block=block)
+        for threads in (1, 2):
+            found[f"blocks of {block:,}, {threads} threads"] = replace(blocks, threads=threads)
+        if not gpu().lacks and gpu().name:
+            found[f"blocks of {block:,}, GPU"] = replace(blocks, device="cuda")
+    return found
 
 
-def rates(size: int, attributes: Learner | None) -> dict[str, float]:
-    """Return events a second by case, the median of the rounds."""
-    users, items = (DESCRIBED, DESCRIBED) if attributes else (USERS, ITEMS)
-    batches = [batch(size, n, users, items) for n in range(max(2, 131_072 // size))]
-    state = attributes.state() if attributes else None
-    learn: dict[str, Callable[[Batch], object]] = {}
-    for name, config in CASES.items():
-        learner = Learner(config)
-        if state is not None:
-            learner.load(state)
-        learn[name] = partial(again, learner) if name.startswith("replay") else learner.step
-        for b in batches[:2]:  # rows are created, kernels compiled
-            learn[name](b)
-    found: dict[str, list[float]] = {name: [] for name in CASES}
+def moved(learner: Learner, case: Case) -> float:
+    """Return the bytes that an interaction reads and writes at least: its rows, once each way."""
+    user, item, value = (t.layout.width for t in (learner.user, learner.item, learner.feature))
+    links = 6 + 7 * (1 + learner.config.pairs) if case.described else 0
+    return 2.0 * 4 * (user + (1 + learner.config.pairs) * item + links * value)
+
+
+def bandwidth(device: torch.device) -> float:
+    """Return the bytes a second that a large copy reads and writes."""
+    here = torch.ones(1 << 27, device=device)
+    there = torch.empty_like(here)
+    best = 0.0
+    for _ in range(4):
+        _wait(device)
+        start = time.perf_counter()
+        there.copy_(here)
+        _wait(device)
+        best = max(best, 2 * here.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def rates(case: Case) -> dict[str, tuple[float, Learner]]:
+    """Return events a second by driver, the median of the rounds, and the learner."""
+    batches = [batch(case, seed) for seed in range(4)]
+    learners = {name: Learner(config) for name, config in drivers(case).items()}
+    for learner in learners.values():
+        if case.described:
+            describe(learner)
+        for b in batches:  # rows are created, kernels compiled
+            learner.step(b)
+    found: dict[str, list[float]] = {name: [] for name in learners}
     for _ in range(ROUNDS):
-        for name, step in learn.items():
+        for name, learner in learners.items():
             start, done = time.perf_counter(), 0
             while (passed := time.perf_counter() - start) < SECONDS or not done:
-                step(batches[done % len(batches)])
+                learner.step(batches[done % len(batches)])
                 done += 1
-            found[name].append(size * done / passed)
-    return {name: float(np.median(told)) for name, told in found.items()}
+            found[name].append(SIZE * done / passed)
+    return {name: (float(np.median(told)), learners[name]) for name, told in found.items()}
+
+
+def show(case: Case, copies: Callable[[torch.device], float]) -> None:
+    """Print the rates of a case."""
+    told = rates(case)
+    base = told["sequential"][0]
+    print(f"\n{case}", flush=True)
+    for name, (rate, learner) in told.items():
+        block = learner.config.block
+        pace = "" if name.startswith("seq") else f", {1e6 * block / rate:,.0f} us a block"
+        share = rate * moved(learner, case) / copies(learner.device)
+        print(f"  {name:<28} {rate / 1e6:6.3f} M/s ({rate / base:.2f} x){pace}, "
+              f"{share:.0%} of the memory's bandwidth", flush=True)  # fmt: skip
+
+
+def quality() -> None:
+    """Print the progressive error on MovieLens-100K by block."""
+    print("\nMovieLens-100K in time order, one pass, polls of 25,000: mean absolute error")
+    cases = {"sequential": SEQUENTIAL}
+    for block in (1, 16, 256, 1_024, 4_096):
+        cases[f"blocks of {block:,}"] = replace(SEQUENTIAL, step="blocks", block=block, threads=2)
+    for name, config in cases.items():
+        print(f"  {name:<28} {progressive(config, 100_000, 25_000)[0]:.4f}", flush=True)
 
 
 def run() -> None:
-    """Print events a second of each case at each batch size, as multiples of the plain step."""
-    c = CONFIG
-    print(f"one core; D={c.factors}, E={c.exposure_factors}, {c.pairs} uniform pairs an event; "
-          f"half ratings, half exposures; {USERS:,} users, {ITEMS:,} items (with attributes "
-          f"{DESCRIBED:,} each); plain has every causal path closed; x is the time of an event "
-          f"against plain; median of {ROUNDS} rounds", flush=True)  # fmt: skip
-    for learner in (None, described()):
-        for size in (256, 4_096, 65_536):
-            told = rates(size, learner)
-            said = ", ".join(
-                f"{name} {rate / 1e6:.3f} M/s ({told['plain'] / rate:.2f} x)"
-                for name, rate in told.items()
-            )
-            kind = "with attributes" if learner else "no attributes"
-            print(f"{kind}, batch {size:>6}: {said}", flush=True)
+    """Print events a second of each driver, as multiples of the sequential one, and the quality."""
+    c = SEQUENTIAL
+    held = {"cpu": bandwidth(torch.device("cpu"))}
+
+    def copies(device: torch.device) -> float:
+        if device.type not in held:
+            held[device.type] = bandwidth(device)
+        return held[device.type]
+
+    print(f"D={c.factors}, E={c.exposure_factors}, S={c.session_factors}, {c.pairs} uniform pairs "
+          f"an event; half ratings, half exposures; batches of {SIZE:,}; median of {ROUNDS} rounds; "
+          f"a copy on the CPU moves {held['cpu'] / 1e9:.1f} GB/s", flush=True)  # fmt: skip
+    cases = [Case(SMALL), Case(LARGE), Case(LARGE, "log-uniform"), Case(LARGE, "one in 16")]
+    cases.append(Case(DESCRIBED, described=True))
+    if gpu().name and not gpu().lacks:
+        cases.append(Case(HUGE))
+    for case in cases:
+        show(case, copies)
+    quality()

@@ -20,7 +20,7 @@ from stream.model.kernels import create
 from stream.model.layout import Layout
 from stream.model.served import Side, serve_row
 from stream.model.step import account
-from stream.model.step.lanes import components, meet, padded, place, product, strides
+from stream.model.step.lanes import components, inside, meet, padded, place, product, strides
 from stream.model.step.names import Array, Given, Lane, Layouts, Model, Predictions, Scratch
 
 cuda: Any = importlib.import_module("numba.cuda")  # it has no types
@@ -42,6 +42,14 @@ def _padded(size: Any, lane: Any) -> Any:
         return ((size + 31) >> 5) << 5
 
     return whole_strides
+
+
+@overload(inside, target="cuda")
+def _inside(d: Any, size: Any, lane: Any) -> Any:
+    def below(d: Any, size: Any, lane: Any) -> Any:
+        return d < size
+
+    return below
 
 
 @overload(strides, target="cuda")

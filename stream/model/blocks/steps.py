@@ -16,7 +16,7 @@ from stream.model.blocks.names import TILE, Block, Groups, Work
 from stream.model.blocks.sums import EXPO, SESSION, TOUCHED, TREATED_SUM, VECTOR
 from stream.model.layout import Layout
 from stream.model.step.compose import linked, share, width
-from stream.model.step.lanes import components, meet, place, square, strides
+from stream.model.step.lanes import components, inside, meet, place, square, strides
 from stream.model.step.names import Array
 from stream.model.step.rows import Part, expo_part, session_part, vector_part
 
@@ -36,7 +36,7 @@ def step_part(w: Work, table: Array, row: int, part: Part, squares: np.float32) 
             table[row, part.total] = held + squares
         for stride in strides(part.size, lane):
             d = stride * lane.all + lane.own
-            if d < part.size:
+            if inside(d, part.size, lane):
                 at = part.first + d
                 table[row, at] = keep * table[row, at] - rate * g[part.at + d]
 

@@ -13,7 +13,7 @@ from stream.model import scalars as sc
 from stream.model.layout import HEADS
 from stream.model.step import account
 from stream.model.step.compose import compose_item
-from stream.model.step.lanes import components, meet, place, product, strides
+from stream.model.step.lanes import components, inside, meet, place, product, strides
 from stream.model.step.link import sigmoid
 from stream.model.step.names import Columns, Event, Model, Scratch
 from stream.roles import Role
@@ -44,7 +44,7 @@ def add_moment(m: Model, s: Scratch, u: int) -> None:
     au = m.at.user
     for stride in strides(au.S, m.lane):
         d = stride * m.lane.all + m.lane.own
-        if d < au.S:
+        if inside(d, au.S, m.lane):
             s.user[au.session + d] += m.rates.session_share * m.tables.users[u, au.recent + d]
     meet(m.lane)
 

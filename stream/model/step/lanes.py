@@ -49,6 +49,19 @@ def strides(size: int, lane: Lane) -> range:
     raise NotImplementedError("only compiled code calls it")
 
 
+def inside(d: int, size: int, lane: Lane) -> bool:
+    """Return whether a component that `strides` came to is one of the part."""
+    raise NotImplementedError("only compiled code calls it")
+
+
+@overload(inside, target="cpu", jit_options=_HOW)
+def _inside(d: Any, size: Any, lane: Any) -> Any:
+    def always(d: Any, size: Any, lane: Any) -> Any:
+        return True  # known to the compiler, which then vectorises the loop
+
+    return always
+
+
 @overload(strides, target="cpu", jit_options=_HOW)
 def _strides(size: Any, lane: Any) -> Any:
     def single(size: Any, lane: Any) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 
 from stream.compiled import embedded
 from stream.model.layout import Layout
-from stream.model.step.lanes import components, meet, strides
+from stream.model.step.lanes import components, inside, meet, strides
 from stream.model.step.names import Array, Lane
 
 _ONE = np.float32(1)
@@ -37,7 +37,7 @@ def step_vector(
         table[row, part.total] = held
     for stride in strides(part.size, lane):
         d = stride * lane.all + lane.own
-        if d < part.size:
+        if inside(d, part.size, lane):
             at = part.first + d
             table[row, at] = keep * table[row, at] - step * g[part.at + d]
 

@@ -7,7 +7,7 @@ import numpy as np
 from stream.compiled import embedded
 from stream.model.step.compose import link_weight, share
 from stream.model.step.interaction import Seen
-from stream.model.step.lanes import components, place, square, strides
+from stream.model.step.lanes import components, inside, place, square, strides
 from stream.model.step.names import Event, Model, Scratch
 from stream.model.step.rows import (
     average,
@@ -77,7 +77,7 @@ def follow(m: Model, s: Scratch, u: int) -> None:
     users, at = m.tables.users, m.at.user
     for stride in strides(at.S, m.lane):
         d = stride * m.lane.all + m.lane.own
-        if d < at.S:
+        if inside(d, at.S, m.lane):
             held = users[u, at.recent + d]
             users[u, at.recent + d] = held + m.rates.recent * (s.items[0, at.session + d] - held)
 
