@@ -7,7 +7,7 @@ import numpy as np
 from stream.compiled import compiled, embedded
 from stream.model.layout import Layout
 from stream.model.step.compose import link_weight, linked, share, width
-from stream.model.step.lanes import components, place
+from stream.model.step.lanes import ends, place
 from stream.model.step.names import Array, Lane
 
 
@@ -27,7 +27,7 @@ class Side(NamedTuple):
 def own_row(to: Array, side: Side, row: int, lane: Lane) -> None:
     """Write the row's own part (W,); a user's session has the mean of its latest items added."""
     table, at = side.table, side.at
-    for d in components(0, width(at), lane):
+    for d in range(lane.own, ends(0, width(at), lane), lane.all):
         to[d] = table[row, d]
         if at.mean >= 0 and d < at.D:
             to[d] = table[row, at.mean + d]
@@ -47,7 +47,7 @@ def serve_row(to: Array, side: Side, row: int, lane: Lane) -> None:
     for k in range(n):
         f = place(side.links[row, k] - 1)
         x = share(features, f, af, side.values[row, k], weight)
-        for d in components(0, width(at), lane):
+        for d in range(lane.own, ends(0, width(at), lane), lane.all):
             column = d
             if at.mean >= 0 and d < at.D:
                 column = af.mean + d

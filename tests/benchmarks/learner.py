@@ -24,7 +24,7 @@ SEQUENTIAL = ModelConfig(step="sequential", device="cpu")
 
 @dataclass(frozen=True)
 class Case:
-    """What is learned: how many users and items, how items are drawn, whether rows are described."""
+    """What is learned: how many rows, how items are drawn, whether rows are described."""
 
     rows: tuple[int, int]
     items: str = "uniform"
@@ -170,7 +170,7 @@ def run() -> None:
         return held[device.type]
 
     print(f"D={c.factors}, E={c.exposure_factors}, S={c.session_factors}, {c.pairs} uniform pairs "
-          f"an event; half ratings, half exposures; batches of {SIZE:,}; median of {ROUNDS} rounds; "
+          f"an event; half ratings, half exposures; batches of {SIZE:,}; median of {ROUNDS}; "
           f"a copy on the CPU moves {held['cpu'] / 1e9:.1f} GB/s", flush=True)  # fmt: skip
     cases = [Case(SMALL), Case(LARGE), Case(LARGE, "log-uniform"), Case(LARGE, "one in 16")]
     cases.append(Case(DESCRIBED, described=True))

@@ -15,7 +15,7 @@ from stream.model.blocks.names import (
 )
 from stream.model.step import account, popularity
 from stream.model.step.control import pull, step_control_bias
-from stream.model.step.lanes import components, meet, place, product, square
+from stream.model.step.lanes import ends, meet, place, product, square
 from stream.model.step.link import sigmoid
 from stream.model.step.rows import Part, step_vector
 
@@ -46,7 +46,7 @@ def attributes_part(w: Work, b: Block, segment: int) -> None:
     """Write what attribute values add to the item's control biases (Y,) to this worker's hands."""
     m, ai = w.m, w.m.at.item
     i = place(w.order.segments.row[segment])
-    for c in components(0, ai.Y, m.lane):
+    for c in range(m.lane.own, ends(0, ai.Y, m.lane), m.lane.all):
         own = ai.bias + ai.Y + c
         w.hands.folded[c] = _ZERO
         if w.room.composed.shape[0] > 0:
@@ -69,7 +69,7 @@ def begin(w: Work, b: Block, segment: int, i: int) -> None:
     if items[i, ai.control_sum] > 0:
         return
     meet(m.lane)
-    for d in components(0, ai.D, m.lane):
+    for d in range(m.lane.own, ends(0, ai.D, m.lane), m.lane.all):
         items[i, ai.control + d] = items[i, ai.vector + d]
     if m.lane.own == 0:
         items[i, ai.control_sum] = m.rates.start
@@ -91,7 +91,7 @@ def withhold(w: Work, b: Block, segment: int, i: int, k: int) -> None:
     lin0 += product(room.moment[k], items[i, ai.control :], 0, ai.D, m.lane)
     off = (sigmoid(lin0) if kind & CLICKS else lin0) - w.c.label[k + b.event]
     tie = pull(m, i)
-    for d in components(0, ai.D, m.lane):
+    for d in range(m.lane.own, ends(0, ai.D, m.lane), m.lane.all):
         tied = items[i, ai.control + d] - items[i, ai.vector + d]
         w.s.grad[d] = off * room.moment[k, d] + tie * tied
     size = square(w.s.grad, 0, ai.D, m.lane)

@@ -14,7 +14,7 @@ from stream.compiled import embedded
 from stream.model.blocks.names import Work
 from stream.model.step.compose import link_weight, linked, share, width
 from stream.model.step.interaction import Seen
-from stream.model.step.lanes import components, meet, padded, place
+from stream.model.step.lanes import ends, meet, padded, place
 from stream.model.step.names import Array, Event
 from stream.model.step.update import Push
 
@@ -32,7 +32,7 @@ def fold(w: Work, u: int) -> int:
         return 0
     f_at, weight = m.at.feature, link_weight(n)
     meet(m.lane)
-    for k in components(0, n, m.lane):
+    for k in range(m.lane.own, ends(0, n, m.lane), m.lane.all):
         f = place(t.user_links[u, k] - 1)
         h.held[STRENGTH, k] = share(t.features, f, f_at, t.user_values[u, k], weight)
         h.held[VECTOR, k] = t.features[f, f_at.vector_sum]
@@ -41,11 +41,11 @@ def fold(w: Work, u: int) -> int:
         for c in range(f_at.C):
             h.held[BIASES + c, k] = t.features[f, f_at.bias_sum + c]
     meet(m.lane)
-    for d in components(0, padded(width(m.at.user), m.lane), m.lane):
+    for d in range(m.lane.own, ends(0, padded(width(m.at.user), m.lane), m.lane), m.lane.all):
         h.folded[d] = _ZERO
     for k in range(n):
         f, x = place(t.user_links[u, k] - 1), h.held[STRENGTH, k]
-        for d in components(0, padded(width(m.at.user), m.lane), m.lane):
+        for d in range(m.lane.own, ends(0, padded(width(m.at.user), m.lane), m.lane), m.lane.all):
             h.folded[d] += x * t.features[f, d]
     return n
 
@@ -73,7 +73,7 @@ def grow_links(w: Work, e: Event, seen: Seen, push: Push, off: np.float32, n: in
     """Write every link's rates for an interaction, each lane those of its links."""
     m, held, rates, r = w.m, w.hands.held, w.hands.rates, w.m.rates
     Y = m.at.feature.Y
-    for k in components(0, n, m.lane):
+    for k in range(m.lane.own, ends(0, n, m.lane), m.lane.all):
         for row in range(6):
             rates[row, k] = _ZERO
         if e.treated:
@@ -96,9 +96,9 @@ def move(w: Work, e: Event, seen: Seen, push: Push, off: np.float32, n: int) -> 
     grow_links(w, e, seen, push, off, n)
     meet(m.lane)
     vector, expo, session = total(h.rates, 0, n), total(h.rates, 4, n), total(h.rates, 5, n)
-    for d in components(at.vector, at.D, m.lane):
+    for d in range(at.vector + m.lane.own, ends(at.vector, at.D, m.lane), m.lane.all):
         h.folded[d] -= vector * s.grad[d]
-    for d in components(at.expo, at.E + at.S, m.lane):
+    for d in range(at.expo + m.lane.own, ends(at.expo, at.E + at.S, m.lane), m.lane.all):
         h.folded[d] -= (expo if d < at.session else session) * s.grad[d]
     meet(m.lane)
     if m.lane.own == 0:

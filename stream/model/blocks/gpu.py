@@ -20,7 +20,7 @@ from stream.model.kernels import create
 from stream.model.layout import Layout
 from stream.model.served import Side, serve_row
 from stream.model.step import account
-from stream.model.step.lanes import components, inside, meet, padded, place, product, strides
+from stream.model.step.lanes import ends, inside, meet, padded, place, product, strides
 from stream.model.step.names import Array, Given, Lane, Layouts, Model, Predictions, Scratch
 
 cuda: Any = importlib.import_module("numba.cuda")  # it has no types
@@ -55,19 +55,18 @@ def _inside(d: Any, size: Any, lane: Any) -> Any:
 @overload(strides, target="cuda")
 def _strides(size: Any, lane: Any) -> Any:
     def whole_and_last(size: Any, lane: Any) -> Any:
-        return range((size + 31) >> 5)  # a constant: the compiler unrolls it
+        return (size + 31) >> 5  # a constant: the compiler unrolls the loop
 
     return whole_and_last
 
 
-@overload(components, target="cuda")
-def _components(first: Any, size: Any, lane: Any) -> Any:
-    def every_32nd(first: Any, size: Any, lane: Any) -> Any:
+@overload(ends, target="cuda")
+def _ends(first: Any, size: Any, lane: Any) -> Any:
+    def whole_strides(first: Any, size: Any, lane: Any) -> Any:
         # a whole number of strides: the compiler then knows that 32 components are one each
-        start = first + lane.own
-        return range(start, start + (((size + 31 - lane.own) >> 5) << 5), 32)
+        return first + lane.own + (((size + 31 - lane.own) >> 5) << 5)
 
-    return every_32nd
+    return whole_strides
 
 
 @overload(meet, target="cuda")
@@ -171,7 +170,7 @@ def add_cell(w: Work, cell: int, tiles: int) -> None:
     cells, g, lane = w.room.cells, w.m.terms, w.m.lane
     total = 0.0
     for part in range(cell, cell + cells[cell, 1]):
-        for tile in components(0, tiles, lane):
+        for tile in range(lane.own, ends(0, tiles, lane), lane.all):
             total += w.room.total_part[tile, part]
     for half in (16, 8, 4, 2, 1):
         total += cuda.shfl_xor_sync(_ALL, total, half)

@@ -16,7 +16,7 @@ from stream.model.blocks.names import TILE, Block, Groups, Work
 from stream.model.blocks.sums import EXPO, SESSION, TOUCHED, TREATED_SUM, VECTOR
 from stream.model.layout import Layout
 from stream.model.step.compose import linked, share, width
-from stream.model.step.lanes import components, inside, meet, place, square, strides
+from stream.model.step.lanes import ends, inside, meet, place, square, strides
 from stream.model.step.names import Array
 from stream.model.step.rows import Part, expo_part, session_part, vector_part
 
@@ -34,7 +34,7 @@ def step_part(w: Work, table: Array, row: int, part: Part, squares: np.float32) 
         meet(lane)
         if lane.own == 0:
             table[row, part.total] = held + squares
-        for stride in strides(part.size, lane):
+        for stride in range(strides(part.size, lane)):
             d = stride * lane.all + lane.own
             if inside(d, part.size, lane):
                 at = part.first + d
@@ -75,9 +75,9 @@ def average_sum(w: Work, table: Array, bits: Array, row: int, at: Layout) -> Non
         meet(lane)
         count = np.float32(bits[row, at.events] + np.uint32(1))
         rate = max(_ONE - np.float32(w.m.rates.keep**touched), _ONE / count)
-        for d in components(0, at.D, lane):
+        for d in range(lane.own, ends(0, at.D, lane), lane.all):
             table[row, at.mean + d] += rate * (table[row, at.vector + d] - table[row, at.mean + d])
-        for o in components(0, at.Y, lane):
+        for o in range(lane.own, ends(0, at.Y, lane), lane.all):
             away = table[row, at.bias + o] - table[row, at.mean_bias + o]
             table[row, at.mean_bias + o] += rate * away
 
@@ -117,7 +117,7 @@ def step_segment(w: Work, b: Block, segment: int) -> None:
     advance(w, b, segment)
     meet(m.lane)
     step_vectors(w, m.tables.items, i, at, r.item_factor, r.shrink)
-    for c in components(0, at.C, m.lane):
+    for c in range(m.lane.own, ends(0, at.C, m.lane), m.lane.all):
         if c >= 3 * at.Y:
             step_bias_sum(w, m.tables.items, i, at, c, r.exposure_bias, _ZERO)
         elif c < at.Y or c >= 2 * at.Y:  # the control arm's advanced
@@ -172,7 +172,7 @@ def step_value(w: Work, b: Block, value: int) -> None:
             add_source(w, b, f, place(groups.members[k]))
     meet(m.lane)
     step_vectors(w, m.tables.features, f, at, r.feature_factor, _ZERO)
-    for c in components(0, at.C, m.lane):
+    for c in range(m.lane.own, ends(0, at.C, m.lane), m.lane.all):
         lr = r.exposure if c >= 3 * at.Y else r.feature_bias
         step_bias_sum(w, m.tables.features, f, at, c, lr, _ZERO)
     treated = w.hands.sum[sums.scalars_of(at) + TREATED_SUM]

@@ -12,7 +12,7 @@ from stream.model.layout import Layout
 from stream.model.step import account
 from stream.model.step.compose import link_weight, width
 from stream.model.step.interaction import Seen
-from stream.model.step.lanes import components, meet, place
+from stream.model.step.lanes import ends, meet, place
 from stream.model.step.names import Array, Event, Model
 from stream.model.step.update import Push
 
@@ -30,7 +30,7 @@ def scalars_of(at: Layout) -> int:
 @embedded
 def clear(w: Work) -> None:
     """Nothing is summed in this worker's hands."""
-    for d in components(0, w.hands.sum.size, w.m.lane):
+    for d in range(w.m.lane.own, ends(0, w.hands.sum.size, w.m.lane), w.m.lane.all):
         w.hands.sum[d] = _ZERO
     meet(w.m.lane)
 
@@ -41,7 +41,7 @@ def keep(w: Work, rows: Array, at: int, links: int) -> None:
     if w.m.lane.own == 0:
         w.hands.sum[scalars_of(w.m.at.item) + LINK] = link_weight(links)
     meet(w.m.lane)
-    for d in components(0, w.hands.sum.size, w.m.lane):
+    for d in range(w.m.lane.own, ends(0, w.hands.sum.size, w.m.lane), w.m.lane.all):
         rows[at, d] = w.hands.sum[d]
 
 
@@ -70,12 +70,12 @@ def add_user(w: Work, e: Event, seen: Seen, push: Push, off: np.float32) -> None
     m, s, to, at = w.m, w.s, w.hands.sum, w.m.at.user
     first = scalars_of(at)
     if e.treated:
-        for d in components(at.vector, at.D, m.lane):
+        for d in range(at.vector + m.lane.own, ends(at.vector, at.D, m.lane), m.lane.all):
             to[d] += s.grad[d]
         add_bias(m, to, e.o, push.error)
         add_bias(m, to, 2 * at.Y + e.o, seen.miss)
     if seen.exposing:
-        for d in components(at.expo, at.E + at.S, m.lane):
+        for d in range(at.expo + m.lane.own, ends(at.expo, at.E + at.S, m.lane), m.lane.all):
             to[d] += s.grad[d]
     add_bias(m, to, at.Y + e.o, off)
     if m.lane.own == 0:
@@ -100,14 +100,14 @@ def add_occurrence(w: Work, b: Block, occurrence: int) -> None:
     o, first = kind // OUTCOME, scalars_of(at)
     if error != 0:
         push = room.push[k, p]
-        for d in components(at.vector, at.D, m.lane):
+        for d in range(at.vector + m.lane.own, ends(at.vector, at.D, m.lane), m.lane.all):
             to[d] += push * room.moment[k, d]
         add_bias(m, to, o, error)
         if m.lane.own == 0:
             to[first + VECTOR] += push * push * room.norm[k, 0]
             to[first + TOUCHED] += _ONE
     if contrast != 0:
-        for d in components(at.expo, at.E + at.S, m.lane):
+        for d in range(at.expo + m.lane.own, ends(at.expo, at.E + at.S, m.lane), m.lane.all):
             to[d] += (contrast if d < at.session else session) * room.moment[k, d]
         add_bias(m, to, 3 * at.Y + (1 if kind & HEAD else 0), contrast)
         if m.lane.own == 0:
@@ -124,7 +124,7 @@ def add_occurrence(w: Work, b: Block, occurrence: int) -> None:
 @embedded
 def add_row(w: Work, rows: Array, at: int) -> None:
     """Add a sum that another worker left."""
-    for d in components(0, w.hands.sum.size, w.m.lane):
+    for d in range(w.m.lane.own, ends(0, w.hands.sum.size, w.m.lane), w.m.lane.all):
         w.hands.sum[d] += rows[at, d]
 
 
@@ -133,6 +133,6 @@ def add_scaled(w: Work, rows: Array, at: int, x: np.float32) -> None:
     """Add a sum through a link of strength x: gradients times x, squares times its square."""
     m = w.m
     W, first = width(m.at.item), scalars_of(m.at.item)
-    for d in components(0, w.hands.sum.size, m.lane):
+    for d in range(m.lane.own, ends(0, w.hands.sum.size, m.lane), m.lane.all):
         scale = x if d < W else (x * x if d < first + TOUCHED else _ONE)
         w.hands.sum[d] += scale * rows[at, d]

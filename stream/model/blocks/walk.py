@@ -22,7 +22,7 @@ from stream.model.step import account
 from stream.model.step.compose import add_links, link_weight, linked, own_parts, width
 from stream.model.step.control import tell_control
 from stream.model.step.interaction import Seen, closes, interaction, observe
-from stream.model.step.lanes import components, meet, padded, place, product, square
+from stream.model.step.lanes import ends, meet, padded, place, product, square
 from stream.model.step.link import sigmoid
 from stream.model.step.names import Event
 from stream.model.step.rows import step_bias
@@ -64,7 +64,7 @@ def fetch_user(w: Work, u: int, n: int) -> None:
     m, s = w.m, w.s
     own_parts(s.user, m.tables.users, u, width(m.at.user), m.lane)
     if n > 0:
-        for d in components(0, padded(width(m.at.user), m.lane), m.lane):
+        for d in range(m.lane.own, ends(0, padded(width(m.at.user), m.lane), m.lane), m.lane.all):
             s.user[d] += w.hands.folded[d]
 
 
@@ -131,7 +131,7 @@ def leave(w: Work, e: Event, seen: Seen, off: np.float32) -> None:
     """Leave what the interaction says of its target, its pairs and their attribute values."""
     m, s, room, at = w.m, w.s, w.room, w.m.at.user
     mix = m.rates.mix
-    for d in components(0, at.D + at.E + at.S, m.lane):
+    for d in range(m.lane.own, ends(0, at.D + at.E + at.S, m.lane), m.lane.all):
         room.moment[e.at, d] = s.user[d]
     vector = square(s.user, at.vector, at.D, m.lane)
     expo = square(s.user, at.expo, at.E, m.lane)

@@ -7,7 +7,7 @@ import numpy as np
 from stream.compiled import embedded
 from stream.model.features import FAR
 from stream.model.layout import Layout
-from stream.model.step.lanes import components, padded, place
+from stream.model.step.lanes import ends, padded, place
 from stream.model.step.names import Array, Lane, Model, Scratch
 
 _FAR = np.float32(FAR)
@@ -44,7 +44,7 @@ def share(features: Array, f: int, af: Layout, value: np.float32, weight: np.flo
 @embedded
 def own_parts(to: Array, table: Array, row: int, width: int, lane: Lane) -> None:
     """Write the row's own vectors and biases (W,): the parts with which every row begins."""
-    for d in components(0, padded(width, lane), lane):
+    for d in range(lane.own, ends(0, padded(width, lane), lane), lane.all):
         to[d] = table[row, d]
 
 
@@ -57,7 +57,7 @@ def add_links(
     for k in range(n):
         f = place(links[row, k] - 1)
         x = share(features, f, af, values[row, k], weight)
-        for d in components(0, padded(width(af), m.lane), m.lane):
+        for d in range(m.lane.own, ends(0, padded(width(af), m.lane), m.lane), m.lane.all):
             to[d] += x * features[f, d]
 
 

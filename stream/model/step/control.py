@@ -10,7 +10,7 @@ import numpy as np
 from stream.compiled import embedded
 from stream.model import scalars as sc
 from stream.model.step import account
-from stream.model.step.lanes import components
+from stream.model.step.lanes import ends
 from stream.model.step.link import sigmoid
 from stream.model.step.names import Array, Event, Model, Scratch
 from stream.model.step.rows import step_bias
@@ -26,7 +26,7 @@ def start(m: Model, s: Scratch, e: Event, f: Score, lin0: np.float32) -> np.floa
     items, own = t.items, ai.bias + Y
     if items[e.i, ai.control_sum] > 0:
         return lin0
-    for d in components(0, ai.D, m.lane):
+    for d in range(m.lane.own, ends(0, ai.D, m.lane), m.lane.all):
         items[e.i, ai.control + d] = items[e.i, ai.vector + d]
     shown = s.items[0, ai.bias + e.o]
     if m.lane.own == 0:

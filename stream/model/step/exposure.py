@@ -13,7 +13,7 @@ from stream.model import scalars as sc
 from stream.model.layout import HEADS
 from stream.model.step import account
 from stream.model.step.compose import compose_item
-from stream.model.step.lanes import components, inside, meet, place, product, strides
+from stream.model.step.lanes import ends, inside, meet, place, product, strides
 from stream.model.step.link import sigmoid
 from stream.model.step.names import Columns, Event, Model, Scratch
 from stream.roles import Role
@@ -42,7 +42,7 @@ def exposes(m: Model, c: Columns, e: Event) -> bool:
 def add_moment(m: Model, s: Scratch, u: int) -> None:
     """Add the mean of the user's latest items to the session part of the composed user."""
     au = m.at.user
-    for stride in strides(au.S, m.lane):
+    for stride in range(strides(au.S, m.lane)):
         d = stride * m.lane.all + m.lane.own
         if inside(d, au.S, m.lane):
             s.user[au.session + d] += m.rates.session_share * m.tables.users[u, au.recent + d]
@@ -78,7 +78,7 @@ def moment(m: Model, s: Scratch, e: Event, session: bool) -> None:
             s.raised[2 * p], s.raised[2 * p + 1] = s.eta[p], whole
     if calibrates:
         meet(m.lane)
-        for q in components(0, 2 * (1 + m.at.pairs), m.lane):
+        for q in range(m.lane.own, ends(0, 2 * (1 + m.at.pairs), m.lane), m.lane.all):
             head = m.terms.head[e.head + (HEADS if q & 1 else 0)]
             account.tell_calibration(told, q, head, s.raised[q])
     if m.lane.own == 0:

@@ -39,18 +39,34 @@ def _padded(size: Any, lane: Any) -> Any:
     return itself
 
 
-def components(first: int, size: int, lane: Lane) -> range:
-    """Return the components of a part that are this lane's, of `size` from `first` on."""
+def ends(first: int, size: int, lane: Lane) -> int:
+    """Return where the components of this lane end, of `size` from `first` on."""
     raise NotImplementedError("only compiled code calls it")
 
 
-def strides(size: int, lane: Lane) -> range:
-    """Return the strides of a part of any size: lane `own` has d = stride * all + own < size."""
+@overload(ends, target="cpu", jit_options=_HOW)
+def _ends(first: Any, size: Any, lane: Any) -> Any:
+    def behind(first: Any, size: Any, lane: Any) -> Any:
+        return first + size
+
+    return behind
+
+
+def strides(size: int, lane: Lane) -> int:
+    """Return how many strides a part of any size has: d = stride * lane.all + lane.own < size."""
     raise NotImplementedError("only compiled code calls it")
+
+
+@overload(strides, target="cpu", jit_options=_HOW)
+def _strides(size: Any, lane: Any) -> Any:
+    def single(size: Any, lane: Any) -> Any:
+        return size
+
+    return single
 
 
 def inside(d: int, size: int, lane: Lane) -> bool:
-    """Return whether a component that `strides` came to is one of the part."""
+    """Return whether a component that a stride came to is one of the part."""
     raise NotImplementedError("only compiled code calls it")
 
 
@@ -60,22 +76,6 @@ def _inside(d: Any, size: Any, lane: Any) -> Any:
         return True  # known to the compiler, which then vectorises the loop
 
     return always
-
-
-@overload(strides, target="cpu", jit_options=_HOW)
-def _strides(size: Any, lane: Any) -> Any:
-    def single(size: Any, lane: Any) -> Any:
-        return range(size)
-
-    return single
-
-
-@overload(components, target="cpu", jit_options=_HOW)
-def _components(first: Any, size: Any, lane: Any) -> Any:
-    def all_of_them(first: Any, size: Any, lane: Any) -> Any:
-        return range(first, first + size)
-
-    return all_of_them
 
 
 @overload(meet, target="cpu")

@@ -7,7 +7,7 @@ import numpy as np
 
 from stream.compiled import embedded
 from stream.model.layout import Layout
-from stream.model.step.lanes import components, inside, meet, strides
+from stream.model.step.lanes import ends, inside, meet, strides
 from stream.model.step.names import Array, Lane
 
 _ONE = np.float32(1)
@@ -35,7 +35,7 @@ def step_vector(
     meet(lane)
     if lane.own == 0:
         table[row, part.total] = held
-    for stride in strides(part.size, lane):
+    for stride in range(strides(part.size, lane)):
         d = stride * lane.all + lane.own
         if inside(d, part.size, lane):
             at = part.first + d
@@ -59,9 +59,9 @@ def average(table: Array, bits: Array, row: int, at: Layout, keep: np.float32, l
     """Move the served means towards the row; the first ones are plain means (Polyak 1992)."""
     count = np.float32(bits[row, at.events] + np.uint32(1))
     rate = max(_ONE - keep, _ONE / count)
-    for d in components(0, at.D, lane):
+    for d in range(lane.own, ends(0, at.D, lane), lane.all):
         table[row, at.mean + d] += rate * (table[row, at.vector + d] - table[row, at.mean + d])
-    for o in components(0, at.Y, lane):
+    for o in range(lane.own, ends(0, at.Y, lane), lane.all):
         table[row, at.mean_bias + o] += rate * (
             table[row, at.bias + o] - table[row, at.mean_bias + o]
         )

@@ -7,7 +7,7 @@ import numpy as np
 from stream.compiled import embedded
 from stream.model.step.compose import link_weight, share
 from stream.model.step.interaction import Seen
-from stream.model.step.lanes import components, inside, place, square, strides
+from stream.model.step.lanes import ends, inside, place, square, strides
 from stream.model.step.names import Event, Model, Scratch
 from stream.model.step.rows import (
     average,
@@ -35,17 +35,17 @@ def user_gradient(m: Model, s: Scratch, seen: Seen) -> Push:
     """Write the gradient of the user's vectors to scratch."""
     at, mix = m.at.user, m.rates.mix
     error = s.error[0]
-    for d in components(at.vector, at.D, m.lane):
+    for d in range(at.vector + m.lane.own, ends(at.vector, at.D, m.lane), m.lane.all):
         s.grad[d] = (mix * error + (_ONE - mix) * seen.miss) * s.items[0, d]
-    for d in components(at.expo, at.E + at.S, m.lane):
+    for d in range(at.expo + m.lane.own, ends(at.expo, at.E + at.S, m.lane), m.lane.all):
         s.grad[d] = (s.contrast[0] if d < at.session else s.session[0]) * s.items[0, d]
     for p in range(1, 1 + m.at.pairs):
         if s.error[p] != 0:
             error += s.error[p]
-            for d in components(at.vector, at.D, m.lane):
+            for d in range(at.vector + m.lane.own, ends(at.vector, at.D, m.lane), m.lane.all):
                 s.grad[d] += mix * s.error[p] * s.items[p, d]
         if seen.exposing:
-            for d in components(at.expo, at.E + at.S, m.lane):
+            for d in range(at.expo + m.lane.own, ends(at.expo, at.E + at.S, m.lane), m.lane.all):
                 s.grad[d] += (s.contrast[p] if d < at.session else s.session[p]) * s.items[p, d]
     return Push(
         square(s.grad, at.vector, at.D, m.lane), square(s.grad, at.expo, at.E, m.lane),
@@ -75,7 +75,7 @@ def step_user(m: Model, s: Scratch, e: Event, seen: Seen, push: Push) -> None:
 def follow(m: Model, s: Scratch, u: int) -> None:
     """Move the running mean of the user's latest items towards the target."""
     users, at = m.tables.users, m.at.user
-    for stride in strides(at.S, m.lane):
+    for stride in range(strides(at.S, m.lane)):
         d = stride * m.lane.all + m.lane.own
         if inside(d, at.S, m.lane):
             held = users[u, at.recent + d]
@@ -108,9 +108,9 @@ def item_gradient(m: Model, s: Scratch, e: Event, seen: Seen, p: int) -> Push:
     """Write the gradient of the target's (p 0) or a pair's vectors to scratch."""
     at, mix = m.at.item, m.rates.mix
     push = mix * s.error[p] + (_ONE - mix) * seen.miss if p == 0 else mix * s.error[p]
-    for d in components(at.vector, at.D, m.lane):
+    for d in range(at.vector + m.lane.own, ends(at.vector, at.D, m.lane), m.lane.all):
         s.grad[d] = push * s.user[d]
-    for d in components(at.expo, at.E + at.S, m.lane):
+    for d in range(at.expo + m.lane.own, ends(at.expo, at.E + at.S, m.lane), m.lane.all):
         s.grad[d] = (s.contrast[p] if d < at.session else s.session[p]) * s.user[d]
     return Push(
         square(s.grad, at.vector, at.D, m.lane), square(s.grad, at.expo, at.E, m.lane),
