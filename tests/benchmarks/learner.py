@@ -2,180 +2,148 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
+from functools import cache, partial
 
 import numpy as np
 import torch
 
-from stream.batch import Batch, ratings
+from stream.batch import Batch
 from stream.model.choice import gpu
 from stream.model.config import ModelConfig, Paths
 from stream.model.learner import Learner
-from stream.roles import Role
+from tests.benchmarks.device import alone, bandwidth, moved
+from tests.benchmarks.interactions import DESCRIBED, HUGE, LARGE, SMALL, Case, batch, describe
 from tests.test_model import progressive
 
-SIZE = 32_768  # interactions a batch
-ROUNDS, SECONDS = 3, 0.4  # each case learns in turn, so that a slow moment of the machine is all's
-SMALL, LARGE, HUGE = (943, 1_682), (100_000, 50_000), (1_000_000, 1_000_000)
-DESCRIBED = (10_000, 10_000)  # users and items with attributes
+SIZE, GPU_SIZE = 32_768, 524_288  # interactions a batch
+BATCHES = 4
+ROUNDS, SECONDS = 3, 0.4  # each driver learns in turn, so that a slow moment is all's
+BLOCKS = (256, 1_024, 16_384)
+REPLAYED = 4
 CLOSED = Paths(*[False] * len(astuple(Paths())))
 SEQUENTIAL = ModelConfig(step="sequential", device="cpu")
+THREADED = replace(SEQUENTIAL, step="blocks")
+REPLAY = f"sequential, replay x{REPLAYED}"
 
 
-@dataclass(frozen=True)
-class Case:
-    """What is learned: how many rows, how items are drawn, whether rows are described."""
-
-    rows: tuple[int, int]
-    items: str = "uniform"
-    described: bool = False
-
-    def __str__(self) -> str:
-        users, items = self.rows
-        kind = ", attributes" if self.described else ""
-        return f"{users:,} x {items:,}, {self.items} items{kind}"
+def usable() -> bool:
+    """Return whether blocks can learn on a GPU here."""
+    return bool(gpu().name) and not gpu().lacks
 
 
-def drawn(case: Case, r: np.random.Generator) -> np.ndarray:
-    """Return the items of a batch: uniform, log-uniform, or one of them in 16 interactions."""
-    items = case.rows[1]
-    if case.items == "log-uniform":
-        return (items ** r.random(SIZE) - 1).astype(np.int32).clip(0, items - 1)
-    found = r.integers(items, size=SIZE).astype(np.int32)
-    if case.items == "one in 16":
-        found[::16] = 7
-    return found
-
-
-def batch(case: Case, seed: int) -> Batch:
-    """Return random interactions: half ratings without an impression, half exposures of clicks."""
-    r = np.random.default_rng(seed)
-    exposed = r.random(SIZE) < 0.5
-    made = ratings(
-        r.integers(case.rows[0], size=SIZE).astype(np.int32),
-        drawn(case, r),
-        exposed.astype(np.int8),
-        np.where(exposed, r.integers(0, 2, SIZE), r.integers(1, 6, SIZE)).astype(np.float32),
-        np.full(SIZE, case.rows[1], np.int32),
-        r.integers(1 << 62, size=SIZE).astype(np.uint64),
-        1_790_000_000_000 + np.arange(seed * SIZE, (seed + 1) * SIZE),
-    )
-    role = np.where(exposed, Role.EXPOSED, Role.FACTUAL).astype(np.int8)
-    position = np.where(exposed, r.integers(1, 11, SIZE), 0).astype(np.int32)
-    return replace(made, role=role, position=position, counts=~exposed | (made.label > 0))
-
-
-def describe(learner: Learner) -> Learner:
-    """Give every row attributes: at most 6 links a user, 7 an item."""
-    r = np.random.default_rng(0)
-    for row in range(DESCRIBED[0]):
-        age, job = int(r.integers(15, 80)), f"j{r.integers(20)}"
-        learner.set_attributes("user", row, {"age": age, "job": job, "paid": bool(row % 2)})
-        genres = [f"g{n}" for n in r.choice(20, 3, replace=False)]
-        learner.set_attributes("item", row, {"year": int(r.integers(1930, 2027)), "genre": genres})
-    return learner
+def cases() -> list[Case]:
+    """Return what is learned; the largest tables on a GPU alone."""
+    found = [Case(SMALL), Case(LARGE), Case(LARGE, "log-uniform"), Case(LARGE, "one in 16")]
+    found.append(Case(DESCRIBED, described=True))
+    return [*found, Case(HUGE)] if usable() else found
 
 
 def drivers(case: Case) -> dict[str, ModelConfig]:
     """Return the drivers that are worth a case, by name."""
     found = {"sequential": SEQUENTIAL}
-    if case.rows == LARGE and case.items == "uniform":
-        found["sequential, paths closed"] = replace(SEQUENTIAL, paths=CLOSED)
-    for block in (256, 1_024, 16_384):
-        blocks = replace(SEQUENTIAL, step="blocks", block=block)
-        for threads in (1, 2):
-            found[f"blocks of {block:,}, {threads} threads"] = replace(blocks, threads=threads)
-        if not gpu().lacks and gpu().name:
-            found[f"blocks of {block:,}, GPU"] = replace(blocks, device="cuda")
+    if case == Case(LARGE):
+        found |= {"sequential, paths closed": replace(SEQUENTIAL, paths=CLOSED), REPLAY: SEQUENTIAL}
+    for block in BLOCKS:
+        for threads in (1, 2) if case.rows != HUGE else ():
+            name = f"blocks of {block:,}, {threads} thread{'s' * (threads > 1)}"
+            found[name] = replace(THREADED, block=block, threads=threads)
+        if usable():
+            found[f"blocks of {block:,}, GPU"] = replace(THREADED, block=block, device="cuda")
     return found
 
 
-def moved(learner: Learner, case: Case) -> float:
-    """Return the bytes that an interaction reads and writes at least: its rows, once each way."""
-    user, item, value = (t.layout.width for t in (learner.user, learner.item, learner.feature))
-    links = 6 + 7 * (1 + learner.config.pairs) if case.described else 0
-    return 2.0 * 4 * (user + (1 + learner.config.pairs) * item + links * value)
+def again(learner: Learner, batch: Batch) -> None:
+    """The batch, and as many remembered interactions several times, were learned."""
+    learner.step(batch)
+    learner.replay(REPLAYED * len(batch))
 
 
-def bandwidth(device: torch.device) -> float:
-    """Return the bytes a second that a large copy reads and writes."""
-    here = torch.ones(1 << 27, device=device)
-    there = torch.empty_like(here)
-    best = 0.0
-    for _ in range(4):
-        _wait(device)
-        start = time.perf_counter()
-        there.copy_(here)
-        _wait(device)
-        best = max(best, 2 * here.nbytes / (time.perf_counter() - start))
-    return best
+class Race:
+    """The drivers of a case, each with a learner of its own that has learned every batch once."""
+
+    def __init__(self, case: Case) -> None:
+        """Rows are created and kernels compiled afterwards."""
+        made = cache(lambda size: [batch(case, size, seed) for seed in range(BATCHES)])
+        self.learners = {name: Learner(config) for name, config in drivers(case).items()}
+        self.batches: dict[str, list[Batch]] = {}
+        self.steps: dict[str, Callable[[Batch], object]] = {}
+        for name, learner in self.learners.items():
+            if case.described:
+                describe(learner)
+            self.batches[name] = made(GPU_SIZE if learner.device.type == "cuda" else SIZE)
+            self.steps[name] = partial(again, learner) if name == REPLAY else learner.step
+            for b in self.batches[name]:
+                self.steps[name](b)
+
+    def rates(self) -> dict[str, list[float]]:
+        """Return events a second by driver, of each round."""
+        found: dict[str, list[float]] = {name: [] for name in self.learners}
+        for _ in range(ROUNDS):
+            for name, step in self.steps.items():
+                batches, events = self.batches[name], 0
+                start, done = time.perf_counter(), 0
+                while (passed := time.perf_counter() - start) < SECONDS or not done:
+                    step(batches[done % BATCHES])
+                    events += len(batches[done % BATCHES])
+                    done += 1
+                found[name].append(events / passed)
+        return found
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+@cache
+def copies(device: torch.device) -> float:
+    """Return the bytes a second that the device's memory moves, measured in this run."""
+    return bandwidth(device)
 
 
-def rates(case: Case) -> dict[str, tuple[float, Learner]]:
-    """Return events a second by driver, the median of the rounds, and the learner."""
-    batches = [batch(case, seed) for seed in range(4)]
-    learners = {name: Learner(config) for name, config in drivers(case).items()}
-    for learner in learners.values():
-        if case.described:
-            describe(learner)
-        for b in batches:  # rows are created, kernels compiled
-            learner.step(b)
-    found: dict[str, list[float]] = {name: [] for name in learners}
-    for _ in range(ROUNDS):
-        for name, learner in learners.items():
-            start, done = time.perf_counter(), 0
-            while (passed := time.perf_counter() - start) < SECONDS or not done:
-                learner.step(batches[done % len(batches)])
-                done += 1
-            found[name].append(SIZE * done / passed)
-    return {name: (float(np.median(told)), learners[name]) for name, told in found.items()}
+def said(learner: Learner, rate: float, times: int = 1) -> str:
+    """Return a rate in words: of events, each learned so many times, and of the bandwidth."""
+    pace = f", {1e6 * learner.config.block / rate:,.0f} us a block"
+    share = times * rate * moved(learner) / copies(learner.device)
+    return (
+        f"{rate / 1e6:.3f} M/s{'' if learner.config.step == 'sequential' else pace}, "
+        f"{share:.1%} of the bandwidth"
+    )
 
 
-def show(case: Case, copies: Callable[[torch.device], float]) -> None:
-    """Print the rates of a case."""
-    told = rates(case)
-    base = told["sequential"][0]
+def show(case: Case) -> None:
+    """Print a case: the step as a whole by driver, and on a GPU its kernel alone."""
+    race = Race(case)
+    told = race.rates()
     print(f"\n{case}", flush=True)
-    for name, (rate, learner) in told.items():
-        block = learner.config.block
-        pace = "" if name.startswith("seq") else f", {1e6 * block / rate:,.0f} us a block"
-        share = rate * moved(learner, case) / copies(learner.device)
-        print(f"  {name:<28} {rate / 1e6:6.3f} M/s ({rate / base:.2f} x){pace}, "
-              f"{share:.0%} of the memory's bandwidth", flush=True)  # fmt: skip
+    for name, rates in told.items():
+        learner = race.learners[name]
+        ratio = float(np.median(np.divide(rates, told["sequential"])))
+        words = said(learner, float(np.median(rates)), 1 + REPLAYED if name == REPLAY else 1)
+        print(f"  {name:<27} {words}, {ratio:.2f} x", flush=True)
+        if learner.device.type == "cuda":
+            kernel, sorts = alone(learner, race.batches[name])
+            print(f"  {'  its kernel alone':<27} {said(learner, kernel)}; "
+                  f"with its sorts {sorts / 1e6:.3f} M/s", flush=True)  # fmt: skip
 
 
 def quality() -> None:
     """Print the progressive error on MovieLens-100K by block."""
     print("\nMovieLens-100K in time order, one pass, polls of 25,000: mean absolute error")
-    cases = {"sequential": SEQUENTIAL}
+    found = {"sequential": SEQUENTIAL}
     for block in (1, 16, 256, 1_024, 4_096):
-        cases[f"blocks of {block:,}"] = replace(SEQUENTIAL, step="blocks", block=block, threads=2)
-    for name, config in cases.items():
-        print(f"  {name:<28} {progressive(config, 100_000, 25_000)[0]:.4f}", flush=True)
+        found[f"blocks of {block:,}"] = replace(THREADED, block=block, threads=2)
+    for name, config in found.items():
+        print(f"  {name:<27} {progressive(config, 100_000, 25_000)[0]:.4f}", flush=True)
 
 
 def run() -> None:
     """Print events a second of each driver, as multiples of the sequential one, and the quality."""
     c = SEQUENTIAL
-    held = {"cpu": bandwidth(torch.device("cpu"))}
-
-    def copies(device: torch.device) -> float:
-        if device.type not in held:
-            held[device.type] = bandwidth(device)
-        return held[device.type]
-
+    speed = ", ".join(
+        f"{copies(torch.device(device)) / 1e9:.0f} GB/s ({device})"
+        for device in (("cpu", "cuda") if usable() else ("cpu",))
+    )
     print(f"D={c.factors}, E={c.exposure_factors}, S={c.session_factors}, {c.pairs} uniform pairs "
-          f"an event; half ratings, half exposures; batches of {SIZE:,}; median of {ROUNDS}; "
-          f"a copy on the CPU moves {held['cpu'] / 1e9:.1f} GB/s", flush=True)  # fmt: skip
-    cases = [Case(SMALL), Case(LARGE), Case(LARGE, "log-uniform"), Case(LARGE, "one in 16")]
-    cases.append(Case(DESCRIBED, described=True))
-    if gpu().name and not gpu().lacks:
-        cases.append(Case(HUGE))
-    for case in cases:
-        show(case, copies)
+          f"an event; half ratings, half exposures; batches of {SIZE:,}, on a GPU {GPU_SIZE:,}; "
+          f"Learner.step whole, x against the sequential one, medians of {ROUNDS} rounds; "
+          f"a copy moves {speed}", flush=True)  # fmt: skip
+    for case in cases():
+        show(case)
     quality()
