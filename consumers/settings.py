@@ -131,7 +131,7 @@ class Trainer(Section, frozen=True, kw_only=True):
     batch_max: Annotated[
         Count, described("Most events of one step; steps are as large as the queue below it.")
     ] = 65_536
-    seed: Annotated[Natural, described("Same seed and same polls, same bits.")] = 0
+    seed: Annotated[Natural, described("Same seed and same polls, same bits on a CPU.")] = 0
     metrics_host: Annotated[Name, described("Address of the trainer's /metrics.")] = "127.0.0.1"
     metrics_port: Annotated[
         Port, described("Port of its /metrics, /livez, /readyz; 0: a free one.")

@@ -17,7 +17,7 @@ from typing import Literal
 from stream.errors import Inconsistent
 from stream.model.config import ModelConfig
 from stream.model.gpu import Gpu, gpu
-from stream.model.layout import Part, layout
+from stream.model.layout import STRIDE, Part, layout
 
 __all__ = ["Choice", "Driver", "Gpu", "choose", "gpu", "needed"]
 
@@ -89,7 +89,7 @@ def needed(config: ModelConfig) -> int:
     bounds: dict[Part, int] = {
         "user": config.max_users, "item": config.max_items, "feature": config.max_features,
     }  # fmt: skip
-    tables = [FLOAT * layout(part, *sizes).width * rows for part, rows in bounds.items()]
+    tables = [FLOAT * layout(part, *sizes, STRIDE).width * rows for part, rows in bounds.items()]
     links = LINK * config.max_links * (config.max_users + config.max_items)
     return sum(tables) + max(tables) + links + WORK
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from stream.memory import reserve
 from stream.model.blocks.names import Worker
-from stream.model.blocks.order import borders, order
+from stream.model.blocks.order import borders, faded, order
 from stream.model.blocks.room import hands, room
 from stream.model.blocks.threads import threaded
 from stream.model.drivers import Host, Tables
@@ -33,7 +33,7 @@ class Threaded(Host):
         edges = borders(c.role, int(given.terms.counters[0]), self.block, live)
         made = order((c.user, c.item, c.pair), edges, given.tables, self._marks, linked)
         between = room(self.at, made)
-        arrived = np.zeros(1, np.int64)
+        arrived, memory = np.zeros(1, np.int64), faded(memory, self.block)
 
         def work(own: int) -> None:
             s = scratch(self.at, 0)._replace(told=between.told)

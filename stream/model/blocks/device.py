@@ -15,7 +15,7 @@ from torch import Tensor
 from stream.model.blocks import gpu
 from stream.model.blocks.device_order import device_order, moved
 from stream.model.blocks.names import TILE, Order, Room
-from stream.model.blocks.order import borders
+from stream.model.blocks.order import borders, faded
 from stream.model.blocks.room import sum_size
 from stream.model.drivers import Tables as RowsAndLinks
 from stream.model.links import Links
@@ -113,7 +113,9 @@ class Device:
             columns=wrap_all(columns), terms=wrap_all(terms),
             outcomes=wrap_all(outcomes),
         )  # fmt: skip
-        args = (on_gpu, wrap_all(order), self._between(edges[0], order), wrap_all(back), memory)
+        between = self._between(edges[0], order)
+        kept = faded(memory, self.block)
+        args = (on_gpu, wrap_all(order), between, wrap_all(back), kept)
         self._launch(args)
         self._receive(torch.cat([told, sent.view(torch.float32)]), given.terms, out)
 
@@ -180,10 +182,7 @@ class Device:
         types = tuple(map(self.compiled.typeof_pyval, args))
         if types not in self._grids:
             overload = self.compiled.compile(types)
-            self._grids[types] = min(
-                int(__import__("os").environ.get("GRID", "9999")),
-                int(overload.max_cooperative_grid_blocks(gpu.THREADS)),
-            )
+            self._grids[types] = int(overload.max_cooperative_grid_blocks(gpu.THREADS))
         self.compiled[self._grids[types], gpu.THREADS](*args)
 
     def _receive(self, sent: Tensor, terms: GlobalTerms, out: Predictions) -> None:

@@ -39,6 +39,14 @@ def borders(
     return events, np.isin(events[1:], moves)
 
 
+def faded(memory: float, block: int) -> float:
+    """Return `ModelConfig.memory` as a border counts it, at which 1,024 interactions fade.
+
+    Behind larger blocks more are new, so that running sums still fall to half in `memory` of them.
+    """
+    return memory * BLOCK / max(BLOCK, block)
+
+
 @compiled
 def place(
     keys: Array, edges: Array, mark: Array, block: Array, start: Array, members: Array, row: Array
