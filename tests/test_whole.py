@@ -243,7 +243,7 @@ def test_a_price_moves_the_rating_by_the_planted_slope_within_items(broker, redi
 # the loop closed: what the service leaves to chance is what the trainer learns from
 
 PLANTED = {True: 0.6, False: 0.15}  # chance of a click when shown, when withheld
-USERS, K = 400, 3
+USERS, K = 450, 3  # windows enough for an interval, whatever the clock withholds
 
 
 class Description(NamedTuple):
