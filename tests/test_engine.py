@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stream import testing
@@ -13,6 +13,7 @@ from stream.engine import Engine, JoinConfig
 from stream.framing import frame
 from stream.model.config import ModelConfig
 from stream.records import RecordBatch
+from stream.schemas import ATTRIBUTE_KINDS
 
 CONFIG = ModelConfig(
     factors=8,
@@ -128,13 +129,15 @@ def test_stop_restore_continue_equals_never_stopped(seed, cuts):
 
 
 @settings(deadline=None, max_examples=10)
+@example(0, [1])
 @given(st.integers(0, 1_000), st.lists(st.integers(0, 300), max_size=4))
 def test_closing_the_windows_at_the_end_does_not_depend_on_cuts_or_restarts(seed, cuts):
     polled = world(seed)
     whole, cut = Engine(CONFIG, 3, **ROOMY), Engine(CONFIG, 3, **ROOMY)
     whole.learn(polled)
     for a, b in pairwise([0, *sorted(cuts), len(polled)]):
-        cut.learn(polled[a:b])
+        to_come = {(r.topic, r.partition) for r in polled[b:] if r.kind not in ATTRIBUTE_KINDS}
+        cut.learn(polled[a:b], to_come)
     restored = Engine(CONFIG, 3, **ROOMY)
     restored.load(cut.state())
     told = [engine.close_windows() for engine in (whole, restored)]
