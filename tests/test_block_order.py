@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.model.blocks.device_order import device_order
-from stream.model.blocks.names import TILE
+from stream.model.blocks.names import TILE, Size
 from stream.model.blocks.order import borders, order
 from stream.roles import Role
 
@@ -229,17 +229,19 @@ def test_block_times_rows_may_pass_32_bits(device):
     check(wide._replace(user=user, item=item, links=Linked(links, links)), device)
 
 
-def cut_plainly(role, steps, block, live):
+def cut_plainly(role, steps, limits, live):
     """Return the sizes of blocks and whether the global terms move after each, one by one."""
-    every = max(1024, block)
+    every = max(1024, limits.block)
     sizes, moves, size = [], [], 0
     for at in role:
+        if size == 0:
+            most = max(1, min(limits.block, int(limits.share * steps)))
         size += 1
         moved = False
         if live and at not in (Role.PREDICT, Role.CLOSED):
             steps += 1
             moved = steps % every == 0 or (steps < 1024 and steps.bit_count() == 1)
-        if moved or size == block:
+        if moved or size == most:
             sizes, moves, size = [*sizes, size], [*moves, moved], 0
     return ([*sizes, size], [*moves, False]) if size else (sizes, moves)
 
@@ -249,16 +251,18 @@ def cut_plainly(role, steps, block, live):
     role=st.lists(st.sampled_from([*Role]), max_size=200),
     steps=st.sampled_from([0, 3, 500, 1000, 1400, 2000, 2900, 4090]),
     block=st.sampled_from([1, 2, 7, 64, 150, 1024, 1500, 2048]), live=st.booleans(),
+    share=st.sampled_from([1.0, 0.25, 1 / 64]),
 )  # fmt: skip
-def test_blocks_end_at_borders(role, steps, block, live):
-    events, moves = borders(np.array(role, np.int8), steps, block, live)
+def test_blocks_end_at_borders(role, steps, block, live, share):
+    limits = Size(block, share)
+    events, moves = borders(np.array(role, np.int8), steps, limits, live)
     assert events[0] == 0 and events.dtype == np.int32
-    assert (np.diff(events).tolist(), moves.tolist()) == cut_plainly(role, steps, block, live)
+    assert (np.diff(events).tolist(), moves.tolist()) == cut_plainly(role, steps, limits, live)
 
 
 @pytest.mark.parametrize("block", [1, 1000, 1024, 1025, 4096])
 def test_blocks_of_a_long_batch_end_at_borders(block):
-    events, moves = borders(np.zeros(9_000, np.int8), 0, block, True)
+    events, moves = borders(np.zeros(9_000, np.int8), 0, Size(block, 1.0), True)
     at = [e for e, moved in zip(events[1:].tolist(), moves, strict=True) if moved]
     every = max(block, 1024)
     assert at == [2**k for k in range(10)] + list(range(every, 9_000, every))
@@ -267,5 +271,11 @@ def test_blocks_of_a_long_batch_end_at_borders(block):
 
 
 def test_blocks_that_are_not_live_have_their_full_size():
-    events, moves = borders(np.zeros(5_000, np.int8), 0, 2048, False)
+    events, moves = borders(np.zeros(5_000, np.int8), 2048, Size(2048, 1.0), False)
     assert events.tolist() == [0, 2048, 4096, 5000] and not moves.any()
+
+
+def test_blocks_grow_with_the_stream():
+    events, _ = borders(np.zeros(100_000, np.int8), 0, Size(1024, 1 / 64), True)
+    sizes = np.diff(events)
+    assert (sizes <= np.maximum(1, events[:-1] / 64)).all() and sizes[-1] < 1024 == sizes[-2]

@@ -31,7 +31,9 @@ SMALL = ModelConfig(
 )  # fmt: skip
 # Of blocks there are two layouts of rows in all tests, this and the default's: each of them
 # compiles for a minute.
-BLOCKS = replace(SMALL, average=0.9, step="blocks", device="cpu", threads=2)
+BLOCKS = replace(
+    SMALL, average=0.9, step="blocks", device="cpu", threads=2, block_share=1.0
+)  # fmt: skip
 BOTH = pytest.mark.parametrize("config", [SMALL, BLOCKS], ids=["sequential", "blocks"])
 CLOSED_PATHS = Paths(*[False] * len(astuple(Paths())))
 RATING, CLICK = 0, 1

@@ -103,6 +103,7 @@ class ModelConfig:
     step: Step = "auto"  # which driver learns: choice.py
     device: Device = "auto"
     block: int = 256  # interactions that one block learns
+    block_share: float = 1 / 64  # of the interactions learned so far: a block is no larger
     threads: int = 0  # of the CPU, for blocks; 0: one a core, at most 4
 
     def __post_init__(self) -> None:
@@ -143,6 +144,8 @@ class ModelConfig:
             )
         if not 1 <= self.block <= BLOCK_MAX:
             raise ValueError(f"model.block must be in 1..{BLOCK_MAX}")
+        if not 0 < self.block_share <= 1:
+            raise ValueError("model.block_share must be in (0, 1]")
         if not 0 <= self.threads <= THREADS_MAX:
             raise ValueError(f"model.threads must be in 1..{THREADS_MAX}, or 0: one a core")
 

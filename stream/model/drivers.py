@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.model.blocks.names import Size
 from stream.model.choice import Choice
 from stream.model.config import ModelConfig
 from stream.model.kernels import ensure
@@ -105,7 +106,7 @@ def driver(choice: Choice, at: Layouts, config: ModelConfig, tables: Tables) -> 
     if choice.driver == "blocks":
         from stream.model.blocks.cpu import Threaded
 
-        return Threaded(at, tables, config.block, choice.threads)
+        return Threaded(at, tables, Size(config.block, config.block_share), choice.threads)
     from stream.model.blocks.device import Device
 
-    return Device(at, tables, config.block)
+    return Device(at, tables, Size(config.block, config.block_share))

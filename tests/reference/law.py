@@ -59,8 +59,9 @@ class Reference(State):
     def learn(self, batch: Batch, pair: NDArray[np.int32], block: int, live: bool = True) -> Told:
         """Learn the batch in blocks, with these uniform items (B, P), -1 for none.
 
-        A block ends where global terms move, after `block` interactions and with the batch. Where
-        not `live` (replay, synthetic outcomes) nothing is counted and no global term moves.
+        A block ends where global terms move, after `block` interactions, after `block_share` of
+        those learned before it, and with the batch. Where not `live` (replay, synthetic outcomes)
+        nothing is counted and no global term moves.
         """
         if block > sc.BLOCK:
             raise ValueError("what a border does behind so large a block is not written here")
@@ -72,7 +73,8 @@ class Reference(State):
         self.exist("item", pair[pair >= 0])
         begin = 0
         while begin < n:
-            last = min(begin + block, n)
+            young = max(1, int(self.count[sc.STEPS] * self.config.block_share))
+            last = min(begin + min(block, young), n)
             begin = self._block(batch, pair, range(begin, last), live, told)
         return told
 

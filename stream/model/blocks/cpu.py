@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from stream.memory import reserve
-from stream.model.blocks.names import Worker
+from stream.model.blocks.names import Size, Worker
 from stream.model.blocks.order import borders, faded, order
 from stream.model.blocks.room import hands, room
 from stream.model.blocks.threads import threaded
@@ -17,10 +17,10 @@ from stream.model.step.names import Given, Layouts, Predictions
 class Threaded(Host):
     """Learns batches in blocks; the same bits for any number of threads."""
 
-    def __init__(self, at: Layouts, tables: Tables, block: int, threads: int) -> None:
+    def __init__(self, at: Layouts, tables: Tables, size: Size, threads: int) -> None:
         """Reserve a mark for each row; start the threads."""
         super().__init__(tables)
-        self.at, self.block, self.threads = at, block, threads
+        self.at, self.size, self.threads = at, size, threads
         user, item, value = (reserve(of.rows, 1, np.int32)[:, 0] for of in tables.rows)
         self._marks = (user.view(np.int32), item.view(np.int32), value.view(np.int32))
         self._hands = [hands(at, tables.links[0].rows.shape[1]) for _ in range(threads)]
@@ -30,10 +30,10 @@ class Threaded(Host):
     def learn(self, given: Given, out: Predictions, memory: float, linked: bool) -> None:
         """Learn the columns in order; `linked` where any row has attribute values."""
         c, live = given.columns, given.on.live
-        edges = borders(c.role, int(given.terms.counters[0]), self.block, live)
+        edges = borders(c.role, int(given.terms.counters[0]), self.size, live)
         made = order((c.user, c.item, c.pair), edges, given.tables, self._marks, linked)
         between = room(self.at, made)
-        arrived, memory = np.zeros(1, np.int64), faded(memory, self.block)
+        arrived, memory = np.zeros(1, np.int64), faded(memory, self.size.block)
 
         def work(own: int) -> None:
             s = scratch(self.at, 0)._replace(told=between.told)

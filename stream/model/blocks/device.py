@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stream.model.blocks import gpu
 from stream.model.blocks.device_order import device_order, moved
-from stream.model.blocks.names import TILE, Order, Room
+from stream.model.blocks.names import TILE, Order, Room, Size
 from stream.model.blocks.order import borders, faded
 from stream.model.blocks.room import sum_size
 from stream.model.drivers import Tables as RowsAndLinks
@@ -81,15 +81,15 @@ class DeviceLinks:
 class Device:
     """Learns batches in blocks on a GPU; the same bits for any schedule."""
 
-    def __init__(self, at: Layouts, tables: RowsAndLinks, block: int) -> None:
+    def __init__(self, at: Layouts, tables: RowsAndLinks, size: Size) -> None:
         """Take the tables that stand on the GPU, and the links that stand on the host."""
-        self.at, self.block, self._tables = at, block, tables.rows
+        self.at, self.size, self._tables = at, size, tables.rows
         self.device = self._tables[0].device
         self._links = [DeviceLinks(of, self.device) for of in tables.links]
         self.compiled = gpu.kernel(at, tables.links[0].rows.shape[1])
         cells = account.cells(at.item.Y, at.pairs)
         self._cells = moved(cells, self.device)
-        self._room: tuple[tuple[int, ...], Any] = ((), None)
+        self._room: tuple[tuple[int, bool], Any] = ((0, False), None)
         self._grids: dict[Any, int] = {}
 
     def learn(self, given: Given, out: Predictions, memory: float, linked: bool) -> None:
@@ -97,7 +97,7 @@ class Device:
         c, n = given.columns, len(given.columns.user)
         if not n:
             return
-        edges = borders(c.role, int(given.terms.counters[0]), self.block, given.on.live)
+        edges = borders(c.role, int(given.terms.counters[0]), self.size, given.on.live)
         columns = self._columns(c)
         rows = (self._tables[0].rows, self._tables[1].rows, self._tables[2].rows)
         links = (self._links[0].rows, self._links[1].rows) if linked else None
@@ -114,7 +114,7 @@ class Device:
             outcomes=wrap_all(outcomes),
         )  # fmt: skip
         between = self._between(edges[0], order)
-        kept = faded(memory, self.block)
+        kept = faded(memory, self.size.block)
         args = (on_gpu, wrap_all(order), between, wrap_all(back), kept)
         self._launch(args)
         self._receive(torch.cat([told, sent.view(torch.float32)]), given.terms, out)
@@ -150,9 +150,9 @@ class Device:
         """Return room for the largest block, kept from step to step as long as it is enough."""
         B = int(np.diff(events).max())
         each, linked = 1 + self.at.pairs, len(order.values.members) > 0
-        needs = (B, B * each if linked else 0)
-        if self._room[0] != needs:
-            self._room = (needs, wrap_all(self._made(B, each, linked)))
+        held, was_linked = self._room[0]
+        if B > held or linked != was_linked:
+            self._room = ((B, linked), wrap_all(self._made(B, each, linked)))
         return self._room[1]
 
     def _made(self, B: int, each: int, linked: bool) -> Any:

@@ -15,6 +15,13 @@ from stream.model.step.names import Array, Columns, Model, Predictions, Scratch
 TILE = 32  # occurrences that one worker sums; more of a row are summed by many
 
 
+class Size(NamedTuple):
+    """How large a block may be: so many interactions, and this share of those learned before."""
+
+    block: int
+    share: float
+
+
 class Worker(NamedTuple):
     """Which of the workers that share a block this is, and how many there are."""
 

@@ -6,37 +6,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.compiled import compiled
-from stream.model.blocks.names import TILE, Groups, Order
+from stream.model.blocks.names import TILE, Groups, Order, Size
 from stream.model.scalars import BLOCK
 from stream.model.step.names import Array, Tables
 from stream.roles import Role
 
 Int = NDArray[np.int32]
+_PREDICT, _CLOSED = int(Role.PREDICT), int(Role.CLOSED)
+
+
+@compiled
+def cut(role: Array, steps: int, size: Size, live: bool, events: Array, moves: Array) -> int:
+    """Write where blocks begin, and whether the global terms move after each; return how many."""
+    blocks = first = 0
+    late = max(BLOCK, size.block)
+    most = min(size.block, max(1, int(steps * size.share)))
+    for j in range(role.size):
+        moved = False
+        if live and role[j] != _PREDICT and role[j] != _CLOSED:
+            steps += 1
+            moved = steps % late == 0 if steps >= BLOCK else steps & (steps - 1) == 0
+        if moved or j + 1 - first == most or j + 1 == role.size:
+            moves[blocks] = moved
+            blocks += 1
+            first = events[blocks] = j + 1
+            most = min(size.block, max(1, int(steps * size.share)))
+    return blocks
 
 
 def borders(
-    role: NDArray[np.int8], steps: int, block: int, live: bool
+    role: NDArray[np.int8], steps: int, size: Size, live: bool
 ) -> tuple[Int, NDArray[np.bool_]]:
     """Return where blocks begin (blocks + 1,), and whether the global terms move after each.
 
     They move after 1, 2, 4, ... and then every 1,024th learned interaction, or every `block`th
-    where that is more. Blocks end there, after `block` interactions, and with the batch.
+    where that is more. Blocks end there, at their largest size, and with the batch. What rows miss
+    within a block costs most while their rates are high, so the size grows with the stream.
     """
-    n = len(role)
-    moves = np.zeros(0, np.int64)
-    if live:
-        learns = (role != Role.PREDICT) & (role != Role.CLOSED)
-        count = steps + np.cumsum(learns)
-        late = max(BLOCK, block)
-        small = (count & (count - 1)) == 0
-        at = learns & np.where(count >= BLOCK, count % late == 0, small)
-        moves = np.flatnonzero(at) + 1
-    edges = [0]
-    for stop in [*moves.tolist(), n]:
-        if stop > edges[-1]:
-            edges += [*range(edges[-1] + block, stop, block), stop]
-    events = np.array(edges, np.int32)
-    return events, np.isin(events[1:], moves)
+    events, moves = np.zeros(len(role) + 1, np.int32), np.zeros(len(role), np.bool_)
+    blocks = cut(role, steps, size, live, events, moves)
+    return events[: blocks + 1], moves[:blocks]
 
 
 def faded(memory: float, block: int) -> float:
