@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numba
+from numba.extending import overload
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,15 @@ def embedded(function: Callable[..., Any]) -> Any:
     Arrays have to come without their owners (`stream.bare`), or their references are counted.
     """
     return numba.njit(nogil=True, error_model="numpy", **EMBEDDED)(function)
+
+
+def on_cpu(function: Callable[..., Any]) -> Any:
+    """Return the decorator by which the CPU supplies what an `embedded` function calls.
+
+    The decorated function takes the arguments' types, and returns a function of their values.
+    """
+    how: dict[str, Any] = EMBEDDED | {"error_model": "numpy", "nogil": True}
+    return overload(function, target="cpu", jit_options=how)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from tests.reference import Reference, differences, untold
 from tests.reference.rows import Floats, Rate, rate_of
 from tests.test_model import CLICK, CLOSED_PATHS, RATING, SMALL, draw_batch, open_every_path
 
-CONFIG = replace(SMALL, step="sequential")
+CONFIG = replace(SMALL, block_share=1.0, step="sequential")
 AVERAGED = {"average": 0.97, "shrink": 0.05, "mix": 0.5}
 VARIANTS = [
     {},

@@ -12,7 +12,7 @@ workers hand on is summed in the order of the batch.
 
 from stream.compiled import embedded
 from stream.model.blocks.names import Block, Work, Worker
-from stream.model.blocks.steps import step_segment, step_value, sum_tile, sum_value_tile
+from stream.model.blocks.steps import step_segment, step_value, sum_tile
 from stream.model.blocks.walk import compose, walk
 from stream.model.step.lanes import place
 from stream.model.step.names import Array
@@ -54,7 +54,7 @@ def step_items(w: Work, b: Block, at: int, worker: Worker, arrived: Array) -> No
     g = w.order.segments
     if g.tile_block[at + 1] > b.segment_tile:
         for tile in range(b.segment_tile + worker.own, g.tile_block[at + 1], worker.all):
-            sum_tile(w, b, tile)
+            sum_tile(w, b, g, tile, True)
         barrier(worker, arrived)
     for segment in range(b.segment + worker.own, g.block[at + 1], worker.all):
         step_segment(w, b, segment)
@@ -67,7 +67,7 @@ def step_values(w: Work, b: Block, at: int, worker: Worker, arrived: Array) -> N
     g = w.order.values
     if g.tile_block[at + 1] > b.value_tile:
         for tile in range(b.value_tile + worker.own, g.tile_block[at + 1], worker.all):
-            sum_value_tile(w, b, tile)
+            sum_tile(w, b, g, tile, False)
         barrier(worker, arrived)
     for value in range(g.block[at] + worker.own, g.block[at + 1], worker.all):
         step_value(w, b, value)

@@ -8,17 +8,16 @@ import functools
 from typing import Any
 
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from stream.bare import bare
-from stream.compiled import EMBEDDED, compiled
+from stream.compiled import compiled, on_cpu
 from stream.model import scalars as sc
 from stream.model.blocks.names import Order, Room, Work, Worker
 from stream.model.blocks.phases import barrier, blocks, totals
 from stream.model.step import account
 from stream.model.step.names import Given, Lane, Layouts, Model
 
-_HOW: Any = EMBEDDED | {"error_model": "numpy", "nogil": True}
 SPINS = 2_000  # looks at the word before the system is asked for another thread
 _yield = types.ExternalFunction("sched_yield", types.int32())
 
@@ -47,7 +46,7 @@ arrive: Any = intrinsic(_arrive)
 arrivals: Any = intrinsic(_arrivals)
 
 
-@overload(barrier, target="cpu", jit_options=_HOW)
+@on_cpu(barrier)
 def _barrier(worker: Any, arrived: Any) -> Any:
     def wait(worker: Any, arrived: Any) -> Any:
         if worker.all > 1:
@@ -61,7 +60,7 @@ def _barrier(worker: Any, arrived: Any) -> Any:
     return wait
 
 
-@overload(totals, target="cpu", jit_options=_HOW)
+@on_cpu(totals)
 def _totals(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
     def one_by_one(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
         if worker.own == 0 and w.m.on.live:

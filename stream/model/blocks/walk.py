@@ -27,7 +27,7 @@ from stream.model.step.link import sigmoid
 from stream.model.step.names import Event
 from stream.model.step.rows import step_bias
 from stream.model.step.score import Score, expect, shown
-from stream.model.step.update import follow, step_user, user_gradient
+from stream.model.step.update import follow, push_of, step_user, user_gradient
 from stream.roles import Role
 
 _PREDICT, _CLOSED, _CONTROL = int(Role.PREDICT), int(Role.CLOSED), int(Role.CONTROL)
@@ -130,7 +130,6 @@ def withhold(w: Work, e: Event, f: Score, lin0: np.float32) -> np.float32:
 def leave(w: Work, e: Event, seen: Seen, off: np.float32) -> None:
     """Leave what the interaction says of its target, its pairs and their attribute values."""
     m, s, room, at = w.m, w.s, w.room, w.m.at.user
-    mix = m.rates.mix
     for d in range(m.lane.own, ends(0, at.D + at.E + at.S, m.lane), m.lane.all):
         room.moment[e.at, d] = s.user[d]
     vector = square(s.user, at.vector, at.D, m.lane)
@@ -140,10 +139,7 @@ def leave(w: Work, e: Event, seen: Seen, off: np.float32) -> None:
         room.norm[e.at, 0], room.norm[e.at, 1], room.norm[e.at, 2] = vector, expo, session
         room.miss[e.at], room.off[e.at] = seen.miss, off
         for p in range(1 + m.at.pairs):
-            push = mix * s.error[p]
-            if p == 0:
-                push += (_ONE - mix) * seen.miss
-            room.push[e.at, p] = push
+            room.push[e.at, p] = push_of(m, s, seen, p)
             room.error[e.at, p] = s.error[p]
             room.contrast[e.at, p] = s.contrast[p]
             room.session[e.at, p] = s.session[p] if seen.session else _ZERO

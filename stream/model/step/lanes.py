@@ -8,12 +8,9 @@ seen after `meet`. With one lane the compiler sees plain loops.
 from typing import Any
 
 import numpy as np
-from numba.extending import overload
 
-from stream.compiled import EMBEDDED, embedded
+from stream.compiled import embedded, on_cpu
 from stream.model.step.names import Array, Lane
-
-_HOW: Any = EMBEDDED | {"error_model": "numpy", "nogil": True}
 
 
 def meet(lane: Lane) -> None:
@@ -31,7 +28,7 @@ def padded(size: int, lane: Lane) -> int:
     raise NotImplementedError("only compiled code calls it")
 
 
-@overload(padded, target="cpu", jit_options=_HOW)
+@on_cpu(padded)
 def _padded(size: Any, lane: Any) -> Any:
     def itself(size: Any, lane: Any) -> Any:
         return size
@@ -44,7 +41,7 @@ def ends(first: int, size: int, lane: Lane) -> int:
     raise NotImplementedError("only compiled code calls it")
 
 
-@overload(ends, target="cpu", jit_options=_HOW)
+@on_cpu(ends)
 def _ends(first: Any, size: Any, lane: Any) -> Any:
     def behind(first: Any, size: Any, lane: Any) -> Any:
         return first + size
@@ -57,7 +54,7 @@ def strides(size: int, lane: Lane) -> int:
     raise NotImplementedError("only compiled code calls it")
 
 
-@overload(strides, target="cpu", jit_options=_HOW)
+@on_cpu(strides)
 def _strides(size: Any, lane: Any) -> Any:
     def single(size: Any, lane: Any) -> Any:
         return size
@@ -70,7 +67,7 @@ def inside(d: int, size: int, lane: Lane) -> bool:
     raise NotImplementedError("only compiled code calls it")
 
 
-@overload(inside, target="cpu", jit_options=_HOW)
+@on_cpu(inside)
 def _inside(d: Any, size: Any, lane: Any) -> Any:
     def always(d: Any, size: Any, lane: Any) -> Any:
         return True  # known to the compiler, which then vectorises the loop
@@ -78,7 +75,7 @@ def _inside(d: Any, size: Any, lane: Any) -> Any:
     return always
 
 
-@overload(meet, target="cpu")
+@on_cpu(meet)
 def _meet(lane: Any) -> Any:
     def nothing(lane: Any) -> Any:
         return None
@@ -86,7 +83,7 @@ def _meet(lane: Any) -> Any:
     return nothing
 
 
-@overload(product, target="cpu", jit_options=_HOW)
+@on_cpu(product)
 def _product(x: Any, y: Any, first: Any, size: Any, lane: Any) -> Any:
     def sums(x: Any, y: Any, first: Any, size: Any, lane: Any) -> Any:
         a, b, c, e = np.float32(0), np.float32(0), np.float32(0), np.float32(0)

@@ -24,22 +24,51 @@ class Part(NamedTuple):
     shrink: np.float32
 
 
+class Step(NamedTuple):
+    """How far a part moves: its rate, the gradient's factor, and its accumulator afterwards."""
+
+    rate: np.float32
+    x: np.float32
+    total: np.float32
+
+
+@embedded
+def rate_of(lr: np.float32, total: np.float32) -> np.float32:
+    """Return the rate of a step whose accumulator is `total`."""
+    return lr / np.float32(math.sqrt(total))
+
+
+@embedded
+def move_vector(table: Array, row: int, part: Part, g: Array, step: Step, lane: Lane) -> None:
+    """Move a vector against the gradient x g, and pull it to 0."""
+    far, keep = step.rate * step.x, _ONE - step.rate * part.shrink
+    meet(lane)
+    if lane.own == 0:
+        table[row, part.total] = step.total
+    for stride in range(strides(part.size, lane)):
+        d = stride * lane.all + lane.own
+        if inside(d, part.size, lane):
+            at = part.first + d
+            table[row, at] = keep * table[row, at] - far * g[part.at + d]
+
+
 @embedded
 def step_vector(
     table: Array, row: int, part: Part, g: Array, x: np.float32, size: np.float32, lane: Lane
 ) -> None:
     """Take one step against the gradient x g; `size` is the mean square of g."""
-    held = table[row, part.total] + x * x * size
-    rate = part.lr / np.float32(math.sqrt(held))
-    step, keep = rate * x, _ONE - rate * part.shrink
-    meet(lane)
-    if lane.own == 0:
-        table[row, part.total] = held
-    for stride in range(strides(part.size, lane)):
-        d = stride * lane.all + lane.own
-        if inside(d, part.size, lane):
-            at = part.first + d
-            table[row, at] = keep * table[row, at] - step * g[part.at + d]
+    total = table[row, part.total] + x * x * size
+    move_vector(table, row, part, g, Step(rate_of(part.lr, total), x, total), lane)
+
+
+@embedded
+def move_bias(
+    table: Array, row: int, at: Layout, c: int, g: np.float32, step: Step, shrink: np.float32
+) -> None:
+    """Move one bias against the gradient x g, and pull it to 0; one lane does."""
+    table[row, at.bias_sum + c] = step.total
+    value = table[row, at.bias + c]
+    table[row, at.bias + c] = value - step.rate * (step.x * g + shrink * value)
 
 
 @embedded
@@ -47,16 +76,16 @@ def step_bias(
     table: Array, row: int, at: Layout, c: int, g: np.float32, lr: np.float32, shrink: np.float32
 ) -> None:
     """Take one step on one bias of a row; one lane does."""
-    held = table[row, at.bias_sum + c] + g * g
-    table[row, at.bias_sum + c] = held
-    rate = lr / np.float32(math.sqrt(held))
-    value = table[row, at.bias + c]
-    table[row, at.bias + c] = value - rate * (g + shrink * value)
+    total = table[row, at.bias_sum + c] + g * g
+    move_bias(table, row, at, c, g, Step(rate_of(lr, total), _ONE, total), shrink)
 
 
 @embedded
 def average(table: Array, bits: Array, row: int, at: Layout, keep: np.float32, lane: Lane) -> None:
-    """Move the served means towards the row; the first ones are plain means (Polyak 1992)."""
+    """Move the served means towards the row; the first ones are plain means (Polyak 1992).
+
+    `keep` is the share of the means that stays; means over n steps keep its n-th power.
+    """
     count = np.float32(bits[row, at.events] + np.uint32(1))
     rate = max(_ONE - keep, _ONE / count)
     for d in range(lane.own, ends(0, at.D, lane), lane.all):

@@ -31,19 +31,27 @@ class Push(NamedTuple):
 
 
 @embedded
+def push_of(m: Model, s: Scratch, seen: Seen, p: int) -> np.float32:
+    """Return what pushes the vectors of the target (p 0) or a pair and of its user."""
+    mix = m.rates.mix
+    return mix * s.error[p] + (_ONE - mix) * seen.miss if p == 0 else mix * s.error[p]
+
+
+@embedded
 def user_gradient(m: Model, s: Scratch, seen: Seen) -> Push:
     """Write the gradient of the user's vectors to scratch."""
-    at, mix = m.at.user, m.rates.mix
-    error = s.error[0]
+    at = m.at.user
+    error, push = s.error[0], push_of(m, s, seen, 0)
     for d in range(at.vector + m.lane.own, ends(at.vector, at.D, m.lane), m.lane.all):
-        s.grad[d] = (mix * error + (_ONE - mix) * seen.miss) * s.items[0, d]
+        s.grad[d] = push * s.items[0, d]
     for d in range(at.expo + m.lane.own, ends(at.expo, at.E + at.S, m.lane), m.lane.all):
         s.grad[d] = (s.contrast[0] if d < at.session else s.session[0]) * s.items[0, d]
     for p in range(1, 1 + m.at.pairs):
         if s.error[p] != 0:
             error += s.error[p]
+            push = push_of(m, s, seen, p)
             for d in range(at.vector + m.lane.own, ends(at.vector, at.D, m.lane), m.lane.all):
-                s.grad[d] += mix * s.error[p] * s.items[p, d]
+                s.grad[d] += push * s.items[p, d]
         if seen.exposing:
             for d in range(at.expo + m.lane.own, ends(at.expo, at.E + at.S, m.lane), m.lane.all):
                 s.grad[d] += (s.contrast[p] if d < at.session else s.session[p]) * s.items[p, d]
@@ -106,8 +114,7 @@ def step_user_links(m: Model, s: Scratch, e: Event, seen: Seen, push: Push, n: i
 @embedded
 def item_gradient(m: Model, s: Scratch, e: Event, seen: Seen, p: int) -> Push:
     """Write the gradient of the target's (p 0) or a pair's vectors to scratch."""
-    at, mix = m.at.item, m.rates.mix
-    push = mix * s.error[p] + (_ONE - mix) * seen.miss if p == 0 else mix * s.error[p]
+    at, push = m.at.item, push_of(m, s, seen, p)
     for d in range(at.vector + m.lane.own, ends(at.vector, at.D, m.lane), m.lane.all):
         s.grad[d] = push * s.user[d]
     for d in range(at.expo + m.lane.own, ends(at.expo, at.E + at.S, m.lane), m.lane.all):
