@@ -101,7 +101,7 @@ class Clusters:
         if cluster is None:
             return np.full(size, -1, np.int32)
         if len(cluster) != size:
-            raise ValueError(f"columns differ in length: {[len(cluster), size]}")
+            raise ValueError(f"columns have different lengths: {[len(cluster), size]}")
         most = int(np.max(cluster)) + 1 if size else 0
         if most > len(self.rows):
             raise ValueError(f"cluster {most - 1} is not below {len(self.rows)}")

@@ -14,5 +14,5 @@ def columns(*values: ArrayLike) -> list[Array]:
     """
     made = [np.ascontiguousarray(v, np.float64) for v in values]
     if len({len(v) for v in made}) > 1:
-        raise ValueError(f"columns differ in length: {[len(v) for v in made]}")
+        raise ValueError(f"columns have different lengths: {[len(v) for v in made]}")
     return made

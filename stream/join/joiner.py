@@ -119,7 +119,7 @@ class Joiner:
         a = a._replace(ts_ms=a.ts_ms.copy())  # the compiled code caps it in place
         size = len(a.kind)
         if any(column.shape != (size,) for column in a):
-            raise ValueError(f"columns differ in length: {[len(column) for column in a]}")
+            raise ValueError(f"columns have different lengths: {[len(column) for column in a]}")
         if size:
             self._expect(int(a.partition.min()), int(a.partition.max()))
         if len(pending):
