@@ -152,7 +152,9 @@ def _kind(kind: str | None, document: dict[str, Any]) -> str:
         if not isinstance(kind, str) or kind not in EVENTS:
             raise BadEvent("unknown_type", f"type is {_show(kind)}")
     elif document.get("type", kind) != kind:
-        raise BadEvent("unknown_type", f"type is {_show(document['type'])}, the topic's is {kind}")
+        raise BadEvent(
+            "unknown_type", f"type is {_show(document['type'])}, but the topic is for {kind}"
+        )
     return kind
 
 
@@ -231,7 +233,7 @@ def _ranges(fields: dict[str, Any], rating_scale: Scale) -> None:
         if type(content) in _NUMBER[0]:
             _fits(f"attribute {name[:80]}", content)
     if "position" in fields and not 1 <= fields["position"] < 2**31:
-        raise BadEvent("out_of_range", f"position is {fields['position']}, they count from 1")
+        raise BadEvent("out_of_range", f"position is {fields['position']}, positions start at 1")
     for name in PROBABILITIES:
         if name in fields and not 0 < fields[name] <= 1:
             raise BadEvent("out_of_range", f"{name} is {fields[name]}, not in (0, 1]")

@@ -355,7 +355,9 @@ def _part(view: memoryview, at: int, size: int) -> bytes | None:
 def _removed(kind: str, key: bytes | None) -> str:
     """Return the id that a record with a null value removes; raise BadEvent if its key is no id."""
     if key is None:
-        raise BadEvent("missing_field", "the value is null, which removes the key, but it has none")
+        raise BadEvent(
+            "missing_field", "a null value removes the key's user or item; the key is null"
+        )
     check_id(f"the {kind}'s key", key)
     try:
         return key.decode()

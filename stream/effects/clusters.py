@@ -234,7 +234,7 @@ def few(worth: float, of: str = "users", needed: int = USERS) -> str | None:
     """Return why outcomes worth so many clusters give no interval; None if they are enough."""
     if worth >= needed - 0.5:
         return None
-    return f"outcomes of {worth:.0f} {of}' worth observed, {needed} needed"
+    return f"the outcomes are worth {worth:.0f} {of} of equal size, {needed} needed"
 
 
 def quantile(freedom: float) -> float:

@@ -113,40 +113,47 @@ class ModelConfig:
             "max_links", "memory", "replay_rows",
         ):  # fmt: skip
             if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1")
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("start_bias", "start_factor", "start_exposure", "half_life_s"):
             if getattr(self, name) <= 0:  # an accumulator of 0 marks a row that does not exist
-                raise ValueError(f"model.{name} must be above 0")
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be above 0")
         if not self.outcomes or len({o.name for o in self.outcomes}) != len(self.outcomes):
             raise ValueError("model.outcomes must name at least one outcome, with distinct names")
         for name in ("pairs", "session_factors", "session_share"):
             if getattr(self, name) < 0:
-                raise ValueError(f"model.{name} must not be negative")
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 0")
         if self.session_items < 1:
-            raise ValueError("model.session_items must be at least 1")
+            raise ValueError(f"model.session_items is {self.session_items}; it must be at least 1")
         if not 0 < self.clip <= 1:
-            raise ValueError("model.clip must be in (0, 1]")
+            raise ValueError(f"model.clip is {self.clip}; it must be in (0, 1]")
         for name in ("alpha", "robust_share", "average", "tie", "shrink", "synthetic"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"model.{name} must be in [0, 1]")
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be in [0, 1]")
         self._check_step()
 
     def _check_step(self) -> None:
         if self.step in FORMER:
             raise ValueError(FORMER[self.step])
         if self.step not in get_args(Step):
-            raise ValueError(f"model.step must be one of {', '.join(get_args(Step))}")
+            raise ValueError(
+                f"model.step is {self.step}; it must be one of {', '.join(get_args(Step))}"
+            )
         if self.device not in get_args(Device):
-            raise ValueError(f"model.device must be one of {', '.join(get_args(Device))}")
+            raise ValueError(
+                f"model.device is {self.device}; it must be one of {', '.join(get_args(Device))}"
+            )
         if self.step == "sequential" and self.device == "cuda":
             raise ValueError(
                 "model.step = sequential runs on the CPU: with model.device = cuda set blocks or"
                 " auto"
             )
         if not 1 <= self.block <= BLOCK_MAX:
-            raise ValueError(f"model.block must be in 1..{BLOCK_MAX}")
+            raise ValueError(f"model.block is {self.block}; it must be in 1..{BLOCK_MAX}")
         if not 0 <= self.threads <= THREADS_MAX:
-            raise ValueError(f"model.threads must be in 1..{THREADS_MAX}, or 0 for one per core")
+            raise ValueError(
+                f"model.threads is {self.threads}; it must be in 1..{THREADS_MAX}, or 0 for one "
+                "per core"
+            )
 
     def outcome(self, name: str) -> int:
         """Return the index of the outcome of that name."""
