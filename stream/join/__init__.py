@@ -26,7 +26,7 @@ Roles (`stream.roles.Role`) of a click or rating that joins:
   passes ts + window. A named outcome that comes after that counts as late too.
 
 If several outcomes wait for one impression, it takes the first click and the last rating to arrive,
-among the last 256 of that user and item.
+among the last 256 waiting outcomes in the hash bucket of that user and item.
 
 Repetitions. An impression is a repetition, and ignored, if its impression_id, user and item are
 those of an open or remembered exposure. It still advances the watermark. Impressions without an
@@ -52,10 +52,11 @@ Kafka timestamp. A record without a timestamp is bounded by the latest timestamp
 far; if the partition never had one, the record's own time is used unchanged.
 
 The watermark is the minimum, over partitions, of the highest event time in each; it never
-decreases. Partitions whose last Kafka timestamp lies more than `idle_ms` behind the latest of all
-partitions are ignored. A partition counts from its first record on. Records of other kinds are
-skipped; those without a user or an item row (duplicates, and ids for which there is no room) only
-advance the watermark.
+decreases. A partition whose last Kafka timestamp lies more than `idle_ms` behind the latest of all
+is ignored, unless it is known to have more records (later in this call, or `pending`). A partition
+without a record so far is ignored too, unless its first record is known to come: then the watermark
+waits. Records of other kinds are skipped; those without a user or an item row (duplicates, and ids
+for which there is no room) only advance the watermark.
 
 Removals (REMOVES_USER, REMOVES_ITEM) discard everything open, remembered or waiting of a user or
 item: it is not joined, reported or counted any more. They do not advance the watermark.
