@@ -1,9 +1,10 @@
-"""What is learned. Pure: no Kafka, Redis, files, clock or global randomness.
+"""The learning core: no Kafka, Redis, files, wall clock or global random state.
 
-The path of a record, each border crossed once and downwards:
+A record passes these stages; each stage calls only the one below it:
 
     KafkaSource.poll -> events.decode -> Duplicates.fresh -> Vocabulary.rows -> Learner.step
       -> RedisVectors.write -> Checkpoint.commit (Snapshots.save, then offsets)
 
-This package imports nothing of its own here: the service must not load torch by naming it.
+This file imports nothing, so that the HTTP service can import parts of the package without loading
+torch.
 """

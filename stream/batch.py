@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 class Batch:
     """Interactions in poll order, as columns of length B.
 
-    `outcome` indexes the configured outcomes; `known_items` is how many items the vocabulary held
-    when the event came; `key` seeds the interaction's own sampler, so that what is drawn does not
-    depend on how polls are cut into batches; `role` is a `stream.roles.Role`.
+    `outcome` is an index into the configured outcomes. `known_items` is the size of the item
+    vocabulary when the event came. `key` seeds the interaction's own random numbers, so that they
+    do not depend on how the stream is divided into batches. `role` is a `stream.roles.Role`.
     """
 
     user: NDArray[np.int32]  # (B,)
@@ -26,13 +26,13 @@ class Batch:
     propensity: NDArray[np.float32]  # (B,) nan: not logged
     position: NDArray[np.int32]  # (B,) 0: none
     ts_ms: NDArray[np.int64]  # (B,)
-    counts: NDArray[np.bool_]  # (B,) an accepted click or rating, counted once
+    counts: NDArray[np.bool_]  # (B,) whether it is an accepted click or rating, to be counted
 
     def __len__(self) -> int:
         return len(self.user)
 
     def cut(self, start: int, stop: int) -> "Batch":
-        """Return the interactions start..stop as views."""
+        """Return the interactions start to stop - 1, as views."""
         parts: dict[str, Any] = {f.name: getattr(self, f.name)[start:stop] for f in fields(self)}
         return Batch(**parts)
 
@@ -46,7 +46,7 @@ def ratings(
     key: NDArray[np.uint64],
     ts_ms: NDArray[np.int64] | None = None,
 ) -> Batch:
-    """Return self-selected outcomes, none of which has an impression."""
+    """Return a batch of self-selected outcomes, that is, of outcomes without an impression."""
     n = len(user)
     return Batch(
         user, item, outcome, label, known_items, key,

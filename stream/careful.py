@@ -1,7 +1,7 @@
-"""The reference reading of one event: every reason of the contract, the first that holds.
+"""The reference parser of one event: it checks all rules in order and reports the first violation.
 
-The fast scanner may only accept what this accepts, with the same result. Free of numba and torch,
-so that the HTTP service judges posted events by the same code.
+The compiled scanner may accept only events that this parser accepts, with the same result. It needs
+neither numba nor torch, so the HTTP service validates posted events with it.
 """
 
 import json
@@ -42,7 +42,7 @@ REASONS = (
 Scale = tuple[float, float]
 IDS = ("event_id", "user_id", "item_id", "impression_id")
 PROBABILITIES = ("propensity", "show_probability")
-_FIELDS = {  # v and type are judged before them
+_FIELDS = {  # v and type are checked separately, before these
     kind: tuple(name for name in event.__struct_fields__ if name not in ("v", "type"))
     for kind, event in EVENTS.items()
 }
@@ -63,22 +63,22 @@ def parse(
     *,
     rating_scale: Scale = (1.0, 5.0),
 ) -> Event:
-    """Return the event that the value of a record holds, else raise BadEvent.
+    """Return the event in the value of a record; raise BadEvent if it is not valid.
 
-    `kind` is the topic's; None where only the event itself names its type. `kafka_ts_ms` below 0
-    means that the record has no time of its own.
+    `kind` is the kind of the record's topic, or None to take the kind from the event's `type`. A
+    `kafka_ts_ms` below 0 means that the record has no Kafka timestamp.
     """
     return check(kind, load(value), kafka_ts_ms, rating_scale=rating_scale)
 
 
 def load(value: bytes | None) -> object:
-    """Return the JSON document that a value holds, else raise BadEvent."""
+    """Return the JSON document in a value; raise BadEvent if it is not one."""
     if value is None:
         raise BadEvent("no_value", "the record's value is null")
     if len(value) > VALUE_MAX_BYTES:
         raise BadEvent("too_large", f"{len(value)} bytes, {VALUE_MAX_BYTES} at most")
     try:
-        return orjson.loads(value)  # refuses all that is not UTF-8 too
+        return orjson.loads(value)  # also rejects bytes that are not UTF-8
     except orjson.JSONDecodeError as error:
         return _load_rare(value, str(error))
 
@@ -90,7 +90,7 @@ def check(
     *,
     rating_scale: Scale = (1.0, 5.0),
 ) -> Event:
-    """Return the event that a decoded JSON document is, else raise BadEvent."""
+    """Return the event that a decoded JSON document describes; raise BadEvent if it is invalid."""
     if not isinstance(document, dict):
         raise BadEvent("not_object", f"the value is {_name(document)}")
     version = document.get("v", VERSION)
@@ -112,14 +112,17 @@ def check(
 
 
 def check_id(name: str, text: str | bytes) -> None:
-    """Return if the text is an id, else raise BadEvent."""
+    """Raise BadEvent if the text is not an id of 1 to 256 bytes; `name` is used in the message."""
     size = len(text.encode() if isinstance(text, str) else text)
     if not 0 < size <= ID_MAX_BYTES:
         raise BadEvent("bad_id", f"{name} has {size} bytes, not 1 to {ID_MAX_BYTES}")
 
 
 def _load_rare(value: bytes, refusal: str) -> object:
-    """Return what orjson refuses and is JSON all the same: numbers beyond a double, as infinite."""
+    """Parse a document that orjson rejects although it is JSON: a number beyond a double.
+
+    Such a number becomes infinite.
+    """
     try:
         text = value.decode()
     except UnicodeDecodeError as error:
@@ -133,7 +136,7 @@ def _load_rare(value: bytes, refusal: str) -> object:
 
     try:
         document = json.loads(text, parse_constant=refuse, parse_int=whole)
-        # a lone surrogate has no UTF-8 form, so it could neither be an id nor be shown
+        # a lone surrogate cannot be encoded as UTF-8, so it cannot be an id or a title
         json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise BadEvent("not_json", refusal) from None
@@ -141,6 +144,7 @@ def _load_rare(value: bytes, refusal: str) -> object:
 
 
 def _kind(kind: str | None, document: dict[str, Any]) -> str:
+    """Return the event's kind, from the topic or `type`; raise BadEvent if the two disagree."""
     if kind is None:
         if "type" not in document:
             raise BadEvent("missing_field", "type")
@@ -148,7 +152,9 @@ def _kind(kind: str | None, document: dict[str, Any]) -> str:
         if not isinstance(kind, str) or kind not in EVENTS:
             raise BadEvent("unknown_type", f"type is {_show(kind)}")
     elif document.get("type", kind) != kind:
-        raise BadEvent("unknown_type", f"type is {_show(document['type'])}, the topic's is {kind}")
+        raise BadEvent(
+            "unknown_type", f"type is {_show(document['type'])}, but the topic is for {kind}"
+        )
     return kind
 
 
@@ -173,11 +179,12 @@ _ATTRIBUTE = frozenset({bool, int, float, str})
 
 
 def _types(fields: dict[str, Any]) -> None:
+    """Raise BadEvent if a field or attribute has the wrong JSON type."""
     for name, content in fields.items():
         allowed, wanted = _TYPES[name]
         if type(content) in allowed:
             continue
-        # orjson reads an integer beyond 64 bits as a float: whole, and out of every range
+        # orjson reads an integer beyond 64 bits as a float; the range check rejects it later
         if int in allowed and type(content) is float and abs(content) >= 2.0**63:
             continue
         raise BadEvent("wrong_type", f"{name} is {_name(content)}, not {wanted}")
@@ -190,6 +197,7 @@ def _types(fields: dict[str, Any]) -> None:
 
 
 def _finite(fields: dict[str, Any]) -> None:
+    """Raise BadEvent if a number is not finite."""
     for name in ("ts_ms", "value", "position", *PROBABILITIES):
         if name in fields and not math.isfinite(fields[name]):
             raise BadEvent("not_finite", name)
@@ -199,13 +207,15 @@ def _finite(fields: dict[str, Any]) -> None:
 
 
 def _ids(fields: dict[str, Any]) -> None:
+    """Raise BadEvent if an id is empty or too long."""
     for name in IDS:
-        # 4: a character has at most as many bytes
+        # a character has at most 4 bytes, so most ids need not be encoded
         if name in fields and not 0 < len(fields[name]) <= ID_MAX_BYTES // 4:
             check_id(name, fields[name])
 
 
 def _time(ts_ms: int | float, kafka_ts_ms: int) -> None:
+    """Raise BadEvent if the time is negative or over a day ahead of the Kafka timestamp."""
     if ts_ms < 0:
         raise BadEvent("bad_time", f"ts_ms is {ts_ms}")
     ahead = kafka_ts_ms >= 0 and ts_ms > kafka_ts_ms + DAY_MS
@@ -214,6 +224,7 @@ def _time(ts_ms: int | float, kafka_ts_ms: int) -> None:
 
 
 def _ranges(fields: dict[str, Any], rating_scale: Scale) -> None:
+    """Raise BadEvent if a number is outside its range."""
     low, high = rating_scale
     if "value" in fields and not low <= fields["value"] <= high:
         raise BadEvent("out_of_range", f"value is {fields['value']}, not {low} to {high}")
@@ -222,18 +233,20 @@ def _ranges(fields: dict[str, Any], rating_scale: Scale) -> None:
         if type(content) in _NUMBER[0]:
             _fits(f"attribute {name[:80]}", content)
     if "position" in fields and not 1 <= fields["position"] < 2**31:
-        raise BadEvent("out_of_range", f"position is {fields['position']}, they count from 1")
+        raise BadEvent("out_of_range", f"position is {fields['position']}, positions start at 1")
     for name in PROBABILITIES:
         if name in fields and not 0 < fields[name] <= 1:
             raise BadEvent("out_of_range", f"{name} is {fields[name]}, not in (0, 1]")
 
 
 def _fits(name: str, number: int | float) -> None:
+    """Raise BadEvent if the number does not fit a 32-bit float."""
     if abs(number) > NUMBER_MAX:
         raise BadEvent("out_of_range", f"{name} is {number:.6g}, beyond 32-bit floating point")
 
 
 def _counts(attributes: dict[str, Any]) -> None:
+    """Raise BadEvent if there are too many attributes or list members."""
     if len(attributes) > ATTRIBUTES_MAX:
         raise BadEvent("too_many", f"{len(attributes)} attributes, {ATTRIBUTES_MAX} at most")
     members = sum(len(content) for content in attributes.values() if type(content) is list)

@@ -1,4 +1,4 @@
-"""What is known of items beside what is learned: title and attributes, for the service to show."""
+"""Titles and attributes of items, which are not learned but shown by the service."""
 
 from typing import Any
 
@@ -8,21 +8,21 @@ from numpy.typing import NDArray
 
 
 class Catalog:
-    """JSON by item row, so that it can be published again when the cache has lost it."""
+    """JSON by item row, kept so that it can be published again if the cache loses it."""
 
     def __init__(self) -> None:
-        # a list, since a dict of a million rows stops for 50 ms when it grows
+        # a list, because a dict of a million rows pauses for 50 ms when it grows
         self._json: list[bytes | None] = []
 
     def put(self, row: int, title: str | None, attributes: dict[str, Any] | None) -> None:
-        """The row's entry is this one after the call; without attributes there is none."""
+        """Set the row's entry; remove it if `attributes` is None."""
         if row >= len(self._json):
             self._json += [None] * (row + 1 - len(self._json))
         said = {"title": title, "attributes": attributes}
         self._json[row] = None if attributes is None else orjson.dumps(said)
 
     def of(self, rows: NDArray[np.int32]) -> tuple[NDArray[np.int32], list[bytes]]:
-        """Return those of the rows that have an entry, and the entries."""
+        """Return those of the rows that have an entry, and their entries."""
         held = self._json
         found = [
             (row, entry)
@@ -32,7 +32,7 @@ class Catalog:
         return np.array([row for row, _ in found], np.int32), [entry for _, entry in found]
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what is needed to load it again."""
+        """Return copies of the arrays that `load` needs."""
         rows, entries = self.of(np.arange(len(self._json), dtype=np.int32))
         return {
             "rows": rows,
@@ -41,7 +41,7 @@ class Catalog:
         }
 
     def load(self, state: dict[str, NDArray[Any]]) -> None:
-        """The entries are the saved ones after the call."""
+        """Restore saved entries."""
         rows, lengths, data = state["rows"].tolist(), state["lengths"], state["bytes"].tobytes()
         self._json = [None] * (max(rows, default=-1) + 1)
         ends = np.cumsum(lengths)

@@ -1,4 +1,4 @@
-"""What outcomes and closed windows say of paths, effects and policies; nothing learns from it."""
+"""Causal figures computed from outcomes and closed windows; the model does not learn from them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,16 +14,22 @@ from stream.model.links import NUMBERS
 from stream.model.step.names import TERMS
 from stream.roles import Role
 
-Numbers = Callable[[NDArray[np.int32]], NDArray[np.float32] | None]  # of items (n,) as of now
+Numbers = Callable[[NDArray[np.int32]], NDArray[np.float32] | None]  # item rows -> current numbers
 
 
 class Causal:
-    """Per outcome the average effect of showing, and the coefficients of the paths and of items'
-    numbers; the greedy policy.
+    """Average effects, path coefficients, slopes of items' numbers, and the greedy policy's value.
+
+    Parameters
+    ----------
+    outcomes
+        The configured outcomes.
+    items, users
+        The most rows of either; address space for them is reserved, memory is committed on use.
     """
 
     def __init__(self, outcomes: Sequence[Outcome], items: int, users: int) -> None:
-        """Nothing is known; address space for so many rows of items and users is reserved."""
+        """Start without any observations."""
         names = [o.name for o in outcomes]
         self.effects = {name: AverageEffect(users, waits=True) for name in names}
         self.paths = {name: PathRegression(TERMS, users=users, items=items) for name in names}
@@ -31,11 +37,11 @@ class Causal:
         self.waiting = Waiting(items, NUMBERS)
         self._logit = np.array([o.link == "logit" for o in outcomes])
         self.greedy = OffPolicy(users=users)
-        self._expected = np.zeros(2)  # sum and count of predictions, for the constant in DR
+        self._expected = np.zeros(2)  # sum, count of predictions: their mean is DR's reward model
         self._clicks = np.zeros(3)  # shown windows with a prediction: expected, observed, count
 
     def regress(self, batch: Batch, terms: NDArray[np.float32]) -> None:
-        """The sampled outcomes are in the regression on their scores' terms after the call."""
+        """Add the sampled outcomes to the path regression on the terms of their scores."""
         sampled = terms[:, 0] > 0
         for o, fit in enumerate(self.paths.values()):
             mine = sampled & (batch.outcome == o)
@@ -43,9 +49,9 @@ class Causal:
                 fit.update(terms[mine], batch.label[mine], batch.user[mine], batch.item[mine])
 
     def follow(self, batch: Batch, terms: NDArray[np.float32], now: Numbers) -> None:
-        """The outcomes wait to be told with their items' numbers after the call, then those due.
+        """Queue the outcomes with their items' numbers, and add those that are due to the slopes.
 
-        Of clicks those at the first place, where examination is certain.
+        Only clicks at the first position are used, since examination is certain there.
         """
         told = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
         told &= ~self._logit[batch.outcome] | (batch.position <= 1)
@@ -54,10 +60,11 @@ class Causal:
         self._slope(self.waiting.add(columns), now)
 
     def settle(self, now: Numbers) -> None:
-        """No outcome waits any more after the call."""
+        """Add all queued outcomes to the slopes."""
         self._slope(self.waiting.all(), now)
 
     def _slope(self, due: Mapping[str, NDArray[Any]], now: Numbers) -> None:
+        """Add the outcomes that are due to the slopes, with the numbers of their event times."""
         numbers = now(due["item"]) if len(due["item"]) else None
         if numbers is None:
             return
@@ -69,7 +76,7 @@ class Causal:
             )
 
     def forget(self, item: int) -> None:
-        """What was usual for that item is not known after the call."""
+        """Forget the running means of that item and its queued outcomes."""
         self.waiting.forget(item)
         for slopes in self.slopes.values():
             slopes.forget(item)
@@ -77,11 +84,18 @@ class Causal:
     def update(
         self, closed: Closed, treated: NDArray[np.float32], control: NDArray[np.float32]
     ) -> None:
-        """The closed windows are counted after the call.
+        """Add the closed windows to the average effects, the calibration and the off-policy value.
 
-        Only first decisions compare the arms; clicks expected and the greedy policy's value are of
-        all windows. `treated` and `control` (J,) are what this poll's interactions were expected to
-        give; a window that opened in this poll finds its prediction there.
+        Only first decisions of a user and item enter the comparison of the arms; the calibration of
+        clicks and the off-policy value use all windows.
+
+        Parameters
+        ----------
+        closed
+            The windows that closed in this poll.
+        treated, control
+            Predictions (J,) for this poll's interactions; a window that opened in this poll takes
+            its prediction from there.
         """
         if not len(closed):
             return
@@ -100,7 +114,7 @@ class Causal:
             )  # fmt: skip
         shown = closed.shown & np.isfinite(closed.click)
         told = shown & np.isfinite(mu1)
-        for n, column in enumerate((mu1, closed.click)):  # cumsum adds in order: cuts do not matter
+        for n, column in enumerate((mu1, closed.click)):  # cumsum adds in order, unlike sum
             self._clicks[n] = np.cumsum(np.append(self._clicks[n], column[told]))[-1]
         self._clicks[2] += int(told.sum())
         self._judge(closed.click[shown], closed.propensity[shown], mu1[shown], closed.user[shown])
@@ -112,11 +126,12 @@ class Causal:
         expected: NDArray[Any],
         user: NDArray[np.int32],
     ) -> None:
-        """Judge the policy that never explores.
+        """Update the off-policy value of the policy that never explores.
 
-        With a share of exploration below 1/2, an item stood at its place by rank if and only if its
-        logged propensity is above 1/2. What the greedy policy would have shown instead is not in
-        the log, so the model of the doubly robust value is a constant: the mean prediction so far.
+        If the share of exploration is below 1/2, an item stood at its position by rank if and only
+        if its logged propensity is above 1/2. The log does not tell what the greedy policy would
+        have shown instead, so the reward model of the doubly robust estimate is a constant: the
+        mean prediction so far.
         """
         told = np.isfinite(propensity)
         reward, propensity, expected = reward[told], propensity[told], expected[told].astype(float)
@@ -131,7 +146,7 @@ class Causal:
     def figures(self, numbers: Sequence[str] = ()) -> dict[str, Any]:
         """Return effects, paths and slopes by outcome, and the greedy policy's value, for JSON.
 
-        `numbers` are the names of items' numbers, in their order.
+        `numbers` are the names of the items' numeric attributes, in the order of their columns.
         """
         slopes = {name: of.figures(numbers) for name, of in self.slopes.items()}
         return {
@@ -143,14 +158,14 @@ class Causal:
         }
 
     def _calibration(self) -> dict[str, float | int | None]:
-        """Return the clicks expected when the windows opened against those that came."""
+        """Return the mean click predicted when a window opened and the mean click observed."""
         expected, observed, count = self._clicks.tolist()
         ratio = observed / expected if expected else None
         mean = (expected / count, observed / count) if count else (None, None)
         return {"expected": mean[0], "observed": mean[1], "ratio": ratio, "windows": int(count)}
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what `load` needs."""
+        """Return copies of the arrays that `load` needs."""
         state = {f"greedy.{k}": v for k, v in self.greedy.state().items()}
         for name, fit in self.paths.items():
             state |= {f"path.{name}.{k}": v for k, v in fit.state().items()}
@@ -162,7 +177,7 @@ class Causal:
         return state | {"expected": self._expected.copy(), "clicks": self._clicks.copy()}
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The figures are the saved ones after the call."""
+        """Restore saved figures."""
 
         def part(prefix: str) -> dict[str, NDArray[Any]]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -1,7 +1,7 @@
-"""The one way in which functions are compiled: without the GIL, kept on disk where that is allowed.
+"""The only way this project compiles functions: without the GIL, cached on disk if possible.
 
-A read-only installation without a writable home has no folder for compiled code. Everything still
-runs there; it is compiled again at each start, which takes about a minute.
+A read-only installation without a writable home has no folder for the cache. Everything still works
+there, but each start compiles again, which takes about a minute.
 """
 
 import functools
@@ -23,29 +23,36 @@ EMBEDDED: dict[str, Any] = {
 def compiled(
     function: Callable[..., Any], inline: Inline = "never", error_model: str = "python"
 ) -> Any:
-    """Return the function compiled, and kept on disk where a folder can be written.
+    """Compile a function with numba and cache it on disk where a folder is writable.
 
-    The error model "numpy" leaves out checks for division by zero.
+    Parameters
+    ----------
+    function
+        The function to compile.
+    inline
+        "always" inlines it into its compiled callers (numba's `inline` option).
+    error_model
+        "numpy" omits the checks for division by zero.
     """
     how: dict[str, Any] = {"nogil": True, "error_model": error_model, "inline": inline}
     try:
         return numba.njit(cache=True, **how)(function)
-    except RuntimeError as exc:  # numba found no folder that it may write
+    except RuntimeError as exc:  # numba found no writable folder for its cache
         log.debug("%s", exc)
         _warn()
         return numba.njit(**how)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """Return the function compiled into its callers: a call would count references of arrays."""
+    """Compile a function into its compiled callers; a call would count references of its arrays."""
     return compiled(function, "always")
 
 
 def embedded(function: Callable[..., Any]) -> Any:
-    """Return the function typed once and compiled into its callers; Python cannot call it.
+    """Compile a function once and force its inlining into compiled callers; Python cannot call it.
 
-    So a function made of many small ones compiles in a fraction of the time that `inlined` takes.
-    Arrays have to come without their owners (`stream.bare`), or their references are counted.
+    A function built of many small ones compiles in a fraction of the time that `inlined` takes.
+    Pass arrays without their owners (`stream.bare`), or their references are counted.
     """
     return numba.njit(nogil=True, error_model="numpy", **EMBEDDED)(function)
 
@@ -61,8 +68,8 @@ def on_cpu(function: Callable[..., Any]) -> Any:
 
 @functools.cache
 def _warn() -> None:
-    """Say it once, not for each function."""
+    """Log the warning once per process rather than once per function."""
     log.warning(
-        "compiled code cannot be kept, so each start compiles for about a minute: make "
-        "model.cache_dir (or NUMBA_CACHE_DIR) a folder that can be written"
+        "compiled code cannot be cached, so each start compiles for about a minute: set "
+        "model.cache_dir (or NUMBA_CACHE_DIR) to a writable folder"
     )

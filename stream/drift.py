@@ -1,9 +1,9 @@
-"""Drift of the loss and of the mean prediction, by river's detectors.
+"""Detects drift of the loss and of the mean prediction with river's detectors.
 
-A detector sees the mean of each block of 128 events (KSWIN and per-event updates are too slow, and
-single losses too noisy). river's objects do not load across its versions, so what is kept is their
-input: a detector is always the replay of `_inputs`, which halves itself when it is full. So a
-restored detector equals the one that never stopped.
+A detector sees the mean of each block of 128 events: updates per event are too slow, as is river's
+KSWIN, and single losses are too noisy. river's objects do not load across its versions, so only
+their inputs are stored, and a detector is always the replay of its inputs (`_inputs`), which are
+halved when full. A restored detector therefore equals one that was never stopped.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from river.drift import ADWIN, PageHinkley
 
 from stream.compiled import compiled
 
-BLOCK = 128  # events a mean
-_KEEP = 2_048  # inputs replayed; 262,144 events
+BLOCK = 128  # events per mean
+_KEEP = 2_048  # inputs that are replayed: 262,144 events
 
 
 @compiled
 def _blocks(open_, outcome, loss, predicted):  # type: ignore[no-untyped-def]
-    """Add the events one by one; return which outcomes' blocks closed and their two means."""
+    """Add the events one by one; return the outcome and the two means of each block now full."""
     n = len(outcome)
     closed = np.empty(n // BLOCK + len(open_), np.int8)
     means = np.empty((len(closed), 2))
@@ -41,7 +41,7 @@ def _blocks(open_, outcome, loss, predicted):  # type: ignore[no-untyped-def]
 
 
 class Detector:
-    """One signal behind one of river's detectors."""
+    """One signal monitored by one of river's detectors."""
 
     def __init__(self, method: str) -> None:
         self.method = method
@@ -49,14 +49,14 @@ class Detector:
         self._detector = self._make()
 
     def _make(self) -> Any:
-        # delta .002 is river's default; PageHinkley's threshold of .5 is half a star of summed
-        # excess over its tolerance, on means whose noise is near .08.
+        # ADWIN keeps river's default delta of .002. PageHinkley reports when the excess over its
+        # tolerance sums to .5 (half a star); the noise of the means is near .08.
         if self.method == "adwin":
             return ADWIN()  # type: ignore[no-untyped-call]
         return PageHinkley(delta=0.02, threshold=0.5)
 
     def update(self, x: float) -> bool:
-        """The detector has seen x after the call; returns whether it now reports drift."""
+        """Feed x to the detector; return whether it now reports drift."""
         if len(self._inputs) >= 2 * _KEEP:
             self.load(np.array(self._inputs[-_KEEP:]))
         self._inputs.append(x)
@@ -64,11 +64,11 @@ class Detector:
         return bool(self._detector.drift_detected)
 
     def state(self) -> NDArray[np.float64]:
-        """Return the inputs that rebuild it."""
+        """Return the inputs from which `load` rebuilds the detector."""
         return np.array(self._inputs, np.float64)
 
     def load(self, inputs: NDArray[np.float64]) -> None:
-        """The detector is the replay of inputs after the call."""
+        """Rebuild the detector by replaying the inputs."""
         self._inputs = inputs.tolist()
         self._detector = self._make()
         for x in self._inputs:
@@ -76,7 +76,7 @@ class Detector:
 
 
 class Drift:
-    """Detectors on the loss and the prediction of each outcome, fed block by block."""
+    """Detectors on the loss and the prediction of each outcome, fed one block at a time."""
 
     def __init__(self, outcomes: Sequence[str]) -> None:
         self._outcomes = tuple(outcomes)
@@ -95,9 +95,10 @@ class Drift:
         loss: NDArray[np.float64],
         predicted: NDArray[np.float32],
     ) -> list[str]:
-        """The detectors have seen every block that is now full; returns the signals that fired.
+        """Feed every block that is now full to its detectors; return the signals that fired.
 
-        Blocks are cut by event count, never by batch, so the same events give the same blocks.
+        Blocks end by event count, never with a batch, so the same events always give the same
+        blocks.
         """
         fired: list[str] = []
         closed, means = _blocks(self._open, outcome, loss, predicted)
@@ -111,14 +112,14 @@ class Drift:
         return fired
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what is needed to load it again."""
+        """Return copies of the arrays that `load` needs."""
         counts = np.array(list(self.detections.values()), np.int64)
         return {"open": self._open.copy(), "detections": counts} | {
             name: detector.state() for name, detector in self.detectors.items()
         }
 
     def load(self, state: dict[str, NDArray[Any]]) -> None:
-        """The detectors are the saved ones after the call."""
+        """Restore saved detectors."""
         self._open[:] = state["open"]
         self.detections = dict(zip(self.detectors, state["detections"].tolist(), strict=True))
         for name, detector in self.detectors.items():

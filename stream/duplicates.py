@@ -1,8 +1,8 @@
-"""A producer's repeated event is counted and ignored, inside a bounded window.
+"""Duplicate detection: an event that a producer repeats within a bounded window is ignored.
 
-The window holds 128 bits of each of the last `window` (type, event_id) pairs, `hash_pair`, so that
-a million ids meet by accident once in 10^26 windows. What has no event_id, a removal, is never
-repeated: one of the same key acts again, since more may be known by then.
+The window keeps a 128-bit hash of each of the last `window` (type, event_id) pairs. With a million
+ids the probability of any accidental collision is below 1 in 10^26. Removals have no event_id and
+are never duplicates: a repeated removal acts again, because more may be known by then.
 """
 
 from typing import Any
@@ -19,6 +19,7 @@ _LANE_B = np.uint64(0x3C6EF372FE94F82B)
 
 @compiled
 def _place(table, ring, mask, n):  # type: ignore[no-untyped-def]
+    """Put ring entry n into the hash table."""
     slot = np.int64(ring[n, 0] & np.uint64(mask))
     while table[slot] >= 0:
         slot = (slot + 1) & mask
@@ -27,13 +28,14 @@ def _place(table, ring, mask, n):  # type: ignore[no-untyped-def]
 
 @compiled
 def _place_all(table, ring, count):  # type: ignore[no-untyped-def]
+    """Put ring entries 0 to count - 1 into the hash table."""
     for n in range(count):
         _place(table, ring, len(table) - 1, n)
 
 
 @compiled
 def _remove(table, ring, mask, n):  # type: ignore[no-untyped-def]
-    """Take ring entry n out of the table, closing the gap (linear probing, no tombstones)."""
+    """Remove ring entry n from the hash table and close the gap (linear probing, no tombstones)."""
     slot = np.int64(ring[n, 0] & np.uint64(mask))
     while table[slot] != n:
         slot = (slot + 1) & mask
@@ -52,6 +54,7 @@ def _remove(table, ring, mask, n):  # type: ignore[no-untyped-def]
 
 @compiled
 def _fresh(table, ring, count, key, data, kind, at, length, out):  # type: ignore[no-untyped-def]
+    """Fill `out` with which events are new, and remember these; return the new total count."""
     mask = len(table) - 1
     window = len(ring)
     for n in range(len(at)):
@@ -82,9 +85,9 @@ def _fresh(table, ring, count, key, data, kind, at, length, out):  # type: ignor
 
 
 class Duplicates:
-    """The last `window` accepted (type, event_id) pairs; with 0 every event is fresh.
+    """The last `window` accepted (type, event_id) pairs; with window 0 every event is new.
 
-    `key` (2,) is that of its hash.
+    `key` (2,) keys the hash.
     """
 
     def __init__(self, window: int = 1_000_000, key: NDArray[np.uint64] = NO_KEY) -> None:
@@ -104,7 +107,7 @@ class Duplicates:
         at: NDArray[np.int64],
         length: NDArray[np.int32],
     ) -> NDArray[np.bool_]:
-        """Every event with an id is in the window after the call; returns which were not (N,)."""
+        """Remember every event that has an id; return which events were not yet remembered (N,)."""
         if self.window == 0:
             return np.ones(len(at), np.bool_)
         out = np.empty(len(at), np.bool_)
@@ -114,12 +117,12 @@ class Duplicates:
         return out
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what is needed to load it again."""
+        """Return copies of the arrays that `load` needs."""
         used = min(self._count, self.window)
         return {"ring": self._ring[:used].copy(), "count": np.array([self._count], np.int64)}
 
     def load(self, state: dict[str, NDArray[Any]]) -> None:
-        """The window is the saved one after the call; a smaller one keeps the newest pairs."""
+        """Restore a saved window; a smaller window keeps the newest pairs."""
         ring, count = state["ring"], int(state["count"][0])
         oldest = count % len(ring) if len(ring) and count > len(ring) else 0
         newest = np.roll(ring, -oldest, axis=0)[max(0, len(ring) - self.window) :]

@@ -1,7 +1,9 @@
-"""One poll of record batches becomes one change of the model: decode, dedupe, join, rows, step.
+"""The engine turns one poll of record batches into one update of the model.
 
-Pure: the same batches in the same order give the same state, bit for bit with the compiled step,
-however the polls are cut. Everything a restart needs is in `state()`.
+The stages are: decode, drop duplicates, map ids to rows, join outcomes to exposures, learn. The
+engine has no side effects outside its own state: the same batches in the same order give the same
+state. With the sequential driver the state is bit-identical however the batches are divided into
+polls. `state()` holds everything that a restart needs.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -36,14 +38,20 @@ _PRIME = 0x9E3779B97F4A7C15
 _SLATE = np.uint64(0x510E527FADE682D1)
 _Rows = tuple[
     NDArray[np.int32], NDArray[np.int32]
-]  # of each record; how many were known just after
-_LATEST_MS = 2**62  # a window behind it still has an end
-_LEAST = float(np.finfo(np.float32).tiny)  # a probability above 0 stays one
+]  # each record's row, and the vocabulary's size just after that record
+_LATEST_MS = 2**62  # bounds times so that adding a window does not overflow int64
+_LEAST = float(np.finfo(np.float32).tiny)  # keeps a tiny probability above 0 in float32
 
 
 @dataclass(frozen=True, slots=True)
 class JoinConfig:
-    """How exposures and outcomes find each other: windows in event time, and bounds."""
+    """Bounds of the join of exposures and outcomes, in event time.
+
+    `window_s` is how long an exposure waits for an outcome, `idle_s` how long a silent partition
+    can hold back the watermark, and `ahead_s` how far an event's own time may exceed its Kafka
+    timestamp. `open_max`, `pending_max` and `closed_max` bound the open exposures, the waiting
+    outcomes and the remembered closed exposures.
+    """
 
     window_s: float = 3600.0
     idle_s: float = 60.0
@@ -55,32 +63,46 @@ class JoinConfig:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What one poll changed: rows to write, records to bury, and the counts of both."""
+    """What one poll changed: rows to publish, records for the dead-letter topic, and counts."""
 
-    users: NDArray[np.int32]  # rows, sorted, unique
-    items: NDArray[np.int32]
+    users: NDArray[np.int32]  # changed rows, sorted, unique
+    items: NDArray[np.int32]  # likewise
     bad: list[BadRecord]
     attributes: list[AttributeEvent]
-    events: dict[str, int]  # accepted, by kind, duplicates and refused ones left out
+    events: dict[str, int]  # accepted events by kind, without duplicates and refused ones
     duplicates: int
     drifted: list[str]
     kafka_ts_ms: NDArray[np.int64]  # (n,) of the clicks and ratings learned
     user: NDArray[np.int32]  # (n,) their users' rows, in poll order
-    item: NDArray[np.int32]  # (n,)
-    ahead: int  # events whose own time is not believed: too far ahead of their Kafka time
-    refused: dict[str, int]  # events that name a user or item for which there is no room, by kind
+    item: NDArray[np.int32]  # (n,) their items' rows
+    ahead: int  # events whose time was capped because it was too far ahead of their Kafka time
+    refused: dict[str, int]  # by kind, events that name a new id although its table is full
 
     @property
     def learned(self) -> int:
-        """How many clicks and ratings were learned."""
+        """Return how many clicks and ratings were learned."""
         return len(self.kafka_ts_ms)
 
 
 class Engine:
-    """All that is learned, and the only door through which it changes.
+    """All learned state; `learn` and `close_windows` are the only ways to change it.
 
-    `hash_key`, 16 random bytes, keeps producers from choosing ids that collide; it goes into the
-    state and changes nothing that is learned. Without it ids have the hash of earlier states.
+    Parameters
+    ----------
+    config
+        The model's settings.
+    seed
+        Seeds the initial values and the sampling of uniform items.
+    batch_max
+        The most interactions that one call of the learner takes.
+    window
+        How many (type, event_id) pairs are remembered to detect duplicates.
+    join
+        Bounds of the join of exposures and outcomes.
+    hash_key
+        16 random bytes that key the hash of ids, so that producers cannot choose ids that collide.
+        The key is part of the state and does not affect what is learned. The default, all zeros,
+        selects the unkeyed hash of older snapshots.
     """
 
     def __init__(
@@ -114,15 +136,20 @@ class Engine:
         self._outcome = {o.name: n for n, o in enumerate(config.outcomes)}
         rating = config.outcomes[self._outcome["rating"]]
         self._scale = (float(rating.low), float(rating.high))
-        self._partitions: dict[tuple[str, int], int] = {}  # dense numbers, as they became known
+        self._partitions: dict[tuple[str, int], int] = {}  # (topic, partition) -> dense number
 
     def learn(
         self, batches: Sequence[RecordBatch], pending: Collection[tuple[str, int]] = ()
     ) -> Learned:
-        """Every good record of the poll is learned once after the call, in poll order.
+        """Learn every valid record of the poll exactly once, in poll order.
 
-        `pending` are partitions (topic, number) of impressions, clicks and ratings of which more is
-        known to come: windows wait for them, however far behind they are.
+        Parameters
+        ----------
+        batches
+            The record batches of the poll.
+        pending
+            The partitions (topic, number) of impressions, clicks and ratings that are known to have
+            more records to read. Windows wait for them, however far behind they are.
         """
         decoded = decode(batches, rating_scale=self._scale)
         fresh = self.duplicates.fresh(
@@ -131,7 +158,7 @@ class Engine:
         duplicates = int((~fresh).sum())
         removing = [a.index for a in decoded.attributes if a.attributes is None]
         named = fresh.copy()
-        named[removing] = False  # no row is made of a removal
+        named[removing] = False  # a removal must not create a row
         user, known_users = self.users.rows(
             decoded.data, decoded.user_at, np.where(named, decoded.user_len, 0).astype(np.int32)
         )
@@ -175,7 +202,7 @@ class Engine:
         return int((fresh & (decoded.kafka_ts_ms >= 0) & (decoded.ts_ms > latest)).sum())
 
     def close_windows(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Every open window is closed and learned after the call; returns the rows changed."""
+        """Close every open window and learn its outcome; return the changed user and item rows."""
         joined = self.joiner.close_all()
         place = np.array([self.joiner.watermark_ms or 0], np.uint64)
         batch = self._collate(joined, place, np.array([len(self.items)], np.int32))
@@ -192,7 +219,7 @@ class Engine:
         item: NDArray[np.int32] | None,
         decoded: Decoded | None,
     ) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]], list[str]]:
-        """Learn the interactions, and set the attributes where their events stand among them."""
+        """Learn the interactions, and set attributes at the place of their events among them."""
         changed: list[NDArray[np.int32]] = []
         changed_items: list[NDArray[np.int32]] = []
         treated = np.full(len(batch), np.nan, np.float32)
@@ -211,7 +238,7 @@ class Engine:
                 terms[at:end], served[at:end] = update.terms, update.served
                 if self.learner.features.numbers:
                     self.causal.follow(part, update.terms, self.learner.numbers)
-                if self.config.synthetic > 0:  # what it was expected to give goes to nobody
+                if self.config.synthetic > 0:  # only its rows matter; its predictions are unused
                     made = self.learner.imagine(part, update)
                     changed.append(made.users)
                     changed_items.append(made.items)
@@ -237,8 +264,9 @@ class Engine:
         return changed, changed_items, drifted
 
     def warm_up(self) -> None:
-        """Everything compiled is compiled after the call; nothing is learned."""
-        same = self.learner.choice.settled(self.config)  # which a small model need not choose
+        """Compile or load every compiled function; learn nothing."""
+        # settle the driver first: the small model might choose another one by itself
+        same = self.learner.choice.settled(self.config)
         small = replace(same, max_users=8, max_items=8, max_features=64)
         room = replace(self.join, open_max=16, pending_max=16, closed_max=16)
         other = Engine(small, self.seed, self.batch_max, 16, room, self.hash_key)
@@ -258,7 +286,7 @@ class Engine:
         other.learner.rows("user", np.zeros(1, np.int32))
 
     def model(self) -> dict[str, Any]:
-        """Return what is published of the model beside its rows."""
+        """Return the part of the model that is published beside its rows, ready for JSON."""
         outcomes, causal = self.config.outcomes, self.causal.figures(self.learner.features.numbers)
         return {
             "factors": self.config.factors,
@@ -272,12 +300,12 @@ class Engine:
             },
             **self.learner.describe(),
             **causal,
-            # whom the slopes are of
+            # the slopes are those of a user with these mean factors
             **({"mean_user": self.learner.mean_user().tolist()} if causal["slopes"] else {}),
         }
 
     def _find(self, attributes: list[AttributeEvent], users: _Rows, items: _Rows) -> None:
-        """Removals have the rows of what they remove, where it was known when they came."""
+        """Give each removal the row of what it removes, if that row was known when it came."""
         for event in attributes:
             if event.attributes is None:
                 ours, (rows, known) = (
@@ -295,7 +323,7 @@ class Engine:
         item: NDArray[np.int32],
         attributes: list[AttributeEvent],
     ) -> Arrivals:
-        # records of users and items move no watermark, so theirs may be any number
+        # records of users and items do not move the watermark, so their number is not used
         dense = [self._partitions.get((b.topic, b.partition), 0) for b in batches]
         partition = np.array(dense or [0], np.int32)[decoded.batch]
         kind = decoded.kind.copy()
@@ -320,10 +348,10 @@ class Engine:
         )
 
     def _number(self, batches: Sequence[RecordBatch], pending: Collection[tuple[str, int]]) -> None:
-        """Every partition that can move the watermark has a number.
+        """Give a dense number to every partition that can move the watermark.
 
-        New ones are numbered by name, those to come among them: so it does not matter which of them
-        a poll holds.
+        New partitions, those of `pending` included, are numbered in the order of their names, so
+        the numbers do not depend on which partitions a poll happens to contain.
         """
         known = {(b.topic, b.partition) for b in batches if b.kind not in ATTRIBUTE_KINDS} | set(
             pending
@@ -332,7 +360,7 @@ class Engine:
             self._partitions[place] = len(self._partitions)
 
     def _places(self, decoded: Decoded, batches: Sequence[RecordBatch]) -> NDArray[np.uint64]:
-        """Return what tells each record from all others: partition, kind and offset."""
+        """Return an integer (N,) that is unique to each record: its partition, kind and offset."""
         partitions = np.array([b.partition for b in batches] or [0], np.uint64)
         kinds = decoded.kind.astype(np.uint64) << np.uint64(44)
         place: NDArray[np.uint64] = (partitions[decoded.batch] << np.uint64(48)) ^ kinds
@@ -341,7 +369,7 @@ class Engine:
     def _collate(
         self, joined: Joined, place: NDArray[np.uint64], known: NDArray[np.int32]
     ) -> Batch:
-        """Return the interactions as the learner takes them; a record may have caused several."""
+        """Return the interactions as a batch for the learner; one record may cause several."""
         pair = (joined.user.astype(np.uint64) << np.uint64(32)) | joined.item.astype(np.uint64)
         source = joined.source
         key = (place[source] + np.uint64(self.seed + 1)) * np.uint64(_PRIME)
@@ -365,7 +393,7 @@ class Engine:
     def _turns(
         self, attributes: list[AttributeEvent], index: NDArray[np.int32]
     ) -> list[tuple[int, list[AttributeEvent]]]:
-        """Cut the batch where attributes change: (events before, attribute events then)."""
+        """Divide the batch where attributes change: (end of a run, attribute events after it)."""
         turns: list[tuple[int, list[AttributeEvent]]] = []
         stops = np.searchsorted(index, [a.index for a in attributes]).tolist()
         for stop, event in zip(stops, attributes, strict=True):
@@ -387,7 +415,7 @@ class Engine:
         kind: Kind = "user" if event.kind == "user" else "item"
         rows = user if kind == "user" else item
         row = int(rows[event.index])
-        if row < 0:  # the removal of what was not known
+        if row < 0:  # a removal of an unknown id
             return np.empty(0, np.int32)
         if event.attributes is None:
             self.learner.forget(kind, row)
@@ -400,7 +428,10 @@ class Engine:
         return np.array([row], np.int32)
 
     def _describe(self, kind: Kind, row: int, attributes: Mapping[str, Any], ts_ms: int) -> None:
-        """The row has these attributes, and it is remembered until when it had other numbers."""
+        """Set the row's attributes; if an item's numbers change, keep the old ones too.
+
+        The old numbers are kept with the time until which they held.
+        """
         at = np.array([row], np.int32)
         before = self.learner.numbers(at) if kind == "item" else None
         self.learner.set_attributes(kind, row, attributes)
@@ -410,7 +441,7 @@ class Engine:
                 self.causal.waiting.supersede(row, ts_ms, before[0])
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of everything learned, as flat names."""
+        """Return copies of everything learned, as arrays under flat names."""
         names = "\n".join(f"{topic}\t{partition}" for topic, partition in self._partitions)
         return {
             f"{part}.{name}": array
@@ -422,10 +453,14 @@ class Engine:
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The engine is the saved one after the call, its hashes under the saved key.
+        """Replace the engine's state, the hash key included, by a saved one.
 
-        Raises Inconsistent for an array of another kind or width than this engine's own, KeyError
-        for one that is missing and has no default.
+        Raises
+        ------
+        Inconsistent
+            An array's type or width differs from this engine's.
+        KeyError
+            An array is missing and has no default.
         """
         self._compare(state)
         for table in (self.users, self.items, self.duplicates):
@@ -442,7 +477,11 @@ class Engine:
             self._partitions[topic, int(partition)] = len(self._partitions)
 
     def _compare(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Arrays of either name alone pass; a learner of another shape says so itself."""
+        """Raise Inconsistent if an array in both states has another type or width here.
+
+        Arrays in only one of the two pass. If the learner's shape differs, the learner's own `load`
+        reports it.
+        """
         own = self.state()
         if not np.array_equal(state["learner.shape"], own["learner.shape"]):
             return
@@ -450,14 +489,14 @@ class Engine:
             a, b = state[name], own[name]
             if (a.dtype, a.ndim, a.shape[1:]) != (b.dtype, b.ndim, b.shape[1:]):
                 raise Inconsistent(
-                    f"the saved {name} is of {a.dtype} {a.shape}, here it is of {b.dtype} "
-                    f"(n{''.join(f', {n}' for n in b.shape[1:])})",
-                    "start the version and the [model] settings that it was saved with",
+                    f"the saved array {name} has type {a.dtype} and shape {a.shape}, but this "
+                    f"model needs {b.dtype} (n{''.join(f', {n}' for n in b.shape[1:])})",
+                    "start with the version and the [model] settings that saved the snapshot",
                 )
 
     def _parts(self) -> dict[str, Any]:
         return {
-            "learner": self.learner,  # first: it tells a state of another version
+            "learner": self.learner,  # first, since it recognises a state of another version
             "users": self.users,
             "items": self.items,
             "duplicates": self.duplicates,

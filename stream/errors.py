@@ -1,10 +1,10 @@
-"""Errors, sorted by what the loop does next.
+"""Errors, grouped by what the main loop does next.
 
 CounterflowError
-├── BadEvent        dead letter with the reason, go on
-├── Unavailable     hold the partitions, wait retry_after_s, try again; nothing is lost
-└── Inconsistent    stop; the remedy says what the operator does
-    └── Unservable  find the record that is behind it, bury it, go on
+├── BadEvent        write the record to the dead-letter topic with the reason, and go on
+├── Unavailable     hold the partitions, wait retry_after_s, and retry; nothing is lost
+└── Inconsistent    stop; the remedy tells the operator what to do
+    └── Unservable  find the record that causes it, write it to the dead-letter topic, and go on
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 
 class CounterflowError(Exception):
-    """A failure with a remedy: the first line names the thing, the second says what to do."""
+    """A failure: `message` names what is wrong, `remedy` says what to do about it."""
 
     def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class CounterflowError(Exception):
 
 
 class BadEvent(CounterflowError):
-    """One record is not an event; `reason` is of the contract's closed list."""
+    """A record is not a valid event; `reason` is one of `stream.careful.REASONS`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -30,7 +30,7 @@ class BadEvent(CounterflowError):
 
 
 class Unavailable(CounterflowError):
-    """A collaborator is away for now; the caller holds its place and retries."""
+    """A dependency is temporarily unavailable; the caller keeps its position and retries."""
 
     def __init__(self, message: str, retry_after_s: float = 0.5, remedy: str = "") -> None:
         super().__init__(message, remedy)
@@ -38,16 +38,16 @@ class Unavailable(CounterflowError):
 
 
 class Inconsistent(CounterflowError):
-    """State and stream do not fit together; going on would corrupt one of them."""
+    """The state and the stream do not fit together; continuing would corrupt one of them."""
 
 
 class Unservable(Inconsistent):
-    """What was learned has no form in which it could be served."""
+    """What was learned cannot be converted into rows to serve."""
 
 
 @contextmanager
 def servable(what: str) -> Iterator[None]:
-    """Whatever raises inside, no store being at it, is Unservable outside."""
+    """Convert exceptions raised inside, other than those of stores or memory, to Unservable."""
     try:
         yield
     except (CounterflowError, MemoryError, OSError):
@@ -55,5 +55,5 @@ def servable(what: str) -> Iterator[None]:
     except Exception as error:
         raise Unservable(
             f"{what} cannot be written: {type(error).__name__}: {error}",
-            "report it with the log; the snapshots before are untouched",
+            "report this error with the log; earlier snapshots are untouched",
         ) from error

@@ -1,7 +1,8 @@
 """Progressive validation: every event is predicted before it is learned.
 
-Twice: by the factual head, which is fitted to what is observed and imputes, and by the score that
-is served, the outcome if shown at the mean popularity. They differ by what is corrected for.
+Two predictions are scored. The factual head is fitted to the observed outcomes and serves as
+imputation model. The served score is the outcome if shown, at mean popularity. They differ by what
+is corrected for selection and popularity.
 """
 
 import math
@@ -16,7 +17,7 @@ from stream.compiled import compiled
 
 @compiled
 def _add(sums, fair, logit, outcome, label, predicted, served, loss):  # type: ignore[no-untyped-def]
-    """Add the events one by one: a sum must not depend on where a poll was cut."""
+    """Add the events one by one, so that the sums do not depend on the division into polls."""
     for i in range(len(outcome)):
         o = outcome[i]
         y = np.float64(label[i])
@@ -37,13 +38,13 @@ def _add(sums, fair, logit, outcome, label, predicted, served, loss):  # type: i
 
 
 class Progressive:
-    """Running sums of the errors of each outcome, since the first event ever learned."""
+    """Running sums of the prediction errors of each outcome, since the first event ever learned."""
 
     def __init__(self, outcomes: Sequence[str], logit: Sequence[bool]) -> None:
         self.outcomes = tuple(outcomes)
         self._logit = np.array(logit, np.bool_)
-        self._sums = np.zeros((len(self.outcomes), 4))  # count, |e|, e², log loss
-        self._served = np.zeros((len(self.outcomes), 3))  # count, |e|, e² of what is served
+        self._sums = np.zeros((len(self.outcomes), 4))  # count, sums of |e|, e² and log loss
+        self._served = np.zeros((len(self.outcomes), 3))  # the same without log loss, served score
 
     def update(
         self,
@@ -52,19 +53,29 @@ class Progressive:
         predicted: NDArray[np.float32],
         served: NDArray[np.float32],
     ) -> NDArray[np.float64]:
-        """The sums hold the events after the call; returns each event's loss (B,).
+        """Add the events to the sums; return each event's loss (B,) under the factual head.
 
-        `predicted` is the factual head's, whose loss is returned, `served` that of the lists.
+        Parameters
+        ----------
+        outcome
+            Index of each event's outcome (B,).
+        label
+            Observed values (B,).
+        predicted
+            Predictions of the factual head (B,).
+        served
+            Predictions of the served score (B,).
         """
         loss = np.empty(len(outcome), np.float64)
         _add(self._sums, self._served, self._logit, outcome, label, predicted, served, loss)
         return loss
 
     def figures(self, outcome: str) -> dict[str, float]:
-        """Return count and mae, rmse (identity) or log_loss (logit); only count without events.
+        """Return the count and the mean errors of an outcome; the count alone if it is 0.
 
-        mae, rmse and log_loss are of the factual head, mae_served and rmse_served of the score that
-        lists by outcome rank by, within the scale.
+        With the identity link the errors are mae and rmse of the factual head, and mae_served and
+        rmse_served of the served score by which lists are ranked, clipped to the scale. With the
+        logit link the error is log_loss of the factual head.
         """
         o = self.outcomes.index(outcome)
         count, absolute, square, log_loss = self._sums[o].tolist()
@@ -73,25 +84,25 @@ class Progressive:
         if self._logit[o]:
             return {"count": int(count), "log_loss": log_loss / count}
         found = {"count": int(count), "mae": absolute / count, "rmse": math.sqrt(square / count)}
-        judged, absolute, square = self._served[o].tolist()  # fewer after an older snapshot
+        judged, absolute, square = self._served[o].tolist()  # fewer after an old snapshot
         if judged:
             found |= {"mae_served": absolute / judged, "rmse_served": math.sqrt(square / judged)}
         return found
 
     def spread(self, outcome: str) -> float | None:
-        """Return the root mean square of what an outcome is off what is served; None if unknown.
+        """Return the root mean square error of the served score; None if unknown.
 
-        The factual head's stands in until half of the outcomes were judged by what is served.
+        The error of the factual head is returned until half of the outcomes have a served score.
         """
         o, found = self.outcomes.index(outcome), self.figures(outcome)
         most = 2 * self._served[o, 0] >= self._sums[o, 0]
         return found.get("rmse_served" if most else "rmse")
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what is needed to load it again."""
+        """Return copies of the arrays that `load` needs."""
         return {"sums": self._sums.copy(), "served": self._served.copy()}
 
     def load(self, state: dict[str, NDArray[Any]]) -> None:
-        """The sums are the saved ones after the call; a state without `served` begins it."""
+        """Restore saved sums; the sums of the served score start at 0 if the state has none."""
         self._sums[:] = state["sums"]
         self._served[:] = state.get("served", 0.0)

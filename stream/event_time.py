@@ -1,9 +1,11 @@
-"""When a record counts as having happened: as its producer says, unless Kafka's clock forbids it.
+"""The event time of a record: its producer's time, capped by Kafka's timestamp.
 
-One producer whose clock runs ahead would else close everybody's windows, and age what everybody
-likes. A record counts at most `ahead_ms` after its Kafka time. What opens something (an impression,
-attributes) and claims more counts at its Kafka time, what follows it (a click, a rating) `ahead_ms`
-after its own: so the two still meet when Kafka took the click up to `ahead_ms` earlier.
+Without the cap, one producer whose clock runs ahead would close everybody's windows and decay
+everybody's popularity counts. A record may be at most `ahead_ms` ahead of its Kafka timestamp. A
+record that claims more and opens something (an impression, attributes) counts at its Kafka
+timestamp; one that follows something (a click, a rating) counts `ahead_ms` after its Kafka
+timestamp. So the two still match if Kafka received the click up to `ahead_ms` before the
+impression.
 """
 
 import numpy as np
@@ -13,7 +15,7 @@ from stream.compiled import inlined
 
 @inlined
 def event_time(ts_ms, kafka_ts_ms, ahead_ms, opens):  # type: ignore[no-untyped-def]
-    """Return the event time (ms) of a record; a Kafka time below 0 is none, and bounds nothing."""
+    """Return the event time (ms); a negative Kafka timestamp is missing and caps nothing."""
     if kafka_ts_ms < 0 or ts_ms <= kafka_ts_ms + ahead_ms:
         return np.int64(ts_ms)
     return np.int64(kafka_ts_ms if opens else kafka_ts_ms + ahead_ms)

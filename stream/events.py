@@ -1,6 +1,6 @@
-"""The wire: events, and the decoding of a whole poll into columns.
+"""Wire events, and decoding of a whole poll into columns.
 
-Importing this needs neither numba nor torch; the first `decode` loads the compiled scanner.
+Importing this module needs neither numba nor torch; the first `decode` loads the compiled scanner.
 """
 
 from collections.abc import Sequence
@@ -52,10 +52,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class AttributeEvent:
-    """What a user or item record says; `attributes` None removes the entity."""
+    """The content of a user or item record; `attributes` None removes the entity."""
 
-    index: int  # into the columns
-    kind: str
+    index: int  # row in the columns of `Decoded`
+    kind: str  # "user" or "item"
     id: str
     title: str | None
     attributes: dict[str, Any] | None
@@ -63,7 +63,7 @@ class AttributeEvent:
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A record that is no event, its parts as they came."""
+    """A record that cannot be used, with its bytes unchanged and the reason."""
 
     batch: int  # index into the decoded batches
     offset: int
@@ -78,9 +78,9 @@ class BadRecord:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The accepted records of a poll, in its order, as columns of length N; and the others.
+    """The accepted records of a poll, in poll order, as columns of length N, and the rejected ones.
 
-    An id is data[at : at + length]; length 0 where the event has none.
+    An id is `data[at : at + length]`; its length is 0 where the event has no such id.
     """
 
     data: NDArray[np.uint8]
@@ -112,10 +112,15 @@ class Decoded:
 def decode(
     batches: Sequence[RecordBatch], *, rating_scale: tuple[float, float] = (1.0, 5.0)
 ) -> Decoded:
-    """Return the records of a poll at or above their fetch offsets, each judged on its own.
+    """Decode the records of a poll that lie at or above their batch's fetch offset.
 
-    An empty poll compiles or loads the scanner, so `decode([])` warms it up. Raises Inconsistent
-    when the framing of a batch is broken, which the broker's checks rule out.
+    Each record is validated by itself. `decode([])` compiles or loads the scanner.
+
+    Raises
+    ------
+    Inconsistent
+        A batch's bytes are not framed as Kafka frames records. The broker's own checks rule this
+        out.
     """
     from stream.scan import scan
 
@@ -132,7 +137,7 @@ def decode(
 
 
 class _Rows:
-    """The columns as the scanner fills them."""
+    """The columns that the scanner fills."""
 
     def __init__(self, count: int) -> None:
         self.status = np.zeros(count, np.int8)
@@ -153,11 +158,11 @@ class _Rows:
         self.result = np.zeros(3, np.int64)
 
     def columns(self) -> tuple[NDArray[Any], ...]:
-        """Return the scanner's arguments, in its order."""
+        """Return the scanner's output arguments, in the order of its signature."""
         return tuple(vars(self).values())
 
     def fill(self, kind: str, rows: list[int], events: list[Event], arena: "_Extra") -> None:
-        """Write carefully parsed events of one kind into their rows."""
+        """Write events that the reference parser accepted, all of one kind, into their rows."""
         index = np.array(rows)
         names = type(events[0]).__struct_fields__
 
@@ -204,7 +209,7 @@ class _Rows:
         attributes: list[AttributeEvent],
         bad: list[BadRecord],
     ) -> Decoded:
-        """Return the kept rows as the poll's columns."""
+        """Return the kept rows as the columns of the poll."""
         batch = self.batch[kept]
         at = [column[kept] for column in self.at]
         length = [column[kept] for column in self.length]
@@ -235,13 +240,13 @@ class _Rows:
 
 @dataclass(slots=True)
 class _Extra:
-    """Bytes behind the arena: ids whose text is not their spelling in the record."""
+    """Bytes appended to the arena: ids that the record spells differently, such as with escapes."""
 
     start: int
     data: bytearray = field(default_factory=bytearray)
 
     def add(self, contents: list[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return where each of the contents stands now, and its length."""
+        """Append the contents; return the position and the length of each."""
         length = np.array(list(map(len, contents)))
         at = self.start + len(self.data) + length.cumsum() - length
         self.data += b"".join(contents)
@@ -249,11 +254,11 @@ class _Extra:
 
 
 def _arena(batches: Sequence[RecordBatch]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the batches' bytes in one array, and where and what each batch is.
+    """Return the bytes of all batches in one array, and a row of PLACES (scan.py) for each batch.
 
-    8 unused bytes stand behind them, since the scanner reads words.
+    The array ends with 8 unused bytes, because the scanner reads 8 bytes at a time.
     """
-    data = np.empty(sum(len(batch.data) for batch in batches) + 8, np.uint8)  # 8: see scan
+    data = np.empty(sum(len(batch.data) for batch in batches) + 8, np.uint8)
     places = np.empty((len(batches), 9), np.int64)
     start = 0
     for row, batch in enumerate(batches):
@@ -282,7 +287,7 @@ def _settle(
     used: int,
     scale: tuple[float, float],
 ) -> Decoded:
-    """Return the columns after the careful path judged every record that the scanner left."""
+    """Return the columns after the reference parser has judged all records not yet accepted."""
     view = data.data
     accepted: dict[str, tuple[list[int], list[Event]]] = {}
     removed: dict[str, tuple[list[int], list[bytes]]] = {}
@@ -295,7 +300,7 @@ def _settle(
     ):
         kind = batches[batch].kind
         value = _part(view, at, size)
-        index = row - len(bad)  # every earlier row is either accepted or among the bad ones
+        index = row - len(bad)  # its row once the bad records are taken out
         try:
             if value is None and kind in ATTRIBUTE_KINDS:
                 name = _removed(kind, _part(view, int(rows.key_at[row]), int(rows.key_len[row])))
@@ -337,9 +342,9 @@ def _append(
 def _misframed(batch: RecordBatch) -> Inconsistent:
     place = f"{batch.topic}-{batch.partition}@{batch.base_offset}"
     return Inconsistent(
-        f"the batch {place} is not framed as Kafka frames records",
-        "the broker or the disk damaged it, or its producer never framed it: restore or delete"
-        f" the records before offset {batch.next_offset} of that partition",
+        f"the record batch {place} is not framed as Kafka frames records",
+        "the broker, its disk or the producer damaged it: restore the partition, or delete its"
+        f" records before offset {batch.next_offset}",
     )
 
 
@@ -348,9 +353,11 @@ def _part(view: memoryview, at: int, size: int) -> bytes | None:
 
 
 def _removed(kind: str, key: bytes | None) -> str:
-    """Return the id that a null value removes, else raise BadEvent."""
+    """Return the id that a record with a null value removes; raise BadEvent if its key is no id."""
     if key is None:
-        raise BadEvent("missing_field", "a null value removes its key, and the key is null")
+        raise BadEvent(
+            "missing_field", "a null value removes the key's user or item; the key is null"
+        )
     check_id(f"the {kind}'s key", key)
     try:
         return key.decode()

@@ -1,8 +1,8 @@
-"""Rows that were removed, told apart from what came of them later by numbers that only grow.
+"""Distinguishes what came before a row's removal from what came after it, by increasing numbers.
 
-Whatever is remembered bears the number at which it came; a removal bears the number at which it
-came too. What came of a row before its latest removal is forgotten: it is found out when it is
-looked at, all of it in one pass, so that a removal costs nothing by itself.
+Everything remembered carries the sequence number at which it came, and so does each removal. An
+entry of a row that came before the row's latest removal is forgotten. This is evaluated when
+entries are read, for all of them in one pass, so a removal itself costs almost nothing.
 """
 
 import numpy as np
@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 
 
 class Forgotten:
-    """The numbers at which rows were removed."""
+    """The sequence numbers at which rows were removed."""
 
     def __init__(self) -> None:
-        """Nothing was removed."""
-        self._at: dict[int, int] = {}  # in the order of their numbers
+        """Start without removals."""
+        self._at: dict[int, int] = {}  # row -> number, in increasing order of the numbers
 
     def __len__(self) -> int:
         return len(self._at)
 
     def add(self, row: int, number: int) -> None:
-        """What came of the row below this number is forgotten."""
+        """Forget the row's entries that came before this number."""
         self._at.pop(row, None)
         self._at[row] = number
 
     def drop(self, below: int) -> None:
-        """No removal up to that number matters any more: all that came before it is gone."""
+        """Discard removals up to the number `below`; no entry that came before them is left."""
         while self._at:
             row, number = next(iter(self._at.items()))
             if number > below:
@@ -33,11 +33,11 @@ class Forgotten:
             del self._at[row]
 
     def clear(self) -> None:
-        """Nothing was removed."""
+        """Discard all removals."""
         self._at.clear()
 
     def of(self, rows: NDArray[np.int32], numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which of what is remembered is forgotten (n,); it came at `numbers` (n,)."""
+        """Return which entries are forgotten (n,), given their rows and numbers (n,)."""
         if not self._at:
             return np.zeros(len(rows), np.bool_)
         removed = np.array(sorted(self._at), np.int64)

@@ -1,4 +1,4 @@
-"""The framing of one record inside a Kafka record batch (magic 2), read and written."""
+"""Reads and writes the framing of one record inside a Kafka record batch (magic 2)."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ Headers = list[tuple[str, bytes | None]]
 
 
 def varint(number: int) -> bytes:
-    """Return the zigzag varint of a signed number of up to 64 bits."""
+    """Return the zigzag varint of a signed integer of up to 64 bits."""
     rest = (number << 1) ^ (number >> 63)
     out = bytearray()
     while rest > 0x7F:
@@ -25,7 +25,7 @@ def frame(
     value: bytes | None,
     headers: Sequence[tuple[str, bytes | None]] = (),
 ) -> bytes:
-    """Return one record as it stands in the records section of a batch."""
+    """Return one record as it is stored in the records section of a batch."""
     parts = [b"\0", varint(ts_delta_ms), varint(offset_delta), _sized(key), _sized(value)]
     parts.append(varint(len(headers)))
     for name, content in headers:
@@ -35,9 +35,9 @@ def frame(
 
 
 def place(data: memoryview, at: int) -> tuple[int, int, int]:
-    """Return where the record ends whose length field stands at `at`, and its two deltas.
+    """Return the end of the record whose length field is at `at`, and its two deltas.
 
-    They are of its time (ms) and of its offset, from those of its batch.
+    The deltas are those of its time (ms) and of its offset, relative to its batch.
     """
     size, at = _read(data, at)
     ts_delta_ms, then = _read(data, at + 1)
@@ -46,7 +46,7 @@ def place(data: memoryview, at: int) -> tuple[int, int, int]:
 
 
 def unframe(data: memoryview, at: int) -> tuple[bytes | None, bytes | None, Headers]:
-    """Return key, value and headers of the record whose length field stands at `at`."""
+    """Return the key, value and headers of the record whose length field is at `at`."""
     size, at = _read(data, at)
     record = data[at : at + size]
     _, at = _read(record, 1)
@@ -58,7 +58,7 @@ def unframe(data: memoryview, at: int) -> tuple[bytes | None, bytes | None, Head
     for _ in range(count):
         name, at = _take(record, at)
         content, at = _take(record, at)
-        # Kafka promises UTF-8 names; one that is not must still reach the dead letters
+        # header names should be UTF-8; a record with another name must still reach the DLQ
         headers.append(((name or b"").decode("utf-8", "replace"), content))
     return key, value, headers
 
@@ -72,7 +72,7 @@ def _take(record: memoryview, at: int) -> tuple[bytes | None, int]:
     if size < 0:
         return None, at
     if at + size > len(record):
-        raise Inconsistent("a Kafka record's parts do not fit into the record's length")
+        raise Inconsistent("a field of a Kafka record is longer than the rest of the record")
     return bytes(record[at : at + size]), at + size
 
 
@@ -86,4 +86,4 @@ def _read(record: memoryview, at: int) -> tuple[int, int]:
         rest |= (byte & 0x7F) << shift
         if byte < 0x80:
             return (rest >> 1) ^ -(rest & 1), at
-    raise Inconsistent("a Kafka record's varint does not end inside the record")
+    raise Inconsistent("a varint of a Kafka record does not end within the record")

@@ -1,9 +1,9 @@
-"""Compiled hashing of byte ranges: 64 bits for tables, two lanes of it where no bytes are kept.
+"""Compiled hashing of byte ranges: 64 bits for hash tables, 128 bits where the bytes are not kept.
 
-Producers choose the bytes, so a table's hash has a key that they do not know: SipHash-1-3 (Aumasson
-and Bernstein, 2012), whose collisions nobody finds without the key. Under the key 0 it is the hash
-of earlier states, whose remembered hashes cannot be made anew. What is learned does not depend on
-the key.
+Producers choose the bytes, so the hash is keyed with a secret: SipHash-1-3 (Aumasson and Bernstein,
+2012), for which collisions cannot be found without the key. A key of 0 selects the unkeyed hash of
+older snapshots, whose stored hashes cannot be recomputed. What is learned does not depend on the
+key.
 """
 
 import numpy as np
@@ -35,11 +35,13 @@ def mix(x: np.uint64) -> np.uint64:
 
 @inlined
 def _turned(x, left):  # type: ignore[no-untyped-def]
+    """Return x rotated left by `left` bits."""
     return (x << np.uint64(left)) | (x >> np.uint64(64 - left))
 
 
 @inlined
 def _round(a, b, c, d):  # type: ignore[no-untyped-def]
+    """Return SipHash's state after one round (SipRound)."""
     a += b
     c += d
     b = _turned(b, 13) ^ a
@@ -53,7 +55,10 @@ def _round(a, b, c, d):  # type: ignore[no-untyped-def]
 
 @inlined
 def _absorbed(data, at, length, k0, k1, wide):  # type: ignore[no-untyped-def]
-    """Return SipHash's state after data[at:at+length], one round a word; `wide`: of 128 bits."""
+    """Return SipHash's state after data[at:at+length], one round per 8-byte word.
+
+    `wide` is 0xEE for the 128-bit variant, else 0.
+    """
     a, b = k0 ^ np.uint64(0x736F6D6570736575), k1 ^ np.uint64(0x646F72616E646F6D) ^ wide
     c, d = k0 ^ np.uint64(0x6C7967656E657261), k1 ^ np.uint64(0x7465646279746573)
     i = 0
@@ -75,6 +80,7 @@ def _absorbed(data, at, length, k0, k1, wide):  # type: ignore[no-untyped-def]
 
 @inlined
 def _finished(a, b, c, d):  # type: ignore[no-untyped-def]
+    """Return SipHash's state after the three final rounds."""
     for _ in range(3):
         a, b, c, d = _round(a, b, c, d)
     return a, b, c, d
@@ -90,7 +96,7 @@ def _keyed(data, at, length, k0, k1):  # type: ignore[no-untyped-def]
 
 @compiled
 def _keyed_pair(data, at, length, k0, k1):  # type: ignore[no-untyped-def]
-    """Return 128 bits in two halves, as SipHash's reference makes them."""
+    """Return the 128-bit output of SipHash-1-3, as in the reference code, in two halves."""
     a, b, c, d = _absorbed(data, at, length, k0, k1, np.uint64(0xEE))
     a, b, c, d = _finished(a, b, c ^ np.uint64(0xEE), d)
     first = a ^ b ^ c ^ d
@@ -100,9 +106,10 @@ def _keyed_pair(data, at, length, k0, k1):  # type: ignore[no-untyped-def]
 
 @compiled
 def hash_bytes(data, at, length, seed, key):  # type: ignore[no-untyped-def]
-    """Return 64 bits of data[at:at+length] under a seed, which tells tables apart, and a key (2,).
+    """Return a 64-bit hash of data[at:at+length].
 
-    Eight bytes a round.
+    `seed` distinguishes tables, `key` (2,) is the secret key. If the key is 0, the older unkeyed
+    hash is used.
     """
     if key[0] | key[1] != np.uint64(0):
         return _keyed(data, at, length, key[0] ^ seed, key[1])
@@ -127,7 +134,7 @@ def hash_bytes(data, at, length, seed, key):  # type: ignore[no-untyped-def]
 
 @compiled
 def hash_pair(data, at, length, seeds, key):  # type: ignore[no-untyped-def]
-    """Return 128 bits of data[at:at+length] in two halves, under two seeds and a key (2,)."""
+    """Return a 128-bit hash of data[at:at+length] in two halves, under two seeds and a key (2,)."""
     one, other = seeds
     if key[0] | key[1] != np.uint64(0):
         return _keyed_pair(data, at, length, key[0] ^ one, key[1])
@@ -136,6 +143,7 @@ def hash_pair(data, at, length, seeds, key):  # type: ignore[no-untyped-def]
 
 @compiled
 def _hash_many(data, at, length, seed, key, out):  # type: ignore[no-untyped-def]
+    """Fill `out` with the hash of each byte range, 0 for an empty one."""
     for n in range(len(at)):
         out[n] = hash_bytes(data, at[n], length[n], seed, key) if length[n] else np.uint64(0)
 
@@ -147,7 +155,7 @@ def hash_many(
     seed: np.uint64,
     key: NDArray[np.uint64] = NO_KEY,
 ) -> NDArray[np.uint64]:
-    """Return 64 bits of each byte range (N,); 0 for an empty one."""
+    """Return a 64-bit hash of each byte range (N,); 0 for an empty one."""
     out = np.empty(len(at), np.uint64)
     _hash_many(data, at, length, seed, key, out)
     return out

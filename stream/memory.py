@@ -1,4 +1,4 @@
-"""Memory that is reserved at its full size and committed as it is touched: growing never copies."""
+"""Arrays reserved at full size and committed page by page on first use: growth never copies."""
 
 import mmap
 import sys
@@ -17,11 +17,11 @@ SMALLER = (
 
 
 def reserve(rows: int, width: int, dtype: type[np.generic]) -> NDArray[np.generic]:
-    """Return zeros (rows, width) whose pages the system commits as they are touched."""
+    """Return zeros (rows, width) whose memory pages are committed when they are first touched."""
     size = rows * width * np.dtype(dtype).itemsize
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
     try:
         memory = mmap.mmap(-1, size, flags=flags)
     except (OSError, OverflowError) as error:
-        raise Inconsistent(f"no address space for {size} bytes: {error}", SMALLER) from error
+        raise Inconsistent(f"cannot reserve {size} bytes of memory: {error}", SMALLER) from error
     return np.frombuffer(memory, dtype).reshape(rows, width)

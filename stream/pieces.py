@@ -1,4 +1,4 @@
-"""A poll taken apart into its records, and put together again: to learn some of them alone."""
+"""Splits a poll into single records and reassembles batches, to learn some records separately."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One record of a batch: its bytes are `batch.data[begin:end]`, its length field included."""
+    """One record of a batch; its bytes, length field included, are `batch.data[begin:end]`."""
 
     batch: RecordBatch
     begin: int
@@ -23,12 +23,12 @@ class Piece:
 
     @property
     def place(self) -> Place:
-        """Return the topic and the number of the partition."""
+        """Return the topic and the partition number."""
         return self.batch.topic, self.batch.partition
 
 
 def pieces(batches: Sequence[RecordBatch]) -> list[Piece]:
-    """Return the records of a poll in its order, those below a batch's fetch offset left out."""
+    """Return the records of a poll in order, without those below their batch's fetch offset."""
     found: list[Piece] = []
     for batch in batches:
         at, data = 0, memoryview(batch.data)
@@ -42,7 +42,7 @@ def pieces(batches: Sequence[RecordBatch]) -> list[Piece]:
 
 
 def joined(some: Sequence[Piece]) -> list[RecordBatch]:
-    """Return batches of these records alone, in their order; records of a batch stand in a row."""
+    """Return batches of just these records, in order; records of one batch must be consecutive."""
     made: list[RecordBatch] = []
     for _, run in groupby(some, lambda piece: id(piece.batch)):
         held = list(run)
@@ -63,7 +63,7 @@ def joined(some: Sequence[Piece]) -> list[RecordBatch]:
 def parted(
     batches: Sequence[RecordBatch], until: Mapping[Place, int]
 ) -> tuple[list[RecordBatch], list[RecordBatch]]:
-    """Return the records below these offsets, and the others, each in the poll's order."""
+    """Return the records below the given offsets and the other records, each in poll order."""
 
     def below(batch: RecordBatch) -> int:
         return until.get((batch.topic, batch.partition), 0)
@@ -80,7 +80,7 @@ def parted(
 
 
 def unlearnable(piece: Piece, error: BaseException) -> BadRecord:
-    """Return the record, the only one of its batch, as one that raised when it was learned."""
+    """Return the dead-letter record of a record that raised `error` when learned by itself."""
     key, value, headers = unframe(memoryview(piece.batch.data), piece.begin)
     return BadRecord(
         batch=0,

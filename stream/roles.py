@@ -1,18 +1,18 @@
-"""What an interaction is to the learner."""
+"""The role of an interaction in learning."""
 
 from enum import IntEnum
 
 
 class Role(IntEnum):
-    """Why an interaction is there: what may be learned of it, and what it counts."""
+    """Determines what the learner learns from an interaction and what it counts."""
 
     FACTUAL = 0  # a rating without an impression: self-selected
-    EXPOSED = 1  # a shown exposure with its outcome: learned once
+    EXPOSED = 1  # a shown exposure with its outcome, learned once
     CONTROL = 2  # a withheld item with its control outcome
-    CONSUMED = 3  # a click without an exposure: never the outcome if shown
-    CORRECTION = 4  # a late click, after the 0 was learned
-    PREDICT = 5  # an impression or a withheld item arrives: predict both arms, learn nothing
-    CLOSED = 6  # the window of an exposure learned before closes: learn nothing
+    CONSUMED = 3  # a click without an exposure: teaches exposure, not the outcome if shown
+    CORRECTION = 4  # a click that arrives after the exposure was learned as 0
+    PREDICT = 5  # a shown or withheld exposure opens: predict both arms, learn nothing
+    CLOSED = 6  # the window of an already learned exposure closes: learn nothing
 
 
-SYNTHETIC = 7  # no event has it: an outcome that nobody observed, whose label is a residual
+SYNTHETIC = 7  # a counterfactual outcome made by the model; its label is a residual

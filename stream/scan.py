@@ -1,8 +1,8 @@
-"""The compiled scanner: whole record batches in, columns out, no Python object per event.
+"""The compiled scanner: it turns record batches into columns without a Python object per event.
 
-It reads each value strictly within its own record's borders and accepts only flat objects of plain
-ASCII strings, short decimals and literals; all else it marks for the careful path (careful.py),
-which alone refuses a record.
+It reads each value strictly within its record's bounds. It accepts only flat JSON objects of plain
+ASCII strings, short decimals and literals. Every other record is left to the reference parser
+(careful.py), which alone rejects records.
 """
 
 import importlib
@@ -16,11 +16,11 @@ from numba.extending import intrinsic
 from stream.compiled import compiled
 from stream.schemas import DAY_MS, ID_MAX_BYTES, KINDS, NUMBER_MAX, VALUE_MAX_BYTES
 
-ir: Any = importlib.import_module("llvmlite.ir")  # it has no types
+ir: Any = importlib.import_module("llvmlite.ir")  # llvmlite has no type annotations
 
-# what stands in `status` after the call
+# values of `status`: accepted, or left to the reference parser
 ACCEPTED, CAREFUL = 1, 2
-# rows of `at` and `length`; the last is the record itself
+# rows of `at` and `length`
 EVENT, USER, ITEM, IMPRESSION = 0, 1, 2, 3
 # rows of `number`
 VALUE, PROPENSITY, SHOW_PROBABILITY = 0, 1, 2
@@ -45,7 +45,7 @@ def _pack(name: str) -> int:
     return int.from_bytes(name.encode(), "little")
 
 
-# fields 0 to 3 are the ids, in the order of `at`; a name is two words of up to 8 bytes
+# fields 0 to 3 are the ids, in the order of `at`; a name is compared as two words of 8 bytes
 _F_TS, _F_VALUE, _F_PROPENSITY, _F_SHOW, _F_POSITION, _F_SHOWN, _F_V, _F_TYPE = range(4, 12)
 _N_EVENT, _N_USER, _N_ITEM = _pack("event_id"), _pack("user_id"), _pack("item_id")
 _N_IMPRESSI, _N_ON_ID = _pack("impressi"), _pack("on_id")
@@ -74,7 +74,7 @@ def _byte_of(typing: Any, data: Any, p: Any) -> Any:
 
 
 def _word_of(typing: Any, data: Any, p: Any) -> Any:
-    """Compile to the 8 bytes at `p`, wherever they lie, as one int64."""
+    """Compile to the 8 bytes at `p`, aligned or not, as one little-endian int64."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _load(builder, args, 64)
@@ -83,11 +83,12 @@ def _word_of(typing: Any, data: Any, p: Any) -> Any:
 
 
 def _run_of(typing: Any, data: Any, p: Any) -> Any:
-    """Compile to how many of the 8 bytes at `p` come before a quote, an escape, or no plain ASCII.
+    """Compile to the number of plain bytes at `p`, 8 at most.
 
-    Eight at a time: (x - 0x01..) & ~x & 0x80.. marks the lowest zero byte exactly, and (x - 0x20..)
-    & ~x & 0x80.. the lowest below 0x20 (Mycroft; Warren, Hacker's Delight, 6-1). Only marks above
-    the lowest may be wrong.
+    A plain byte is printable ASCII other than a quote and a backslash. All 8 bytes are tested at
+    once: (x - 0x01..) & ~x & 0x80.. marks the lowest zero byte exactly, and (x - 0x20..) & ~x &
+    0x80.. the lowest byte below 0x20 (Mycroft; Warren, Hacker's Delight, 6-1). Marks above the
+    lowest one may be wrong, and are not used.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -102,7 +103,7 @@ def _run_of(typing: Any, data: Any, p: Any) -> Any:
         for stop in (_QUOTE, 0x5C):
             marks = builder.or_(marks, below(builder.xor(word, each(stop)), 1))
         marks = builder.and_(marks, each(0x80))
-        lowest = builder.cttz(marks, ir.Constant(ir.IntType(1), 0))  # 64 when there is none
+        lowest = builder.cttz(marks, ir.Constant(ir.IntType(1), 0))  # 64 if none
         return builder.lshr(lowest, ir.Constant(ir.IntType(64), 3))
 
     return types.int64(types.int64, types.int64), code
@@ -114,7 +115,7 @@ _run: Any = intrinsic(_run_of)
 
 
 def _varint(data: int, p: int, end: int) -> tuple[int, int]:
-    """Return a zigzag varint and the place after it, -1 if it does not end before `end`."""
+    """Return a zigzag varint and the position after it; -1 if it does not end before `end`."""
     rest: Any = 0
     shift = 0
     while p < end and shift < 70:
@@ -128,19 +129,19 @@ def _varint(data: int, p: int, end: int) -> tuple[int, int]:
 
 
 def _is_space(byte: int) -> bool:
-    """Return whether it is one of JSON's four."""
+    """Return whether the byte is one of JSON's four white-space characters."""
     return byte <= 0x20 and (byte == 0x20 or byte == 0x0A or byte == 0x0D or byte == 0x09)
 
 
 def _blank(data: int, p: int, end: int) -> int:
-    """Return the first place that is not white space."""
+    """Return the first position from `p` on that is not white space."""
     while p < end and _is_space(_byte(data, p)):
         p += 1
     return p
 
 
 def _string(data: int, p: int, end: int) -> int:
-    """Return the first place that ends a run of plain ASCII; at or beyond `end` if none does."""
+    """Return the first position whose byte is not plain (`_run_of`), or a position >= `end`."""
     while p < end:
         run = _run(data, p)
         p += run
@@ -150,7 +151,7 @@ def _string(data: int, p: int, end: int) -> int:
 
 
 def _field(size: int, first: int, second: int) -> int:
-    """Return the field of a name, -1 if it is none of the known ones."""
+    """Return the number of the field of that name, -1 if the name is not known."""
     if size == 7:
         if first == _N_USER:
             return USER
@@ -187,11 +188,12 @@ def _field(size: int, first: int, second: int) -> int:
 
 
 def _decimal(data: int, p: int, end: int) -> tuple[int, int, int, bool]:
-    """Return the place after a number, its digits, its power of ten, and whether it is negative.
+    """Return the position after a number, its digits as an integer, its power of ten, and its sign.
 
-    The place is -1 for what is no JSON number or has over 18 digits or a large exponent. The power
-    of a number written as an integer is 0; one with a fraction or an exponent never has power 0
-    unless it is marked by 100 (then it is 0).
+    The position is -1 for what is not a JSON number, has more than 18 digits or an exponent of more
+    than two digits. The power is 0 only for a number written as an integer; a number with a
+    fraction or an exponent whose power is 0 is marked by the power 100. The sign is true if
+    negative.
     """
     negative = _byte(data, p) == _MINUS
     if negative:
@@ -252,7 +254,7 @@ def _read(
     position: Any,
     shown: Any,
 ) -> bool:
-    """Return whether _byte(data, p:end) is one plain event of the kind, its columns then filled."""
+    """Fill the row from the value at `p:end`; return whether it is one plain event of that kind."""
     for j in range(4):
         at[j, row] = 0
         length[j, row] = 0
@@ -267,7 +269,7 @@ def _read(
         return False
     p = _blank(data, p + 1, end)
     while True:
-        # the name
+        # name
         if p >= end or _byte(data, p) != _QUOTE:
             return False
         p += 1
@@ -295,7 +297,7 @@ def _read(
         p = _blank(data, p + 1, end)
         if p >= end:
             return False
-        # its content
+        # content
         byte = _byte(data, p)
         if byte == _QUOTE:
             p += 1
@@ -329,7 +331,7 @@ def _read(
             elif field == _F_VALUE or field == _F_PROPENSITY or field == _F_SHOW:
                 if power == 100:
                     power = 0
-                # exact: both the digits (under 2**53) and the power of ten are doubles
+                # exact: both the digits (below 2**53) and the power of ten fit a double
                 if mantissa >= 1_000_000_000_000_000 or power > 22 or power < -22:
                     return False
                 if negative and mantissa == 0:
@@ -380,7 +382,6 @@ def _read(
                 p += 4
             else:
                 return False
-        # what follows
         p = _blank(data, p, end)
         if p >= end:
             return False
@@ -415,8 +416,8 @@ def _read(
 
 
 def _scan(
-    data: int,  # address of the arena, which has 8 bytes behind the batches: see _word
-    places: Any,  # (batches, 9) int64: see PLACES
+    data: int,  # address of the arena, which ends with 8 unused bytes (see _word_of)
+    places: Any,  # (batches, 9) int64, columns as in PLACES
     low: float,
     high: float,
     status: Any,
@@ -434,7 +435,7 @@ def _scan(
     ts: Any,
     position: Any,
     shown: Any,
-    result: Any,  # rows written, batch whose framing is broken or -1, rows not accepted
+    result: Any,  # rows written; first batch with broken framing, or -1; rows not accepted
 ) -> None:
     """Fill one row for each record at or above its batch's fetch offset."""
     row = 0
@@ -516,7 +517,7 @@ def _scan(
     result[2] = open_rows
 
 
-# columns of `places`, one row a batch
+# columns of `places`, which has one row for each batch
 PLACES = (
     "start",
     "stop",

@@ -1,4 +1,4 @@
-"""The events as types; their JSON Schemas are made from these."""
+"""The event types; their JSON Schemas are generated from these."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,14 +6,15 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 KINDS = ("rating", "click", "impression", "user", "item")
-ATTRIBUTE_KINDS = ("user", "item")  # they describe; a null value removes; no window waits for them
+# kinds that carry attributes: a null value removes the entity, and no window waits for them
+ATTRIBUTE_KINDS = ("user", "item")
 VERSION = 1
 VALUE_MAX_BYTES = 64 * 1024
 ID_MAX_BYTES = 256
 ATTRIBUTES_MAX = 64
-MEMBERS_MAX = 256  # of all lists of one event together
+MEMBERS_MAX = 256  # in all lists of one event together
 DAY_MS = 86_400_000
-NUMBER_MAX = 3.4028234663852886e38  # the largest float32: what is learned of is one
+NUMBER_MAX = 3.4028234663852886e38  # the largest float32, the type in which numbers are learned
 
 Id = Annotated[str, Meta(min_length=1, max_length=ID_MAX_BYTES, description="at most 256 bytes")]
 Time = Annotated[int, Meta(ge=0, description="event time, milliseconds since 1970, UTC")]
@@ -23,7 +24,7 @@ Attributes = Annotated[dict[str, Attribute], Meta(max_length=ATTRIBUTES_MAX)]
 
 
 class Rating(msgspec.Struct, frozen=True, kw_only=True):
-    """A user gave an item a value on the outcome's scale."""
+    """A user rated an item with a value on the outcome's scale."""
 
     v: Literal[1] = 1
     type: Literal["rating"] = "rating"
@@ -36,7 +37,7 @@ class Rating(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Click(msgspec.Struct, frozen=True, kw_only=True):
-    """A user followed an item."""
+    """A user clicked an item."""
 
     v: Literal[1] = 1
     type: Literal["click"] = "click"
@@ -48,7 +49,7 @@ class Click(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Impression(msgspec.Struct, frozen=True, kw_only=True):
-    """An item stood before a user, or was withheld on purpose (`shown` false)."""
+    """An item was shown to a user, or deliberately withheld (`shown` false)."""
 
     v: Literal[1] = 1
     type: Literal["impression"] = "impression"
@@ -64,7 +65,7 @@ class Impression(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known about a user; a null value on the topic removes it."""
+    """The attributes of a user; a null value on the topic removes the user."""
 
     v: Literal[1] = 1
     type: Literal["user"] = "user"
@@ -75,7 +76,7 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known about an item; a null value on the topic removes it."""
+    """The title and attributes of an item; a null value on the topic removes the item."""
 
     v: Literal[1] = 1
     type: Literal["item"] = "item"
@@ -106,7 +107,7 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def topic_kind(topic: str, prefix: str | None = None) -> str | None:
-    """Return the kind of event that a topic `{prefix}.{kind}.v1` carries, None if it is no such."""
+    """Return the kind of event that a topic `{prefix}.{kind}.v1` carries; None for other topics."""
     head, _, version = topic.rpartition(".")
     found, _, kind = head.rpartition(".")
     known = kind in EVENTS and version == f"v{VERSION}" and found != ""

@@ -1,7 +1,7 @@
-"""Laws of the engine and the learner as functions, to hold an extension to them.
+"""Checks of the engine's and the learner's invariants, for testing an extension.
 
-Each raises AssertionError naming what differs. `make` returns a new engine; polls are lists of
-record batches.
+Each check raises AssertionError that names what differs. `make` returns a new engine; a poll is a
+list of record batches.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ Make = Callable[[], Engine]
 
 
 def differing(a: Engine, b: Engine) -> list[str]:
-    """Return the names of the state's parts that are not the same bits."""
+    """Return the names of the arrays whose bits differ between the two engines' states."""
     left, right = a.state(), b.state()
     names = sorted(left.keys() | right.keys())
     return [
@@ -37,7 +37,7 @@ def differing(a: Engine, b: Engine) -> list[str]:
 def cuts_do_not_matter(
     whole: Make, cut: Make, batches: Sequence[RecordBatch], cuts: Iterable[int]
 ) -> None:
-    """The same batches in polls cut at `cuts` leave the same bits."""
+    """Check that dividing the batches into polls at `cuts` leaves the same bits as one poll."""
     one, many = whole(), cut()
     one.learn(batches)
     inside = sorted(c for c in cuts if 0 < c < len(batches))
@@ -48,7 +48,7 @@ def cuts_do_not_matter(
 
 
 def restarts_do_not_matter(make: Make, polls: Iterable[Sequence[RecordBatch]]) -> None:
-    """Stop, restore, continue after every poll equals never stopped, bit for bit."""
+    """Check that saving and restoring after every poll leaves the same bits as never stopping."""
     never, stopped = make(), make()
     for poll in polls:
         never.learn(poll)
@@ -60,7 +60,7 @@ def restarts_do_not_matter(make: Make, polls: Iterable[Sequence[RecordBatch]]) -
 
 
 def reading_never_creates(engine: Engine, unknown: bytes = b"nobody") -> None:
-    """Asking for an unknown id, for rows that exist, and for the model changes no bit."""
+    """Check that queries for an unknown id, for existing rows and for the model change no bit."""
     before = {name: array.tobytes() for name, array in engine.state().items()}
     assert engine.users.find(unknown) is None
     assert engine.items.find(unknown) is None
@@ -73,12 +73,12 @@ def reading_never_creates(engine: Engine, unknown: bytes = b"nobody") -> None:
 
 
 def steps_agree(one: Learner, two: Learner, batch: Batch, tolerance: float = 1e-5) -> None:
-    """Two learners, of two drivers, learn the same of a batch in which nothing repeats.
+    """Check that two drivers' learners learn the same from a batch in which nothing repeats.
 
-    Both learn it. Predictions differ by no more than the tolerance, parameters and accumulators by
-    no more than the tolerance and that share of their size; counts, times and what is remembered
-    are the same. The sequential driver and blocks agree where no item (uniform ones included) and
-    no attribute value comes twice within a block: a block sums what repeats.
+    Both learn the batch. Predictions may differ by the tolerance, parameters and accumulators by
+    the tolerance plus that share of their size; counts, times and stored integers must be equal.
+    The sequential driver and blocks agree only if no item (uniform ones included) and no attribute
+    value occurs twice within a block, because a block sums the gradients of repetitions.
     """
     told = one.step(batch), two.step(batch)
     for name in ("users", "items"):
@@ -92,7 +92,7 @@ def steps_agree(one: Learner, two: Learner, batch: Batch, tolerance: float = 1e-
 
 
 def _parts(learner: Learner) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield the learner's state, the packed rows by their parts: some hold the bits of counts."""
+    """Yield the learner's arrays, with packed rows split into fields; counts are stored as bits."""
     state = learner.state()
     for kind, table in (
         ("user", learner.user),
@@ -113,6 +113,7 @@ def _parts(learner: Learner) -> Iterator[tuple[str, NDArray[Any]]]:
 def _near(
     name: str, one: NDArray[Any], two: NDArray[Any], absolute: float, relative: float
 ) -> None:
+    """Assert that two arrays are equal, or close if they are floating point."""
     assert one.shape == two.shape, name
     if one.dtype.kind != "f":
         assert np.array_equal(one, two), name

@@ -1,12 +1,13 @@
-"""id ↔ row: every id has one row, and no two ids share one.
+"""Maps ids to rows: every id has one row, and no two ids share one.
 
-An open-addressing table of rows beside an arena of the ids' own bytes: a hash picks the place, the
-bytes decide. Rows are given in order of first appearance, so the same events give the same rows.
+It is an open-addressing hash table of rows, beside an arena with the bytes of the ids, which are
+compared to resolve collisions. Rows are numbered by first appearance, so the same events give the
+same rows.
 
-Nothing is copied in one piece as it grows. Arena, hashes and starts are reserved at their full
-size. The table holds row + 1 (0: free) and is at most half full; while it goes from a quarter to a
-half, each new id also places two rows in the next table, of twice the size, which is complete when
-its turn comes (Redis's dict spreads its rehash over the calls in the same way).
+Growth never copies everything at once. The arena, hashes and start positions are reserved at full
+size. The table holds row + 1 (0: free) and is at most half full. While it grows from a quarter to a
+half, each new id also places two rows into the next table of twice the size, which is therefore
+complete when it is needed (Redis's dict spreads its rehash over calls in the same way).
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ from stream.schemas import ID_MAX_BYTES
 
 _SEED = np.uint64(0x6A09E667F3BCC908)
 _TURN = -3
-_SMALLEST = 1_024  # places of the first table
+_SMALLEST = 1_024  # slots of the first table
 
 
 @compiled
@@ -47,7 +48,7 @@ def _slot(table, hashes, arena, starts, data, at, length, h):  # type: ignore[no
 
 @compiled
 def _place(table, hashes, begin, stop):  # type: ignore[no-untyped-def]
-    """Put the rows begin..stop, none of them in the table, into it."""
+    """Put the rows begin to stop - 1, none of which is in the table, into it."""
     mask = len(table) - 1
     for row in range(begin, stop):
         slot = np.int64(hashes[row] & np.uint64(mask))
@@ -66,7 +67,10 @@ def _placed(table, size):  # type: ignore[no-untyped-def]
 def _rows(  # type: ignore[no-untyped-def]
     table, following, hashes, arena, starts, size, limit, key, data, at, length, begin, out, known
 ):
-    """Fill out and known from `begin` on; return (next event, size, 0 or what stopped it)."""
+    """Fill `out` and `known` from event `begin` on; return (next event, size, status).
+
+    The status is 0 when done, or _TURN when the next table must take over first.
+    """
     for n in range(begin, len(at)):
         if length[n] == 0:
             out[n] = -1
@@ -99,6 +103,7 @@ def _rows(  # type: ignore[no-untyped-def]
 
 @compiled
 def _find(table, hashes, arena, starts, key, data, at, length):  # type: ignore[no-untyped-def]
+    """Return the row of an id, -1 if it has none."""
     h = hash_bytes(data, at, length, _SEED, key)
     return table[_slot(table, hashes, arena, starts, data, at, length, h)] - 1
 
@@ -108,7 +113,7 @@ def _flat(size: int, dtype: type[np.generic]) -> NDArray[Any]:
 
 
 class Vocabulary:
-    """The rows of one kind of id, at most `limit` of them; `key` (2,) is that of its hash."""
+    """The rows of the ids of one kind, at most `limit` of them; `key` (2,) keys the hash."""
 
     def __init__(self, kind: str, limit: int, key: NDArray[np.uint64] = NO_KEY) -> None:
         self.kind = kind
@@ -125,7 +130,7 @@ class Vocabulary:
         self._following = self._next()
 
     def _next(self) -> NDArray[np.int32]:
-        """Return an empty table of twice the size, of none where this one is enough."""
+        """Return an empty table of twice the size, or an empty array if this table suffices."""
         enough = len(self._table) >= 2 * self.limit
         return np.empty(0, np.int32) if enough else _flat(2 * len(self._table), np.int32)
 
@@ -135,14 +140,26 @@ class Vocabulary:
     def rows(
         self, data: NDArray[np.uint8], at: NDArray[np.int64], length: NDArray[np.int32]
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Every id that there is room for has a row after the call.
+        """Give a row to every id for which there is room; return the rows.
 
-        Returns the rows (N,) and how many ids were known just after each one (N,); an empty id
-        gets row -1, and so does a new one when the vocabulary is full. Raises ValueError for an id
-        of more than 256 bytes, which the events rule out.
+        Parameters
+        ----------
+        data, at, length
+            Id n is data[at[n] : at[n] + length[n]]; an empty id means that there is none.
+
+        Returns
+        -------
+        rows, known
+            The row of each id (N,), -1 for an empty id and for a new id if the vocabulary is full;
+            and how many ids were known just after each (N,).
+
+        Raises
+        ------
+        ValueError
+            An id has more than 256 bytes, which the validation of events rules out.
         """
         if len(length) and length.max() > ID_MAX_BYTES:
-            raise ValueError(f"an id has {length.max()} bytes, {ID_MAX_BYTES} at most")
+            raise ValueError(f"an id has {length.max()} bytes; at most {ID_MAX_BYTES} are allowed")
         out = np.empty(len(at), np.int32)
         known = np.empty(len(at), np.int32)
         begin = 0
@@ -157,13 +174,13 @@ class Vocabulary:
             self._following = self._next()
 
     def add(self, id_: bytes) -> int:
-        """The id has a row after the call, which is returned; -1 where there is no room for it."""
+        """Give the id a row and return it; -1 if the vocabulary is full."""
         data = np.frombuffer(id_, np.uint8)
         out, _ = self.rows(data, np.zeros(1, np.int64), np.array([len(id_)], np.int32))
         return int(out[0])
 
     def find(self, id_: bytes) -> int | None:
-        """Return the id's row, or None; nothing is created."""
+        """Return the id's row, or None if it has none; create nothing."""
         data = np.frombuffer(id_, np.uint8)
         row = int(
             _find(self._table, self._hashes, self._arena, self._starts, self.key, data, 0, len(id_))
@@ -173,13 +190,13 @@ class Vocabulary:
         return None if row < 0 else row
 
     def ids(self, rows: NDArray[np.int32]) -> list[bytes]:
-        """Return the ids of rows, in their order."""
+        """Return the ids of rows, in the order given."""
         arena = self._arena
         first, last = self._starts[rows].tolist(), self._starts[rows + 1].tolist()
         return [arena[a:b].tobytes() for a, b in zip(first, last, strict=True)]
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what is needed to load it again."""
+        """Return copies of the arrays that `load` needs."""
         n = self._size
         return {
             "ids": self._arena[: self._starts[n]].copy(),
@@ -188,7 +205,7 @@ class Vocabulary:
         }
 
     def load(self, state: dict[str, NDArray[Any]]) -> None:
-        """The vocabulary is the saved one after the call; `key` is the one it was saved under."""
+        """Restore a saved vocabulary; `key` must be the key under which it was saved."""
         n = len(state["hashes"])
         self._reserve(max(n, self.limit))
         self._size = n

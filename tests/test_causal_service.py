@@ -341,7 +341,7 @@ def test_answers_name_the_regression_on_paths_only_where_it_is_published(serve):
         ({"attributes": {"price": 30}}, "do.attributes.price: price is between 4 and 25"),
         ({"attributes": {"genre": ["Musical"]}}, "do.attributes.genre: genre Musical has never"),
         ({"attributes": {"colour": "red"}}, "do.attributes.colour: colour red has never"),
-        ({"position": 9}, "do.position: no place beyond 3"),
+        ({"position": 9}, "do.position: no position beyond 3"),
         ({"popularity": 1e9}, "do.popularity: popularity is between"),
     ],
     ids=str,

@@ -235,7 +235,7 @@ def test_block_and_threads_reach_the_model_and_have_its_bounds() -> None:
 
 
 def test_settings_that_exclude_each_other_are_a_wrong_setting() -> None:
-    with pytest.raises(WrongSetting, match=r"model\.step sequential"):
+    with pytest.raises(WrongSetting, match=r"model\.step = sequential"):
         model_config(load({"model.step": "sequential", "model.device": "cuda"}))
 
 

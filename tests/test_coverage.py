@@ -69,7 +69,7 @@ def test_few_users_say_nothing_of_all_users():
     effect.update(*columns)
     figures = effect.figures()
     assert figures["interval"] is None
-    assert figures["reason"] == f"outcomes of 10 users' worth observed, {USERS} needed"
+    assert figures["reason"] == f"the outcomes are worth 10 users of equal size, {USERS} needed"
 
 
 @pytest.mark.parametrize("chance", [1e-45, 1e-6, 1 - 1e-6])
@@ -238,10 +238,10 @@ def test_a_slope_of_few_users_or_items_says_why_it_has_no_interval():
     few.update(item, label, bias, price, user)
     said = few.figures(("price",))
     assert (said["open"], said["interval"]) == (False, None)
-    assert said["reason"] == f"outcomes of 10 users' worth observed, {USERS} needed"
+    assert said["reason"] == f"the outcomes are worth 10 users of equal size, {USERS} needed"
     alone = Slopes(False, 40, 1)
     alone.update(item % 4, label, bias, price)
-    assert "4 items' worth observed, 8 needed" in alone.figures(("price",))["reason"]
+    assert "worth 4 items of equal size, 8 needed" in alone.figures(("price",))["reason"]
 
 
 def test_slopes_and_paths_of_before_users_were_told_apart_go_on():

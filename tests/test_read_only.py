@@ -66,7 +66,7 @@ def test_read_only_code_without_a_home_runs_and_says_once_that_nothing_is_kept(i
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0
-    assert done.stderr.count("compiled code cannot be kept") == 1, done.stderr
+    assert done.stderr.count("compiled code cannot be cached") == 1, done.stderr
 
 
 def test_nothing_is_compiled_past_the_decorator_that_runs_without_a_cache():

@@ -1,7 +1,7 @@
-"""What showing, paths, numbers and policies are worth, with intervals: in bounded memory.
+"""Estimators of average effects, path coefficients, slopes and policy values, in bounded memory.
 
-Each estimator adds its events one by one in compiled loops, so how a stream is cut into calls
-cannot change a bit. `state()` and `load()` are flat arrays.
+Each estimator adds its events one by one in compiled loops, so the bits do not depend on how a
+stream is divided into calls. `state()` and `load()` exchange flat arrays.
 """
 
 from stream.effects.average import AverageEffect

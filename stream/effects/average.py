@@ -1,4 +1,4 @@
-"""The average effect of showing, from closed windows of shown and withheld items."""
+"""The average effect of showing, estimated from closed windows of shown and withheld items."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,26 +10,27 @@ from stream.compiled import compiled
 from stream.effects.clusters import Clusters, bounds, few, gather
 from stream.effects.moments import Array, columns
 
-LEAST = 500  # withheld windows before there is an interval
-SHOWN = 100  # shown ones, where most are withheld
+LEAST = 500  # withheld windows needed for an interval
+SHOWN = 100  # shown windows needed for an interval
 LOGGED = "AIPW"
 SHARE = "AIPW, share of shown as show_probability"
 RANDOMISED = "each window was shown with its logged show_probability"
 CONSTANT = "windows were withheld at random with one probability, which was not logged"
-# the sums of a window: its number, then of the shown and of the withheld arm the weight, with it
-# the outcome and the arm's own prediction, and the prediction of all
+# elements of a window's vector: 1; then for the shown and the withheld arm the weight, the weight
+# times the outcome, the weight times the arm's prediction, and the prediction itself
 ONE, W1, Y1, P1, Q1, W0, Y0, P0, Q0 = range(9)
 WIDTH = 9
-FIRST = 32  # outcomes of an arm before its predictions are judged
-RECENT = 0.99  # the errors by which they are: about those of an arm's last 100 outcomes
+FIRST = 32  # outcomes of an arm before its predictions are used
+RECENT = 0.99  # decay of the squared errors, which thus cover an arm's last 100 outcomes or so
 TINY = 1e-10
-CHANCE = 9.99e-4  # a window that was all but certain to be shown or withheld would outweigh all
-SEEN, MEAN, ERROR, PLAIN = range(4)  # of an arm: outcomes, their mean, squared errors so far
+CHANCE = 9.99e-4  # least show_probability, and least probability of withholding: bounds weights
+# of an arm: number and mean of outcomes, decayed squared errors of the prediction and of the mean
+SEEN, MEAN, ERROR, PLAIN = range(4)
 
 
 @compiled
 def _expected(arm, prediction):  # type: ignore[no-untyped-def]
-    """Return the prediction, the arm's mean so far where that has been nearer to the outcomes."""
+    """Return the prediction if it was more accurate than the arm's mean so far, else the mean."""
     if np.isfinite(prediction) and arm[SEEN] >= FIRST and arm[ERROR] < arm[PLAIN]:
         return prediction
     return arm[MEAN]
@@ -37,7 +38,7 @@ def _expected(arm, prediction):  # type: ignore[no-untyped-def]
 
 @compiled
 def _follow(arm, prediction, y):  # type: ignore[no-untyped-def]
-    """The outcome is in the arm's mean and in both errors after the call."""
+    """Add the outcome to the arm's mean and to both squared errors."""
     if np.isfinite(prediction):
         arm[ERROR] = RECENT * arm[ERROR] + (y - prediction) ** 2
         arm[PLAIN] = RECENT * arm[PLAIN] + (y - arm[MEAN]) ** 2
@@ -49,10 +50,10 @@ def _follow(arm, prediction, y):  # type: ignore[no-untyped-def]
 def _add(  # type: ignore[no-untyped-def]
     at, shown, outcome, chance, treated, control, every, counts, moments, waits, logged, share,
 ):  # fmt: skip
-    """Add the windows one by one, of either kind (0: logged) to its own.
+    """Add the windows one by one to the sums of their kind: 0 logged, 1 no logged probability.
 
-    moments (2, 5): the first outcome, which all are counted from, and the number and three moments
-    of what is left; every (2, 2, 4) arms.
+    `moments` (2, 5) holds, by kind, the first outcome, which is subtracted from all, and the number
+    and the sums of the first three powers of the differences. `every` (2, 2, 4) holds the arms.
     """
     x = np.empty(WIDTH)
     for n in range(len(outcome)):
@@ -67,7 +68,7 @@ def _add(  # type: ignore[no-untyped-def]
         if kind == 1:
             if waits and counts[1, 0] == 0:
                 continue
-            e = 0.5  # any one probability: weights of a mean
+            e = 0.5  # any constant probability gives the same means
         arms, common = every[kind], moments[kind]
         if common[1] == 0:
             common[0] = outcome[n]
@@ -88,30 +89,41 @@ def _add(  # type: ignore[no-untyped-def]
 
 
 class AverageEffect:
-    """Augmented inverse propensity weighting (Robins, Rotnitzky and Zhao 1994), running.
+    """Running augmented inverse propensity weighting (Robins, Rotnitzky and Zhao, 1994).
 
-    With w1 = D / e, w0 = (1 - D) / (1 - e) and predictions mu1, mu0 from before the window closed:
-    mean(w1 y) / mean(w1) - l1 (mean(w1 mu1) / mean(w1) - mean(mu1)), minus the same of the
-    withheld: Hajek's means, and what the predictions say of who was in which arm. The value is
-    right however wrong they are, because e is known, and with l1 and l0 of the least variance
-    (Lin 2013; Angelopoulos, Duchi and Zrnic 2023) they cannot widen the interval much. A prediction
-    counts once it has been nearer to its arm's outcomes than their mean so far, which else takes
-    its place. It is the average over the windows that the policy chose, not over all users and
-    items.
+    With D whether the item was shown, e = show_probability, w1 = D / e, w0 = (1 - D) / (1 - e), and
+    predictions mu1, mu0 from before the window closed, the shown arm's mean is
 
-    The variance is that of the users' sums, since windows of one user are not independent. There
-    is an interval from LEAST withheld windows on, and from users enough; before, the reason.
+        mean(w1 y) / mean(w1) - l1 (mean(w1 mu1) / mean(w1) - mean(mu1))
 
-    Windows count only if they were randomised (.001 <= e <= .999). If none was, but some were
-    withheld, e was not logged: one probability is taken to hold for all, and the figures say so.
+    and the effect is this minus the same for the withheld arm. The first term is Hajek's weighted
+    mean; the second corrects for differences between the arms that the predictions explain. The
+    estimate is consistent however wrong the predictions are, because e is known. l1 and l0 minimise
+    the variance (Lin, 2013; Angelopoulos, Duchi and Zrnic, 2023), so poor predictions can hardly
+    widen the interval. A prediction is used only while it has been more accurate for its arm than
+    the arm's running mean, which otherwise takes its place. The average is over the windows that
+    the policy chose, not over all users and items.
+
+    The variance is that of the users' sums, since the windows of one user are not independent.
+    There is an interval once enough windows were withheld (`least`) and enough users contributed;
+    before that, `reason` says what is missing.
+
+    Windows count only if they were randomised (.001 <= e <= .999). If no window was, but some were
+    withheld, e was not logged: then one constant probability is assumed, and the figures say so.
+
+    Parameters
+    ----------
+    users
+        The most user rows; address space for them is reserved.
+    least
+        The number of withheld windows needed for an interval.
+    waits
+        If true, windows that were not randomised count only from the first withheld one on: no
+        constant probability held before it, and a stream that withholds nothing then costs nothing.
     """
 
     def __init__(self, users: int = 0, least: int = LEAST, waits: bool = False) -> None:
-        """Nothing is known; `users` rows may come, and an interval after `least` withheld.
-
-        `waits`: windows that were not randomised are compared from the first withheld one on:
-        before it no one probability held, and a stream that withholds nothing costs nothing.
-        """
+        """Start without any windows."""
         self._least, self._waits = least, waits
         self._logged, self._share = Clusters(WIDTH, users), Clusters(WIDTH, users)
         self._counts = np.zeros((2, 2), np.int64)  # (logged, not logged) x (withheld, shown)
@@ -127,9 +139,10 @@ class AverageEffect:
         control: ArrayLike,
         user: NDArray[np.int32] | None = None,
     ) -> None:
-        """The closed windows are counted after the call; columns (n,), nan outcomes left out.
+        """Add closed windows; columns have shape (n,), windows whose outcome is nan are ignored.
 
-        `user` (n,): rows; -1, or none at all: windows of users of their own.
+        `user` (n,) holds user rows. A row of -1, or no `user` at all, makes each window a user of
+        its own.
         """
         arm, y, e, mu1, mu0 = columns(shown, outcome, show_probability, treated, control)
         at = self._logged.at(user, len(y))
@@ -140,9 +153,10 @@ class AverageEffect:
         )  # fmt: skip
 
     def figures(self) -> dict[str, Any]:
-        """Return value, 95 % interval, shown, withheld, users, estimator, assumption, reason.
+        """Return value, 95 % interval, shown, withheld, users, reason, estimator and assumption.
 
-        `users`: how many equal users the windows are worth; `reason`: why there is no interval.
+        `users` is the number of users of equal size that the windows are worth; `reason` says why
+        there is no interval.
         """
         logged, share = self._counts.tolist()
         if min(logged) > 0:
@@ -159,6 +173,7 @@ class AverageEffect:
         }  # fmt: skip
 
     def _said(self, sums: Clusters, counts: list[int], common: Array) -> dict[str, Any]:
+        """Return value, interval, counts, users and reason from one kind of windows."""
         value, g = _estimate(sums)
         spread = sums.spread(g)
         users = sums.worth
@@ -178,13 +193,14 @@ class AverageEffect:
         }
 
     def _missing(self, counts: list[int]) -> str | None:
+        """Return which windows are too few for an interval, None if there are enough."""
         if counts[0] < self._least:
             return f"{counts[0]} controls observed, {self._least} needed"
         shown = min(SHOWN, self._least)
         return f"{counts[1]} shown windows observed, {shown} needed" if counts[1] < shown else None
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what is needed to load it again."""
+        """Return copies of the arrays that `load` needs."""
         return {
             "by_arm": self._arms.copy(),
             "counts": self._counts.copy(),
@@ -194,9 +210,9 @@ class AverageEffect:
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The effect is the saved one after the call.
+        """Restore a saved effect.
 
-        In a state of before users were told apart each window counts as a user of its own.
+        In an old state, which did not distinguish users, each window counts as a user of its own.
         """
         self._counts[:] = state["counts"]
         if "common" not in state:
@@ -208,9 +224,9 @@ class AverageEffect:
             part.load({name.removeprefix(prefix): state[name] for name in names})
 
     def _begin(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """As after windows of which the means of both arms, the effect and its variance are kept.
+        """Load an old state, which holds both arms' means, the effect and its variance.
 
-        The variance is put into the shown arm's outcomes, where it has the same effect.
+        The variance is attributed to the outcomes of the shown arm, where it has the same effect.
         """
         (_, mean0), (_, mean1) = state["arms"]
         self._arms[:, :, SEEN], self._arms[:, :, MEAN] = self._counts, (mean0, mean1)
@@ -234,7 +250,7 @@ class AverageEffect:
 
 
 def _before(prefix: str, state: Mapping[str, NDArray[Any]]) -> tuple[float, float]:
-    """Return the effect and its variance from the sums of before users were told apart."""
+    """Return the effect and its variance from an old state, which did not distinguish users."""
     weight, mean, spread = (state[f"{prefix}.{name}"] for name in ("weight", "mean", "spread"))
     covariance = spread / max(weight[0] * (weight[0] - 1), 1.0)
     if prefix == "logged":
@@ -246,7 +262,7 @@ def _before(prefix: str, state: Mapping[str, NDArray[Any]]) -> tuple[float, floa
 
 
 def _estimate(sums: Clusters) -> tuple[float, Array]:
-    """Return the effect and its gradient (k,) in the sums, with l1 and l0 of the least variance."""
+    """Return the effect and its gradient (k,) in the sums, with the l1 and l0 of least variance."""
     total = sums.total
     n = total[ONE]
     plain, by1, by0 = np.zeros((3, WIDTH))
@@ -260,7 +276,7 @@ def _estimate(sums: Clusters) -> tuple[float, Array]:
     within = sums.within()
     turns = np.stack([by1, by0])
     both = turns @ within @ turns.T
-    # predictions that never differ tell nothing: what is left of them is rounding
+    # constant predictions have only rounding errors here; TINY keeps their weight near 0
     size = np.array([within[P1, P1] / total[W1] ** 2, within[P0, P0] / total[W0] ** 2])
     weight = np.linalg.solve(both + np.diag(TINY * size + 1e-300), turns @ within @ plain)
     value = sum(mean for mean, _ in parts) - weight @ np.array([off for _, off in parts])
@@ -268,9 +284,9 @@ def _estimate(sums: Clusters) -> tuple[float, Array]:
 
 
 def _events(sums: Clusters, common: Array) -> list[float]:
-    """Return by how much one more outcome in either arm would move the value.
+    """Return by how much one more outcome in each arm would move the value.
 
-    One as large as those of both arms are: their third moment in units of their second.
+    The size of that outcome is the ratio of the third to the second central moment of all outcomes.
     """
     _, n, one, two, three = common.tolist()
     mean = one / n

@@ -1,4 +1,4 @@
-"""Running sums of a vector whose rows come in clusters: a user's windows are not independent."""
+"""Running sums of vectors that come in clusters, such as a user's windows, which are dependent."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,18 +11,18 @@ from stream.compiled import compiled
 from stream.effects.moments import Z95, Array
 from stream.memory import reserve
 
-USERS = 40  # users' worth of windows, before any interval: below, users' differences are unknown
-TAILS_MAX = 65_536  # clusters whose sums are looked at: 10 ms; of more, few do not decide
+USERS = 40  # effective users needed for an interval: with fewer their variance is unknown
+TAILS_MAX = 65_536  # most clusters whose tails are computed (10 ms); among more, few do not matter
 
 
 @compiled
 def gather(x, at, rows, total, square, window, cube, tally, held):  # type: ignore[no-untyped-def]
-    """The vector x (k,), x[0] = 1, is in the sums of cluster `at` after the call; -1: its own.
+    """Add the vector x (k,), x[0] = 1, to the sums of cluster `at`; -1: a cluster of its own.
 
-    square and cube are the second and third moments over clusters of the clusters' sums, window
-    the second moment of the vectors. A cluster's sum moves from s to t, so square moves by
-    t t' - s s': exact, whatever the order. tally: clusters, sum of their sizes to the fourth. held
-    (2, k): room for s and t.
+    `square` and `cube` are the second and third moments over clusters of the clusters' sums,
+    `window` is the second moment of the vectors. When a cluster's sum moves from s to t, `square`
+    moves by t t' - s s', which is exact in any order. `tally` holds the number of clusters and the
+    sum of the fourth powers of their sizes. `held` (2, k) is room for s and t.
     """
     k = len(x)
     s, t = held[0], held[1]
@@ -31,7 +31,7 @@ def gather(x, at, rows, total, square, window, cube, tally, held):  # type: igno
         if at >= 0:
             s[a] = rows[at, a]
             rows[at, a] = s[a] + x[a]
-            t[a] = rows[at, a]  # as it is kept, in float32
+            t[a] = rows[at, a]  # as rounded to float32
         total[a] += x[a]
     tally[0] += s[0] == 0.0
     tally[1] += t[0] ** 4 - s[0] ** 4
@@ -41,17 +41,17 @@ def gather(x, at, rows, total, square, window, cube, tally, held):  # type: igno
             old, new = s[a] * s[b], t[a] * t[b]
             square[a, b] += new - old
             window[a, b] += x[a] * x[b]
-            if new != 0.0 or old != 0.0:  # few users have both arms yet
+            if new != 0.0 or old != 0.0:  # saves time: most products are 0
                 for c in range(b, k):
                     cube[place + c - b] += new * t[c] - old * s[c]
             place += k - b
 
 
 class Spread(NamedTuple):
-    """How far an estimate g . total may be off: variance, third moment, degrees of freedom.
+    """The uncertainty of an estimate g . total: variance, third moment and degrees of freedom.
 
-    `tails` are the degrees of freedom that the clusters' sums leave the variance: few where few
-    clusters decide it, by rare outcomes or large ones.
+    `freedom` follows from the sizes of the clusters, `tails` from the fourth powers of their sums;
+    `tails` is small where few clusters with rare or large outcomes determine the variance.
     """
 
     variance: float
@@ -61,52 +61,59 @@ class Spread(NamedTuple):
 
 
 class Clusters:
-    """The sums of vectors (k,), of their products over clusters, and each cluster's own sum.
+    """Sums of vectors (k,), their products summed over clusters, and each cluster's own sum.
 
-    x[0] is 1, so the first sum counts. A smooth function of the sums has the gradient g; with
-    g . total = 0, its variance is that of the clusters' sums g . S (Liang and Zeger 1986). Exact
-    in one pass: the products of S are kept over clusters, so g may be chosen afterwards.
+    x[0] is 1, so the first sum is the count. A smooth function of the sums with gradient g, where g
+    . total = 0, has the variance of g . S over the clusters' sums S (Liang and Zeger, 1986). The
+    products of S are kept, so one pass suffices and g may be chosen afterwards.
+
+    Parameters
+    ----------
+    width
+        The length k of the vectors.
+    clusters
+        The most clusters; address space for them is reserved.
     """
 
     def __init__(self, width: int, clusters: int = 0) -> None:
-        """Nothing is known; address space for so many clusters is reserved."""
+        """Start without any vectors."""
         self.rows: NDArray[Any] = (
             reserve(clusters, width, np.float32) if clusters else np.zeros((0, width), np.float32)
         )
         self.total = np.zeros(width)
-        self.square = np.zeros((width, width))  # the upper triangles
+        self.square = np.zeros((width, width))  # upper triangle, as in window
         self.window = np.zeros((width, width))
         self.cube = np.zeros(width * (width + 1) * (width + 2) // 6)  # a <= b <= c, in that order
         self.tally = np.zeros(2)
         self._held = np.zeros((2, width))
-        self._used = 0  # rows beyond were never touched
+        self._used = 0  # rows from here on were never written
         self._places = _places(width)
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """Return what `gather` writes into."""
+        """Return the arrays that `gather` writes into."""
         return (
             self.rows, self.total, self.square, self.window, self.cube, self.tally, self._held,
         )  # fmt: skip
 
     def at(self, cluster: NDArray[np.int32] | None, size: int) -> NDArray[np.int32]:
-        """Return the clusters (size,) as `gather` takes them: -1 where a vector is its own."""
+        """Return the clusters (size,) for `gather`; without clusters all are -1."""
         if cluster is None:
             return np.full(size, -1, np.int32)
         if len(cluster) != size:
-            raise ValueError(f"columns of different lengths: {[len(cluster), size]}")
+            raise ValueError(f"columns have different lengths: {[len(cluster), size]}")
         most = int(np.max(cluster)) + 1 if size else 0
         if most > len(self.rows):
-            raise ValueError(f"cluster {most - 1} of {len(self.rows)}")
+            raise ValueError(f"cluster {most - 1} is not below {len(self.rows)}")
         self._used = max(self._used, most)
         return np.ascontiguousarray(cluster, np.int32)
 
     @property
     def worth(self) -> float:
-        """Return how many clusters of equal size say as much; it does not look at outcomes.
+        """Return the effective number of clusters, n^2 / sum n_c^2; it does not depend on outcomes.
 
-        Who asked for an interval where the variance looks well known would be told those that
-        are too narrow.
+        A rule that looked at outcomes would give intervals just where the variance happens to look
+        well known, which are those that are too narrow.
         """
         squares = float(self.square[0, 0])
         return float(self.total[0]) ** 2 / squares if squares else 0.0
@@ -116,12 +123,13 @@ class Clusters:
         return _full(self.window)
 
     def spread(self, g: Array) -> Spread:
-        """Return the spread of the estimate with the gradient g (k,), g . total = 0.
+        """Return the uncertainty of the estimate with gradient g (k,), where g . total = 0.
 
-        The plain sum of squares is too small where clusters are few, since g was found from them,
-        and it is uncertain itself. Both follow from the clusters' sizes n, if the variance of a
-        cluster's sum is a n + b n^2, a from what its vectors differ by, b from what clusters differ
-        by (Satterthwaite 1946; Bell and McCaffrey 2002): equal sizes give G / (G - 1) and G - 1.
+        The plain sum of squares is too small if clusters are few, because g was estimated from
+        them, and it is uncertain itself. Both are corrected from the clusters' sizes n, assuming
+        that a cluster's sum has the variance a n + b n^2, with a from the differences within and b
+        from those between clusters (Satterthwaite, 1946; Bell and McCaffrey, 2002). With equal
+        sizes this gives the factor G / (G - 1) and G - 1 degrees of freedom for G clusters.
         """
         count, fourth = self.total[0], self.tally[1]
         two, three = self.square[0, 0], self.cube[0]
@@ -139,10 +147,10 @@ class Clusters:
         return Spread(raw / max(float(kept), 1e-9), skew, float(freedom), self._tails(g, raw))
 
     def _tails(self, g: Array, raw: float) -> float:
-        """Return 2 V^2 / var(V) of the sum of squares V, its variance from the fourth powers.
+        """Return 2 V^2 / var(V) for the sum of squares V, with its variance from the fourth powers.
 
-        Of normal sums that is their number. Not looked for among very many, nor where the sums of
-        some are not kept.
+        For normally distributed sums this is the number of clusters. It is infinite, that is, not
+        computed, for more than TAILS_MAX clusters and if some clusters' sums are not stored.
         """
         clusters = int(self.tally[0])
         if not 0 < clusters <= TAILS_MAX or not self._used:
@@ -155,7 +163,7 @@ class Clusters:
         return 2.0 / share if share > 0 else math.inf
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what is needed to load it again; clusters that have vectors alone."""
+        """Return copies of the arrays that `load` needs, without clusters that have no vectors."""
         used = np.flatnonzero(self.rows[: self._used, 0]).astype(np.int32)
         return {
             "cluster": used,
@@ -168,7 +176,7 @@ class Clusters:
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The sums are the saved ones after the call."""
+        """Restore saved sums."""
         self.rows[: self._used] = 0
         self._used = int(state["cluster"][-1]) + 1 if len(state["cluster"]) else 0
         self.rows[state["cluster"]] = state["sums"]
@@ -176,9 +184,10 @@ class Clusters:
             getattr(self, name)[:] = state[name]
 
     def begin(self, mean: Array, covariance: Array, count: float) -> None:
-        """As after `count` vectors of this mean (k,) and covariance (k, k), each a cluster.
+        """Start as after `count` vectors of mean (k,) and covariance (k, k), each its own cluster.
 
-        For sums of before clusters were told apart. Their third central moments are taken as 0.
+        This loads old states, which did not distinguish clusters; third central moments are taken
+        as 0.
         """
         second = covariance + np.outer(mean, mean)
         self.total[:] = count * mean
@@ -194,12 +203,22 @@ class Clusters:
 def bounds(value: float, spread: Spread, events: Sequence[float] = ()) -> list[float]:
     """Return the 95 % interval [low, high] of an estimate.
 
-    It holds every effect d off the value with d^2 <= t^2 (V + d K / V), V the variance and K the
-    third moment: how the variance changes with the value, to first order, as it does where clicks
-    are rare (few clicks have a small variance, many a large one). Of a share that is the score
-    interval of Wilson (1927). `events`, by how much one more outcome of either arm would move the
-    value, tell K / V where no outcome has come yet; half an outcome each is in V, as in Jeffreys'
-    interval of a share (Brown, Cai and DasGupta 2001).
+    The interval contains every effect that lies d off the value with d^2 <= t^2 (V + d K / V),
+    where V is the variance, K the third moment and t the quantile of Student's t. The term d K / V
+    is the first-order change of the variance with the value, which matters where clicks are rare:
+    few clicks have a small variance, many a large one. For a proportion this is the score interval
+    of Wilson (1927).
+
+    Parameters
+    ----------
+    value
+        The estimate.
+    spread
+        Its uncertainty.
+    events
+        By how much one more outcome of each arm would move the value. It supplies K / V while no
+        outcome has come; half an outcome of each arm is added to V, as in Jeffreys' interval for a
+        proportion (Brown, Cai and DasGupta, 2001).
     """
     t = quantile(min(spread.freedom, spread.tails))
     size = np.array(events)
@@ -212,14 +231,14 @@ def bounds(value: float, spread: Spread, events: Sequence[float] = ()) -> list[f
 
 
 def few(worth: float, of: str = "users", needed: int = USERS) -> str | None:
-    """Tell why there is no interval of what so many users' worth of outcomes say; None: enough."""
+    """Return why outcomes worth so many clusters give no interval; None if they are enough."""
     if worth >= needed - 0.5:
         return None
-    return f"outcomes of {worth:.0f} {of}' worth observed, {needed} needed"
+    return f"the outcomes are worth {worth:.0f} {of} of equal size, {needed} needed"
 
 
 def quantile(freedom: float) -> float:
-    """Return the .975 quantile of Student's t, to .003 from 4 degrees on (Hill 1970)."""
+    """Return the .975 quantile of Student's t, accurate to .003 from 4 degrees on (Hill, 1970)."""
     z, n = Z95, max(freedom, 1.0)
     return (
         z
@@ -230,11 +249,12 @@ def quantile(freedom: float) -> float:
 
 
 def _full(upper: Array) -> Array:
+    """Return the symmetric matrix of an upper triangle."""
     return upper + np.triu(upper, 1).T
 
 
 def _places(width: int) -> tuple[Array, NDArray[np.int64]]:
-    """Return how often each product a <= b <= c stands in a cube, and the (3, n) places of it."""
+    """Return the multiplicity of each product a <= b <= c in a cube, and its indices (3, n)."""
     found = [
         (a, b, c) for a in range(width) for b in range(a, width) for c in range(b, width)
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What another policy would have earned, judged on the log of this one."""
+"""Off-policy evaluation: what another policy would have earned, estimated from this one's log."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,15 +11,15 @@ from stream.effects.clusters import Clusters, bounds, few, gather
 from stream.effects.moments import Array, columns
 
 CLIP = 50.0  # caps one event's weight: 1 / .02, the floor of the propensities
-ESS_SHARE = 0.01  # below it the judged policy does what the log has hardly seen
-LEAST = 100.0  # effective events before there is a figure
-ONE, W, WR, OFF = range(4)  # sums: events, weight, weighted reward, what the model says beside it
-TINY = 1e-10  # of the model's part: what is left where it always says the same is rounding
+ESS_SHARE = 0.01  # alarm below it: the log hardly contains the judged policy's actions
+LEAST = 100.0  # effective events needed for a value
+ONE, W, WR, OFF = range(4)  # sums: events, weight, weighted reward, the model's correction
+TINY = 1e-10  # relative size below which the variance of the model's correction is rounding
 
 
 @compiled
 def _add(at, reward, propensity, target, prediction, model, clip, counts, sums):  # type: ignore[no-untyped-def]
-    """Add the events one by one; counts: used, clipped, left out."""
+    """Add the events one by one; `counts` holds how many were used, clipped and left out."""
     x = np.empty(4)
     for n in range(len(reward)):
         r, p, q = reward[n], propensity[n], target[n]
@@ -31,7 +31,7 @@ def _add(at, reward, propensity, target, prediction, model, clip, counts, sums):
             w = clip
             counts[1] += 1
         x[ONE], x[W], x[WR] = 1.0, w, w * r
-        # without a model the correction is all there is: the event's own inverse propensity score
+        # without a prediction DR reduces to the event's inverse propensity score
         known = np.isfinite(prediction[n]) and np.isfinite(model[n])
         x[OFF] = model[n] - w * prediction[n] if known else 0.0
         gather(x, at[n], *sums)
@@ -39,16 +39,30 @@ def _add(at, reward, propensity, target, prediction, model, clip, counts, sums):
 
 
 class OffPolicy:
-    """IPS, SNIPS and doubly robust values of a judged policy, each with interval and sample size.
+    """IPS, SNIPS and doubly robust (DR) values of a judged policy, with intervals and sample size.
 
-    With w = min(target / propensity, clip): IPS mean(w r) (Horvitz and Thompson 1952); SNIPS
-    sum(w r) / sum(w) (Swaminathan and Joachims 2015), its variance by the delta method; DR
-    mean(w r) + l mean(model - w prediction) (Dudik et al. 2011), where l within [0, 1] gives the
-    least variance, so that a model that knows nothing yet cannot widen it. The effective sample
-    size is (sum w)^2 / sum w^2 (Kish 1965); the alarm sounds when it falls below a share of the
-    events. Clipping biases all three towards less; `clipped` counts how often it happened.
+    With w = min(target / propensity, clip):
 
-    The variance is that of the users' sums: clicks of a slate and of a user go together.
+    - IPS is mean(w r) (Horvitz and Thompson, 1952).
+    - SNIPS is sum(w r) / sum(w) (Swaminathan and Joachims, 2015), its variance by the delta method.
+    - DR is mean(w r) + l mean(model - w prediction) (Dudik et al., 2011), where l in [0, 1]
+      minimises the variance, so that an untrained reward model cannot widen the interval.
+
+    The effective sample size is (sum w)^2 / sum w^2 (Kish, 1965); `alarm` is true when it falls
+    below a share of the events. Clipping biases all three values downwards for rewards of at least
+    0; `clipped` counts the clipped events. The variance is that of the users' sums, because the
+    clicks of one slate and of one user are dependent.
+
+    Parameters
+    ----------
+    clip
+        The largest weight of an event.
+    ess_share
+        The share of the events below which the effective sample size raises the alarm.
+    users
+        The most user rows; address space for them is reserved.
+    least
+        The effective sample size needed for a value.
     """
 
     def __init__(
@@ -58,7 +72,7 @@ class OffPolicy:
         users: int = 0,
         least: float = LEAST,
     ) -> None:
-        """Nothing is known; `users` rows may come, and figures after `least` effective events."""
+        """Start without any events."""
         self.clip = clip
         self.ess_share = ess_share
         self._least = least
@@ -74,12 +88,22 @@ class OffPolicy:
         value: ArrayLike,
         user: NDArray[np.int32] | None = None,
     ) -> None:
-        """The events are counted after the call; columns (n,).
+        """Add events; columns have shape (n,), events without reward or propensity are left out.
 
-        `propensity`: the log's probability of the action taken; `target`: the judged policy's;
-        `prediction`: the model's reward of the action taken; `value`: the model's reward of the
-        judged policy there; `user`: rows, -1 or none at all: events of users of their own. Events
-        without reward or propensity are left out.
+        Parameters
+        ----------
+        reward
+            The observed reward.
+        propensity
+            The logging policy's probability of the action taken.
+        target
+            The judged policy's probability of the action taken.
+        prediction
+            The model's expected reward of the action taken.
+        value
+            The model's expected reward under the judged policy.
+        user
+            User rows; -1, or None for all, makes each event a user of its own.
         """
         r, p, q, taken, judged = columns(reward, propensity, target, prediction, value)
         at = self._sums.at(user, len(r))
@@ -92,11 +116,11 @@ class OffPolicy:
         return float(self._sums.total[W]) ** 2 / squares if squares else 0.0
 
     def figures(self) -> dict[str, Any]:
-        """Return ips, snips and dr (value, interval, ess, estimator), n, clipped, left_out, alarm,
-        users, reason.
+        """Return ips, snips and dr, n, clipped, left_out, alarm, users and reason.
 
-        Below a least ess there is no value, SNIPS none either while every weight is 0; under alarm
-        or from too few users' worth no interval. `reason` tells why.
+        Each of ips, snips and dr has value, interval, ess and estimator. There is no value below
+        the least ess, and none for SNIPS while every weight is 0. There is no interval under alarm
+        or from too few users; `reason` says why.
         """
         used, clipped, left_out = self._counts.tolist()
         ess = self.ess
@@ -112,7 +136,7 @@ class OffPolicy:
         else:
             reason = few(users)
         if reason is None and "snips" in spreads and not spreads["snips"].variance:
-            reason = "every reward was the same"  # which looks certain
+            reason = "every reward was the same"  # the variance of 0 would look like certainty
 
         def said(name: str) -> dict[str, Any]:
             value = found[name][0] if name in found and ess >= self._least else None
@@ -151,19 +175,19 @@ class OffPolicy:
         return found
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what is needed to load it again."""
+        """Return copies of the arrays that `load` needs."""
         return {"counts": self._counts.copy(), **self._sums.state()}
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The sums are the saved ones after the call.
+        """Restore saved sums.
 
-        In a state of before users were told apart each event counts as a user of its own.
+        In an old state, which did not distinguish users, each event counts as a user of its own.
         """
         self._counts[:] = state["counts"]
         if "square" in state:
             self._sums.load({name: part for name, part in state.items() if name != "counts"})
         elif state["counts"][0]:
-            turn = np.zeros((4, 3))  # its sums were w, w r and w r + what the model says beside it
+            turn = np.zeros((4, 3))  # old sums: w, w r, and w r plus the model's correction
             turn[W, 0] = turn[WR, 1] = turn[OFF, 2] = 1.0
             turn[OFF, 1] = -1.0
             mean = turn @ state["mean"]

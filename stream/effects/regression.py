@@ -1,4 +1,4 @@
-"""The coefficients of the model's paths, with a sandwich covariance, one event after the other."""
+"""Regression of outcomes on the terms of the model's paths, with a sandwich covariance, online."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,15 +12,16 @@ from stream.effects.moments import Z95, Array, columns
 from stream.memory import reserve
 
 WIDTH_MAX = 16
-ITEMS = 8  # items' worth of events, before any interval
-TINY = 1e-9  # of a row's norm: what is left of a feature that others explain is rounding
+ITEMS = 8  # effective items needed for an interval
+TINY = 1e-9  # relative to a row's norm: below it a feature explained by others is rounding
 
 
 @compiled
 def _together(at, z, left, rows, meat, squares):  # type: ignore[no-untyped-def]
-    """The score left z (p,) is in that of cluster `at`, and its square in meat; -1: its own.
+    """Add the score left * z (p,) to cluster `at` and its square to `meat`; -1: its own cluster.
 
-    A row of rows is how many scores, then their sum; squares (1,): of how many, over clusters.
+    A row of `rows` holds the number of scores and their sum; `squares` (1,) is the sum over
+    clusters of that number squared.
     """
     p = len(z)
     old = np.zeros(p + 1)
@@ -30,7 +31,7 @@ def _together(at, z, left, rows, meat, squares):  # type: ignore[no-untyped-def]
         if at >= 0:
             old[a] = rows[at, a]
             rows[at, a] = old[a] + new[a]
-            new[a] = rows[at, a]  # as it is kept, in float32
+            new[a] = rows[at, a]  # as rounded to float32
     squares[0] += new[0] * new[0] - old[0] * old[0]
     for a in range(p):
         for b in range(p):
@@ -41,10 +42,10 @@ def _together(at, z, left, rows, meat, squares):  # type: ignore[no-untyped-def]
 def _add(z, y, user, item, root, aim, meat, sums, decay, users, items):  # type: ignore[no-untyped-def]
     """Rotate each row [z y] into [root aim] by Givens rotations; root^T root = sum of z z^T.
 
-    What is left of y is e / sqrt(1 + z^T (Z^T Z)^-1 z), e the error of the coefficients before
-    the event: the recursive residual of Brown, Durbin and Evans (1975), whose variance is that of
-    the noise from the first event on. sums: events, weight, weight of squares, squared residuals,
-    rows left out.
+    What remains of y is e / sqrt(1 + z^T (Z^T Z)^-1 z), where e is the error of the coefficients
+    before the event: the recursive residual of Brown, Durbin and Evans (1975), whose variance is
+    that of the noise from the first event on. `sums` holds the events, their weight, the sum of
+    squared weights, the squared residuals, and the rows left out.
     """
     p = z.shape[1]
     row = np.empty(p)
@@ -90,33 +91,33 @@ def _add(z, y, user, item, root, aim, meat, sums, decay, users, items):  # type:
 
 
 class Scores:
-    """The scores of the events of one user, or of one item, added up: they are not independent."""
+    """Sums of the scores of each user's, or each item's, events, which are not independent."""
 
     def __init__(self, width: int, count: int) -> None:
-        """Nothing is known; address space for so many rows is reserved."""
+        """Start without any events; address space for `count` rows is reserved."""
         self.rows: NDArray[Any] = (
             reserve(count, width + 1, np.float32) if count else np.zeros((0, width + 1), np.float32)
         )
         self.meat = np.zeros((width, width))
         self.squares = np.zeros(1)
-        self._used = 0  # rows beyond were never touched
+        self._used = 0  # rows from here on were never written
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """Return what the kernel writes into."""
+        """Return the arrays that the kernel writes into."""
         return self.rows, self.meat, self.squares
 
     def at(self, row: NDArray[np.int32] | None, size: int) -> NDArray[np.int32]:
-        """Return the rows (size,) as the kernel takes them: -1 where an event is its own."""
+        """Return the rows (size,) for the kernel; without rows all are -1, each event a cluster."""
         if row is None:
             return np.full(size, -1, np.int32)
         if len(row) != size or (size and int(np.max(row)) >= len(self.rows)):
-            raise ValueError(f"rows of {size} events, below {len(self.rows)}, not {row}")
+            raise ValueError(f"{size} rows below {len(self.rows)} are needed, not {row}")
         self._used = max(self._used, int(np.max(row)) + 1 if size else 0)
         return np.ascontiguousarray(row, np.int32)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what is needed to load it again; rows that have events alone."""
+        """Return copies of the arrays that `load` needs, with only the rows that have events."""
         row = np.flatnonzero(self.rows[: self._used, 0]).astype(np.int32)
         sums = np.array(self.rows[row])
         return {
@@ -124,7 +125,7 @@ class Scores:
         }  # fmt: skip
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The sums are the saved ones after the call."""
+        """Restore saved sums."""
         self.rows[: self._used] = 0
         row = state["row"]
         self._used = int(row[-1]) + 1 if len(row) else 0
@@ -133,16 +134,29 @@ class Scores:
 
 
 class PathRegression:
-    """Recursive least squares of an outcome on at most 16 path features, O(p^2) an event.
+    """Recursive least squares of an outcome on at most 16 path features, O(p^2) per event.
 
-    Square-root information form (Gentleman 1974): the triangular root of the normal equations is
-    updated, never their inverse, so that rounding does not add up however long the stream is.
-    Covariance: sandwich with HC1's n / (n - p) (White 1980; MacKinnon and White 1985), its meat
-    from recursive residuals, added up by user and by item (Cameron, Gelbach and Miller 2011: by
-    user plus by item minus by event), and as wide as Student's t of the fewer of them asks for
-    where the normal's quantile is used. Features should be of like scale; the first is usually
-    constant 1. The tiny ridge acts when figures are read: it makes what no event told about wide,
-    not wrong.
+    The triangular root of the normal equations is updated, never their inverse (square-root
+    information form; Gentleman, 1974), so rounding errors do not accumulate on long streams.
+
+    The covariance is a sandwich with HC1's factor n / (n - p) (White, 1980; MacKinnon and White,
+    1985). Its meat is made of recursive residuals, clustered by user and by item (Cameron, Gelbach
+    and Miller, 2011: by user plus by item minus by event). It is widened so that the normal
+    quantile gives the interval of Student's t with the smaller number of clusters.
+
+    Features should have a similar scale; the first is usually the constant 1. The small ridge is
+    applied when figures are read: it makes coefficients without data uncertain rather than wrong.
+
+    Parameters
+    ----------
+    names
+        The names of the p features.
+    decay
+        The factor by which older events lose weight at each event; 1 keeps all.
+    ridge
+        The ridge penalty.
+    users, items
+        The most rows of users and items; address space for them is reserved.
     """
 
     def __init__(
@@ -153,11 +167,11 @@ class PathRegression:
         users: int = 0,
         items: int = 0,
     ) -> None:
-        """Nothing is known; so many rows of users and items may come."""
+        """Start without any events."""
         if not 1 <= len(names) <= WIDTH_MAX:
-            raise ValueError(f"1 to {WIDTH_MAX} features, not {len(names)}")
+            raise ValueError(f"there must be 1 to {WIDTH_MAX} features, not {len(names)}")
         if not 0 < decay <= 1 or ridge <= 0:
-            raise ValueError("decay must be in (0, 1], ridge above 0")
+            raise ValueError(f"decay ({decay}) must be in (0, 1] and ridge ({ridge}) above 0")
         self.names = tuple(names)
         self.decay = decay
         self.ridge = ridge
@@ -173,13 +187,14 @@ class PathRegression:
         user: NDArray[np.int32] | None = None,
         item: NDArray[np.int32] | None = None,
     ) -> None:
-        """The events are in the fit after the call; z (n, p), y (n,); not finite: left out.
+        """Add events: features z (n, p) and outcomes y (n,); rows that are not finite are left out.
 
-        user, item (n,): rows; -1, or none at all: events of users, of items, of their own.
+        `user` and `item` (n,) hold rows. A row of -1, or none at all, makes each event a user or an
+        item of its own.
         """
         rows, aims = columns(z, y)
         if rows.ndim != 2 or rows.shape[1] != len(self.names):
-            raise ValueError(f"features (n, {len(self.names)}), not {rows.shape}")
+            raise ValueError(f"features must be (n, {len(self.names)}), not {rows.shape}")
         _add(
             rows, aims, self._users.at(user, len(aims)), self._items.at(item, len(aims)),
             self._root, self._aim, self._meat, self._sums, self.decay,
@@ -187,59 +202,59 @@ class PathRegression:
         )  # fmt: skip
 
     def fit(self) -> tuple[Array, Array | None]:
-        """Return beta (p,) and its covariance (p, p), None up to p events."""
+        """Return the coefficients (p,) and their covariance (p, p), None with at most p events."""
         p = len(self.names)
         turn, size, axes = np.linalg.svd(self._root)
-        curvature = size**2 + self.ridge  # (p,) of the squared error, along each axis
+        curvature = size**2 + self.ridge  # (p,) second derivative of the squared error by axis
         beta = axes.T @ (size / curvature * (turn.T @ self._aim))
         _, weight, squares, errors, _ = self._sums.tolist()
         n = weight * weight / squares if squares else 0.0  # effective
         if n <= p:
             return beta, None
-        told = size > TINY * size[0]  # along the others the meat is rounding
+        told = size > TINY * size[0]  # along the other axes the meat is only rounding
         meat = (axes @ self._scores() @ axes.T) * np.outer(told, told)
-        # the ridge is p events with outcome 0 that never were: their noise widens what they decide
+        # the ridge acts like p pseudo-events with outcome 0; add the noise that they would have
         noise = self.ridge * (errors / weight) * np.eye(p)
         half = axes.T / curvature  # (p, p)
         return beta, half @ ((meat + noise) * (n / (n - p))) @ half.T
 
     def _scores(self) -> Array:
-        """Return the meat (p, p) by user and item; with decay by event alone."""
+        """Return the meat (p, p), clustered by user and item; with decay, by event only."""
         if self.decay < 1.0:
             return self._meat
         users, items = self.worth(self._users), self.worth(self._items)
         both = -self._meat
         for part, worth in ((self._users, users), (self._items, items)):
             both = both + part.meat * (worth / max(worth - 1, 1e-9))
-        # what is not positive is noise: no direction is surer than with independent events
+        # the difference of clusterings may have negative eigenvalues, which are noise: cut at 0
         size, axes = np.linalg.eigh((both + both.T) / 2)
         kept = (axes * np.maximum(size, 0.0)) @ axes.T
         return np.asarray(kept * (quantile(min(users, items) - 1) / Z95) ** 2)
 
     def worth(self, part: Scores) -> float:
-        """Return how many equal users, or items, the events are worth: n^2 / sum n_u^2."""
+        """Return the effective number of users, or of items: n^2 / sum n_u^2."""
         return float(self._sums[0] ** 2 / part.squares[0]) if part.squares[0] else 0.0
 
     @property
     def reason(self) -> str | None:
-        """Tell why its intervals would not hold; None where they do."""
+        """Return why intervals would not be valid; None if they are."""
         users, items = self.worth(self._users), self.worth(self._items)
         return few(users) or few(items, "items", ITEMS)
 
     @property
     def n(self) -> int:
-        """How many events are in the fit."""
+        """Return how many events are in the fit."""
         return int(self._sums[0])
 
     @property
     def told(self) -> NDArray[np.bool_]:
-        """Return which features were ever other than 0 (p,)."""
+        """Return which features ever differed from 0 (p,)."""
         return np.asarray((self._root != 0).any(0))
 
     def figures(self) -> dict[str, Any]:
-        """Return names, beta, covariance (None: too few events), n, left_out, reason, for JSON.
+        """Return names, beta, covariance (None: too few events), n, left_out and reason, for JSON.
 
-        `reason`: why intervals from the covariance would not hold; None where they do.
+        `reason` says why intervals from the covariance would not be valid, and is None if they are.
         """
         beta, covariance = self.fit()
         return {
@@ -252,16 +267,17 @@ class PathRegression:
         }
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what is needed to load it again."""
+        """Return copies of the arrays that `load` needs."""
         state = {name: part.copy() for name, part in self._parts().items()}
         for prefix, part in (("user", self._users), ("item", self._items)):
             state |= {f"{prefix}.{name}": array for name, array in part.state().items()}
         return state
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The regression is the saved one after the call.
+        """Restore a saved regression.
 
-        In a state of before users and items were told apart each event counts as one of its own.
+        In an old state, which did not distinguish users and items, each event counts as one of its
+        own.
         """
         for name, part in self._parts().items():
             part[:] = state[name]

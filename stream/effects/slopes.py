@@ -1,4 +1,4 @@
-"""What a change of an item's number (a price, say) does to its outcome, found within items."""
+"""The effect of an item's number (such as a price) on its outcome, estimated within items."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,19 +11,19 @@ from stream.effects.moments import Z95
 from stream.effects.regression import PathRegression
 from stream.memory import reserve
 
-OPENS = 1_000  # outcomes of items whose number has changed, before anything is built on a slope
-FORGETS = 0.001  # an item's usual outcome and number follow at least this fast
-PRIOR = 4.0  # outcomes that an item's own chance of a click is shrunk by, towards that of all
+OPENS = 1_000  # outcomes of items whose number has changed that are needed to use a slope
+FORGETS = 0.001  # least rate of an item's running means of outcomes and numbers
+PRIOR = 4.0  # outcomes by which an item's click probability is shrunk towards that of all items
 FLAT = 0.01  # least p (1 - p) of a click
 COUNT, OUTCOME, USER, FIRST = range(4)  # columns of an item, the numbers last
 
 
 @compiled
 def _deviate(item, label, user, x, held, common, logit, z, y, kept):  # type: ignore[no-untyped-def]
-    """Write the outcomes that a changed number may have moved, as deviations; return how many.
+    """Write the outcomes whose item's number has changed, as deviations; return how many.
 
-    kept: which of the outcomes they are.
-    An item that has not the numbers it had before begins anew: what was usual is of another item.
+    `kept` receives the indices of these outcomes. If an item has other numbers missing than before,
+    its running means start again, since they describe a different item.
     """
     n = 0
     numbers = x.shape[1]
@@ -49,7 +49,7 @@ def _deviate(item, label, user, x, held, common, logit, z, y, kept):  # type: ig
         if logit:
             p = (count * row[OUTCOME] + PRIOR * common[1]) / (count + PRIOR)
             bend = max(p * (1 - p), FLAT)
-        scale = np.sqrt(count / (count + 1))  # the usual outcome has noise of its own
+        scale = np.sqrt(count / (count + 1))  # accounts for the noise of the running mean
         rate = max(1 / (count + 1), FORGETS)
         moved = False
         for a in range(numbers):
@@ -68,21 +68,30 @@ def _deviate(item, label, user, x, held, common, logit, z, y, kept):  # type: ig
 
 
 class Slopes:
-    """The coefficients of items' numbers on the link scale of one outcome, within items.
+    """Coefficients of items' numbers on the link scale of one outcome, estimated within items.
 
-    Each outcome's deviation from what is usual for its item is regressed on the numbers'
-    deviations and on that of the user's bias, so what is special to an item is in neither side
-    (Mundlak 1978), nor is who came at which price. Deviations are from the mean of the item's
+    Each outcome's deviation from its item's running mean is regressed on the deviations of the
+    item's numbers and of the user's bias. So neither the item's own level (Mundlak, 1978) nor which
+    users came at which price biases the slopes. Deviations are from the mean of the item's n
     earlier outcomes, times sqrt(n / (n + 1)): the orthogonal deviations of Arellano and Bover
-    (1995), whose noise is independent from one to the next; without FORGETS the estimate is the
-    within estimator. Clicks: to first order, at the item's own p (1 - p). The sandwich is that of
-    `PathRegression`.
+    (1995), whose noise is independent from one outcome to the next. Without FORGETS the estimate
+    would be the within estimator. For clicks the link is linearised at the item's own p (1 - p).
+    The covariance is the sandwich of `PathRegression`.
 
-    It is the causal slope if what moved the number did not move the outcome in another way too.
+    The slope is causal if what changed the number did not change the outcome in another way too.
+
+    Parameters
+    ----------
+    logit
+        Whether the outcome has the logit link.
+    items, users
+        The most rows of either; address space for them is reserved.
+    numbers
+        How many numeric attributes items have.
     """
 
     def __init__(self, logit: bool, items: int, numbers: int, users: int = 0) -> None:
-        """Nothing is known; address space for so many rows of items and users is reserved."""
+        """Start without any outcomes."""
         self.logit = logit
         self._held = reserve(items, FIRST + numbers, np.float32)
         self._used = 0
@@ -98,11 +107,20 @@ class Slopes:
         x: NDArray[np.float32],
         who: NDArray[np.int32] | None = None,
     ) -> None:
-        """The outcomes are in the fit after the call, in their order.
+        """Add outcomes to the fit, in order.
 
-        item (n,) rows, label (n,), user (n,) the users' biases as of before, x (n, N) the items'
-        numbers as of the outcome, nan where an item has none, who (n,) the users' rows (-1, or none
-        at all: outcomes of users of their own).
+        Parameters
+        ----------
+        item
+            Item rows (n,).
+        label
+            Outcomes (n,).
+        user
+            The users' biases (n,) before the outcome was learned.
+        x
+            The items' numbers (n, N) at the outcome's event time, nan where an item has none.
+        who
+            User rows (n,); -1, or None for all, makes each outcome a user of its own.
         """
         if not len(item):
             return
@@ -117,15 +135,15 @@ class Slopes:
         self._fit.update(z[:n], y[:n], None if who is None else who[at], item[at])
 
     def forget(self, item: int) -> None:
-        """Nothing is usual for that item after the call; what it told stays told."""
+        """Forget the running means of that item; its outcomes stay in the fit."""
         self._held[item] = 0
 
     def figures(self, names: Sequence[str]) -> dict[str, Any] | None:
-        """Return names, beta, interval, covariance, outcomes, open, reason; None: nothing told.
+        """Return names, beta, interval, covariance, outcomes, open and reason; None without data.
 
-        `names` are those of the numbers, in their order. Beta is per unit of the number, on the
-        link scale. `open`: enough is told for `do` to build on it. `reason`: why there is no
-        interval.
+        `names` are those of the numbers, in order of their columns. `beta` is per unit of the
+        number, on the link scale. `open` says whether the data suffice for `do` to use the slopes;
+        `reason` says why there is no interval.
         """
         beta, covariance = self._fit.fit()
         told = [a for a in range(len(names)) if self._fit.told[1 + a]]
@@ -148,12 +166,12 @@ class Slopes:
         }
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what is needed to load it again."""
+        """Return copies of the arrays that `load` needs."""
         fit = {f"fit.{name}": part for name, part in self._fit.state().items()}
         return fit | {"held": np.array(self._held[: self._used]), "common": self._common.copy()}
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The slopes are the saved ones after the call."""
+        """Restore saved slopes."""
         self._held[: self._used] = 0
         self._used = len(state["held"])
         self._held[: self._used] = state["held"]

@@ -1,7 +1,8 @@
-"""Outcomes wait for the numbers their items had: a change may arrive after what it bears on.
+"""Delays outcomes until changes of their items' numbers that happened earlier have arrived.
 
-Items and outcomes come from different topics, which a backlog interleaves by whole batches. So an
-outcome is told with the number of its own event time, and only after WAITS more outcomes have come.
+Items and outcomes come from different topics, and a backlog interleaves them by whole batches. So
+an outcome is used with the numbers that held at its event time, and only after WAITS more outcomes
+have come.
 """
 
 from collections import deque
@@ -15,21 +16,21 @@ from stream.compiled import compiled
 from stream.forgotten import Forgotten
 from stream.memory import reserve
 
-WAITS = 8_192  # outcomes that come before one is told
+WAITS = 8_192  # outcomes that must follow before one is used
 KINDS: dict[str, type[np.generic]] = {
     "item": np.int32, "outcome": np.int8, "label": np.float32, "user": np.float32,
     "ts_ms": np.int64, "who": np.int32,
 }  # fmt: skip
 Columns = Mapping[str, NDArray[Any]]
-CHANGES = 262_144  # superseded numbers that are remembered, of all items
+CHANGES = 262_144  # superseded numbers that are remembered, over all items
 
 
 @compiled
 def _as_of(item, ts_ms, head, until, before, held, count, x):  # type: ignore[no-untyped-def]
-    """Put into x (n, N), the numbers of now, those of ts_ms where they were others; nan: unknown.
+    """Replace in x (n, N) the current numbers by those that held at `ts_ms`; nan if unknown.
 
-    An item's superseded numbers hang together from its latest on; those of before count - size
-    are forgotten.
+    An item's superseded numbers form a chain from the latest to the oldest; those written before
+    count - size are overwritten.
     """
     size = len(until)
     for j in range(len(item)):
@@ -38,7 +39,7 @@ def _as_of(item, ts_ms, head, until, before, held, count, x):  # type: ignore[no
             chosen = at
             at = before[(at - 1) % size]
         if chosen > 0 and at > 0 and at <= count - size:
-            chosen = np.int64(-1)  # when the chosen began to hold is forgotten
+            chosen = np.int64(-1)  # the start of the chosen numbers was overwritten
         for a in range(x.shape[1]):
             if chosen < 0:
                 x[j, a] = np.nan
@@ -47,24 +48,34 @@ def _as_of(item, ts_ms, head, until, before, held, count, x):  # type: ignore[no
 
 
 class Waiting:
-    """The outcomes not yet told, in their order, and the superseded numbers of items."""
+    """The queued outcomes in order, and the superseded numbers of items.
+
+    Parameters
+    ----------
+    items
+        The most item rows; address space for them is reserved.
+    numbers
+        How many numeric attributes items have.
+    changes
+        How many superseded numbers are remembered.
+    """
 
     def __init__(self, items: int, numbers: int, changes: int = CHANGES) -> None:
-        """Nothing waits, and nothing was superseded; address space for `items` is reserved."""
+        """Start with an empty queue and no superseded numbers."""
         self._numbers = numbers
-        self._head = reserve(items, 1, np.int64)[:, 0]  # the latest superseded, from 1; 0: none
+        self._head = reserve(items, 1, np.int64)[:, 0]  # latest superseded number + 1; 0: none
         self._used = 0
-        self._until = np.zeros(changes, np.int64)  # event time (ms) of what superseded it
+        self._until = np.zeros(changes, np.int64)  # event time (ms) of the next numbers
         self._before = np.zeros(changes, np.int64)
         self._held = np.zeros((changes, numbers), np.float32)
         self._count = 0
-        self._chunks: deque[Columns] = deque()  # as they came, none of them empty
+        self._chunks: deque[Columns] = deque()  # as added, none of them empty
         self._size = 0
         self._added = 0
         self._forgotten = Forgotten()
 
     def supersede(self, item: int, until_ms: int, numbers: NDArray[np.float32]) -> None:
-        """These numbers (N,) were the item's until then."""
+        """Remember that these numbers (N,) were the item's until that time (ms)."""
         at = self._count % len(self._until)
         self._until[at], self._before[at] = until_ms, self._head[item]
         self._held[at] = numbers
@@ -73,14 +84,15 @@ class Waiting:
         self._used = max(self._used, item + 1)
 
     def forget(self, item: int) -> None:
-        """Nothing is remembered of the item's numbers, and none of its outcomes is told."""
+        """Forget the item's numbers and its queued outcomes."""
         self._head[item] = 0
         self._forgotten.add(item, self._added)
 
     def add(self, columns: Columns) -> Columns:
-        """The outcomes wait after the call; returns those that are due, in their order.
+        """Queue the outcomes; return those that are now due, in order.
 
-        Columns are item, outcome, label, user (its bias), ts_ms, who (its row), (n,) each.
+        The columns, each (n,), are item, outcome, label, user (the user's bias), ts_ms and who (the
+        user's row).
         """
         if len(columns["item"]):
             self._chunks.append(columns)
@@ -89,10 +101,11 @@ class Waiting:
         return self._take(max(0, self._size - WAITS))
 
     def all(self) -> Columns:
-        """Nothing waits any more; returns what did."""
+        """Return all queued outcomes and empty the queue."""
         return self._take(self._size)
 
     def _take(self, count: int) -> Columns:
+        """Remove the first `count` outcomes from the queue; return those that are not forgotten."""
         first = self._added - self._size
         self._size -= count
         taken = []
@@ -109,7 +122,7 @@ class Waiting:
         return due if stays.all() else {k: v[stays] for k, v in due.items()}
 
     def _blanked(self, columns: dict[str, NDArray[Any]], first: int) -> dict[str, NDArray[Any]]:
-        """Return the outcomes, of which the first was so-manieth, with item -1 where forgotten."""
+        """Set the item of forgotten outcomes to -1; the first has the sequence number `first`."""
         if len(self._forgotten):
             numbers = first + np.arange(len(columns["item"]))
             gone = self._forgotten.of(columns["item"], numbers)
@@ -118,7 +131,7 @@ class Waiting:
         return columns
 
     def as_of(self, due: Columns, now: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the numbers (n, N) that the items of these outcomes had; `now` are theirs."""
+        """Return the numbers (n, N) of each outcome's time; `now` holds the current ones."""
         _as_of(
             due["item"], due["ts_ms"], self._head, self._until, self._before, self._held,
             self._count, now,
@@ -126,7 +139,7 @@ class Waiting:
         return now
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what is needed to load it again."""
+        """Return copies of the arrays that `load` needs."""
         size = min(self._count, len(self._until))
         waiting = self._blanked(_joined(self._chunks), self._added - self._size)
         return {
@@ -139,7 +152,7 @@ class Waiting:
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """All is as it was saved after the call; of before users' rows were kept, those are -1."""
+        """Restore a saved queue; states from before users' rows were kept get -1 for them."""
         self._head[: self._used] = 0
         self._used = len(state["head"])
         self._head[: self._used] = state["head"]
@@ -155,7 +168,7 @@ class Waiting:
 
 
 def _joined(chunks: Iterable[Columns]) -> dict[str, NDArray[Any]]:
-    """Return the chunks as one, in copies."""
+    """Return the chunks concatenated, as copies."""
     every = list(chunks)
     return {
         k: np.concatenate([np.zeros(0, kind), *(chunk[k] for chunk in every)])

@@ -1,16 +1,16 @@
-"""Answers from served rows alone, in closed form: what if shown, what if changed, and why.
+"""Answers computed in closed form from served rows: counterfactuals, effects and explanations.
 
-    model     what the trainer says of its model
-    rows      one user against n items, as they are served
-    outcome   the paths of a score, and the expected outcome in a world
-    effect    what showing changes
+    model       the published model
+    rows        one user and n items, as they are served
+    outcome     the terms of a score, and the expected outcome in a world
+    effect      the effect of showing
     attributes  how attributes enter a row, and what other attributes would change
-    do        a world that is set against the world as it is
-    intervals how far an answer may be off
-    support   what was never observed is refused
-    abduction what would have happened to this very outcome
-    explain   the score, cut into its paths
+    do          an intervention compared with the world as it is
+    intervals   the uncertainty of an answer
+    support     refuses what was never observed
+    abduction   what would have happened to an observed outcome
+    explain     the score, divided into its terms
 
-numpy only, vectorised over items; nothing here reads, learns or remembers. This file imports
-nothing.
+It needs only numpy and is vectorised over items; nothing here reads stores, learns or keeps state.
+This file imports nothing.
 """

@@ -1,7 +1,7 @@
-"""What would have happened to this very outcome: abduction, action, prediction.
+"""What would have happened to an observed outcome: abduction, action, prediction.
 
-(Pearl, Causality, 2009, theorem 7.1.7.) Abduction takes from what was observed the part that the
-model leaves to chance, action sets the world, prediction adds that part again.
+(Pearl, Causality, 2009, theorem 7.1.7.) Abduction takes from the observation the part that the
+model leaves to chance, action sets the world, and prediction adds that part again.
 """
 
 import numpy as np
@@ -10,23 +10,25 @@ from stream.inference.model import Floats, Outcome
 
 
 def residual(observed: Floats, factual: Floats) -> Floats:
-    """Return what was observed beyond what was expected, on the outcome's scale (n,)."""
+    """Return the observed minus the expected outcome, on the outcome's scale (n,)."""
     return observed - factual
 
 
 def individual(
     outcome: Outcome,
     observed: Floats,  # (n,)
-    factual: Floats,  # (n,) expected of the world that was
-    counterfactual: Floats,  # (n,) expected of the world that is asked for
+    factual: Floats,  # (n,) expected in the world as it was
+    counterfactual: Floats,  # (n,) expected in the other world
 ) -> Floats:
-    """Return what is expected of the same user, item and chance in the other world (n,).
+    """Return the expected outcome (n,) of the same user, item and chance in the other world.
 
-    Identity link: the residual is kept, y' = clip(counterfactual + observed - factual). A click is
-    1[u < p] of one uniform u that both worlds share, so more chance never takes a click away:
-    P(y' = 1 | y = 1) = min(1, p'/p) and P(y' = 1 | y = 0) = max(0, p' - p) / (1 - p), from the
-    probabilities of necessity and sufficiency under monotonicity (Tian and Pearl, UAI 2000,
-    "Probabilities of causation: bounds and identification", equations 22 and 23).
+    Identity link: the residual is kept, y' = clip(counterfactual + observed - factual).
+
+    Logit link: a click is 1[u < p] for a uniform u that both worlds share, so a higher probability
+    never removes a click: P(y' = 1 | y = 1) = min(1, p'/p) and P(y' = 1 | y = 0) = max(0, p' - p) /
+    (1 - p). These follow from the probabilities of necessity and sufficiency under monotonicity
+    (Tian and Pearl, UAI 2000, "Probabilities of causation: bounds and identification", equations 22
+    and 23).
     """
     if outcome.link != "logit":
         kept = counterfactual + residual(observed, factual)

@@ -1,14 +1,15 @@
 """How attributes enter a row, and what other attributes would change.
 
-A row's links are the values of its attributes. With n links, each enters every bias and vector of
-the row with the weight value / sqrt(n), as the learner folds them in; so another value changes the
-score by the difference of two such sums, plus the weights' own change where n changes. This is
-do(attribute = v) in closed form: the intervention replaces the structural assignment of the
-attribute alone (Pearl, Causality, 2009, section 3.2), its descendants being the score and exposure.
+A row is linked to the values of its attributes. With n links, each adds its coefficients to every
+bias and vector of the row with the weight value / sqrt(n), as in the learner. So another value
+changes the score by the difference of two such sums, which includes the change of the weights if n
+changes. This is do(attribute = v) in closed form: the intervention replaces only the structural
+assignment of the attribute (Pearl, Causality, 2009, section 3.2), whose descendants are the score
+and the exposure.
 
-The learner's coefficients also hold what else differs between items of different values. Where the
-slope of a number was found within items (`Model.slopes`), it takes the place of what the number's
-links add for the mean user; what a user differs by, v . (g - mean g), stays the learner's.
+The learner's coefficients also contain other differences between items of different values. If the
+slope of a number was estimated within items (`Model.slopes`), it replaces what the number's links
+add for the mean user. What a user's match differs by, v . (g - mean g), stays as learned.
 """
 
 from collections.abc import Mapping
@@ -21,35 +22,35 @@ from stream.inference.model import Floats, Model, Outcome
 from stream.inference.rows import Features, User
 from stream.model.features import FAR
 
-PRIOR_EVENTS = 3.0  # what is known of a coefficient before its first event, in events
+PRIOR_EVENTS = 3.0  # weight of the prior of a coefficient, in events
 
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """Which values n rows are linked to; `count` holds the links that weights divide by."""
+    """The attribute values that n rows are linked to."""
 
-    owner: NDArray[np.intp]  # (m,) place of the row
-    feature: NDArray[np.intp]  # (m,) row of the feature
-    value: Floats  # (m,) 1, or a number as it is given
-    count: NDArray[np.intp]  # (n,)
+    owner: NDArray[np.intp]  # (m,) index of the row
+    feature: NDArray[np.intp]  # (m,) index of the attribute value in `Features`
+    value: Floats  # (m,) 1, or a number as given
+    count: NDArray[np.intp]  # (n,) number of links by whose square root weights are divided
 
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """What other attributes would change in n rows, on the link scale of one outcome."""
+    """The changes of n rows by other attributes, on the link scale of one outcome."""
 
-    shown: Floats  # (n,) by coefficients
-    slope: Floats  # (n,) by slopes found within items, if shown
-    withheld: Floats  # (n,)
-    exposure: Floats  # (n, H)
-    variance: Floats  # (n,) of the change in either arm, in residual variances; nan: not asked for
+    shown: Floats  # (n,) if shown, by learned coefficients
+    slope: Floats  # (n,) if shown, by slopes estimated within items
+    withheld: Floats  # (n,) if withheld
+    exposure: Floats  # (n, H) of the exposure scores
+    variance: Floats  # (n,) of the change by coefficients, in residual variances; nan: not computed
     slope_variance: Floats  # (n,) of `slope`
-    within: NDArray[np.bool_]  # (n,) all that is set acts by slopes found within items
+    within: NDArray[np.bool_]  # (n,) whether all that is set acts by slopes within items
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A numeric attribute that is set: the place of its slope, and of all that it is linked to."""
+    """A numeric attribute that is set: the indices of its slope and of all values linked to it."""
 
     slope: int
     links: NDArray[np.intp]
@@ -64,23 +65,23 @@ def linked(
     fresh: NDArray[np.bool_] | None = None,  # (m,)
     most: int = 2**31,
 ) -> Links:
-    """Return the links as the learner has them; m are in the order of their rows.
+    """Return the links as the learner has them; the m links are in the order of their rows.
 
-    A value without a row was refused by the learner, so it does not count, but where `fresh` says
-    that it would be new: it counts then, with a coefficient of 0. At most `most` stay per row.
+    The learner did not admit a value without a row, so it is ignored; but if `fresh` marks it as
+    new, it counts, with a coefficient of 0. At most `most` links are kept per row.
     """
     there = features.present[feature] if fresh is None else features.present[feature] | fresh
     owner, feature, value = owner[there], feature[there], value[there]
-    first = np.searchsorted(owner, owner)  # where each link's row begins
+    first = np.searchsorted(owner, owner)  # index of the first link of the same row
     kept = np.arange(len(owner)) - first < most
     owner, feature, value = owner[kept], feature[kept], value[kept]
     return Links(owner, feature, value, np.bincount(owner, minlength=rows))
 
 
 def weights(links: Links, features: Features) -> Floats:
-    """Return how strongly each link enters its row (m,): value / sqrt(n), numbers standardised.
+    """Return the weight of each link in its row (m,): value / sqrt(n), with numbers standardised.
 
-    What is no number has center and scale 0.
+    Values that are not numbers have center and scale 0.
     """
     center, scale = features.range[links.feature, 2], features.range[links.feature, 3]
     value = (links.value - center) / np.where(scale > 0.0, scale, 1.0)
@@ -88,7 +89,7 @@ def weights(links: Links, features: Features) -> Floats:
 
 
 def fold(links: Links, weight: Floats, coefficient: Floats) -> Floats:
-    """Return the sum over each row's links (n,) of weight (m,) times coefficient (F,)."""
+    """Return the sum (n,) over each row's links of weight (m,) times coefficient (F,)."""
     parts = weight * coefficient[links.feature]
     return np.bincount(links.owner, parts, minlength=len(links.count)).astype(np.float64)
 
@@ -96,7 +97,7 @@ def fold(links: Links, weight: Floats, coefficient: Floats) -> Floats:
 def coefficients(
     outcome: Outcome, outcomes: int, features: Features, user: User
 ) -> tuple[Floats, Floats]:
-    """Return what each value adds for this user, shown and withheld (F,) each: b + v . g."""
+    """Return what each value adds for this user, b + v . g: if shown and if withheld (F,) each."""
     match = features.vector @ user.vector[: features.vector.shape[1]]
     shown = features.bias[:, outcome.index] + match
     return shown, features.bias[:, outcomes + outcome.index] + match
@@ -112,10 +113,18 @@ def shift(
     spread: bool = True,
     numbers: Mapping[str, Number | None] | None = None,
 ) -> Shift:
-    """Return what changes for this user when the links `old` of each row become `new`.
+    """Return the change for this user when the links `old` of each row become `new`.
 
-    `spread` false leaves out the variance, which needs a sort. `numbers` are the attributes that
-    are set, None those that are no numbers.
+    Parameters
+    ----------
+    outcome, model, features, user
+        The outcome, the published model, the attribute values and the user.
+    old, new
+        The links before and after.
+    spread
+        Whether to compute the variance, which needs a sort.
+    numbers
+        The attributes that are set; None for those that are not numbers.
     """
     before, after = weights(old, features), weights(new, features)
     shown, withheld = coefficients(outcome, len(model.outcomes), features, user)
@@ -134,8 +143,8 @@ def shift(
         variance = _variance(features, old, before, new, after, learned)
     moved = change(shown)
     if told.has.any():
-        # where numbers alone are set, nothing else changes: that a row's links are more or fewer,
-        # and so weigh less or more, is the learner's way of folding, not the world's
+        # if only numbers are set, nothing else changes: a different number of links, and so other
+        # weights, is an artefact of the encoding and not a change in the world
         learned[:] = not told.all
         learned[told.links] = False
         own = features.vector @ (user.vector[: len(model.mean_user)] - model.mean_user)
@@ -158,17 +167,19 @@ def shift(
 
 @dataclass(frozen=True, slots=True)
 class _Told:
+    """What slopes estimated within items say about the numbers that are set."""
+
     change: Floats  # (n,)
     variance: Floats  # (n,)
-    has: NDArray[np.bool_]  # (n,) the row has all of these numbers
-    links: NDArray[np.intp]  # what they are linked to
-    all: bool  # nothing else is set
+    has: NDArray[np.bool_]  # (n,) whether the row has all of these numbers
+    links: NDArray[np.intp]  # the attribute values that encode them
+    all: bool  # whether nothing else is set
 
 
 def _within(
     outcome: Outcome, model: Model, old: Links, new: Links, numbers: Mapping[str, Number | None]
 ) -> _Told:
-    """Return what slopes found within items say of the numbers that are set."""
+    """Return the changes by slopes estimated within items, for the numbers that are set."""
     size, fit = len(old.count), model.slopes.get(outcome.name)
     names = () if fit is None else fit.names
     set_ = {name: number for name, number in numbers.items() if number and name in names}
@@ -202,11 +213,11 @@ def _variance(
     after: Floats,
     learned: NDArray[np.bool_],  # (F,)
 ) -> Floats:
-    """Return the variance of the change (n,) by learned coefficients, in residual variances.
+    """Return the variance (n,) of the change by learned coefficients, in residual variances.
 
-    That of ridge regression on one value: N events with weight w leave sigma^2 / (N w^2 + 3) of its
-    coefficient (Bishop, Pattern Recognition and Machine Learning, 2006, equation 3.51). What keeps
-    its weight cancels.
+    It is that of ridge regression on one value: N events with weight w leave the variance sigma^2 /
+    (N w^2 + 3) of its coefficient (Bishop, Pattern Recognition and Machine Learning, 2006, equation
+    3.51). Values whose weight does not change cancel.
     """
     size = max(len(features.present), 1)
     cells, places = np.unique(

@@ -1,9 +1,9 @@
-"""A world that is set, against the world as it is.
+"""Compares the world under an intervention with the world as it is.
 
-Closed form of do(): the equation of what is set is replaced, all else stays (Pearl, Causality,
-2009, section 3.2.1). The order of causes is attributes -> popularity -> position -> exposure ->
-outcome. The model has an equation from attributes to exposure and to the outcome, and none to
-popularity or position, so both are held where they are.
+This is do() in closed form: the equation of the variable that is set is replaced, and all else
+stays (Pearl, Causality, 2009, section 3.2.1). The causal order is attributes -> popularity ->
+position -> exposure -> outcome. The model has equations from attributes to exposure and to the
+outcome but none to popularity or position, so both are held at their values.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from stream.inference.rows import Pairs
 
 @dataclass(frozen=True, slots=True)
 class Do:
-    """What is set; None leaves it as it is. Several at once hold together."""
+    """An intervention; None leaves a variable as it is. Several variables may be set together."""
 
     shown: bool | None = None
     position: int | None = None
@@ -29,11 +29,11 @@ class Do:
     attributes: Shift | None = None
 
     def world(self, cut: bool = False) -> World:
-        """Return the world in which it is set."""
+        """Return the world under the intervention."""
         return World(self.position or 1, self.popularity, self.attributes, cut)
 
     def closed(self, pairs: Pairs) -> list[str]:
-        """Name what is set where nothing of it can change the outcome; empty where a part can."""
+        """Return the set variables if none of them can change the outcome, else an empty list."""
         names = support.closed(pairs.model, pairs.outcome, self.position, self.popularity)
         given = (self.position not in (None, 1)) + (self.popularity is not None)
         whole = self.shown is None and self.attributes is None and len(names) == given
@@ -42,35 +42,35 @@ class Do:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """Two worlds compared, for n pairs; `interval` is None where no spread is known.
+    """A comparison of two worlds for n pairs; `interval` is None if no variance is known.
 
-    None too where every path from what is set is closed: the effect is 0 because nothing else was
-    learned, and how far that may be off the model cannot tell.
+    It is also None if every path from the set variables is closed: then the effect is 0 because
+    nothing was learned about it, and the model cannot tell how large the error may be.
     """
 
     factual: Floats  # (n,)
     counterfactual: Floats  # (n,)
     effect: Floats  # (n,)
     interval: tuple[Floats, Floats] | None  # (n,) each, of the effect, 95 %
-    own: NDArray[np.bool_]  # (n,) false: the average effect stands in
+    own: NDArray[np.bool_]  # (n,) false: the average effect is used
 
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
-    """Exposure times outcome, as a share of the scale: before, and by which way it changes."""
+    """Exposure times outcome, as a share of the scale: its factual value and its changes."""
 
     factual: Floats  # (n,)
-    direct: Floats  # (n,) change through the outcome, exposure held
-    total: Floats  # (n,) change through both
+    direct: Floats  # (n,) change through the outcome, with exposure unchanged
+    total: Floats  # (n,) change through exposure and outcome
 
 
 def contrast(pairs: Pairs, do: Do) -> Contrast:
-    """Return what `do` changes.
+    """Return what the intervention changes.
 
-    With `shown` every other intervention holds in both arms, factual is the shown outcome and
-    counterfactual the withheld; the effect is shown minus withheld for true, its negative for
-    false. Without it factual is the outcome if shown at the first place with all else as it is, and
-    the effect is counterfactual minus factual.
+    If `shown` is set, every other intervention holds in both arms; factual is the outcome if shown
+    and counterfactual the outcome if withheld. The effect is shown minus withheld for true, and its
+    negative for false. Otherwise factual is the outcome if shown at the first position with all
+    else as it is, and the effect is counterfactual minus factual.
     """
     if do.shown is not None:
         return _showing(pairs, do)
@@ -84,6 +84,7 @@ def contrast(pairs: Pairs, do: Do) -> Contrast:
 
 
 def _showing(pairs: Pairs, do: Do) -> Contrast:
+    """Return the contrast of shown and withheld."""
     found = showing(pairs, do.world())
     variance = intervals.showing(pairs, found.treated, found.control, do.world())
     bounds = None if variance is None else intervals.around(found.value, variance)
@@ -96,9 +97,10 @@ def _showing(pairs: Pairs, do: Do) -> Contrast:
 
 
 def consumed(pairs: Pairs, do: Do) -> Consumed:
-    """Return what `do` changes in consumption (see `outcome.consumption`), directly and in all.
+    """Return what the intervention changes in consumption (see `outcome.consumption`).
 
-    In all: attributes also move the chance of exposure, through the biases of the exposure head.
+    In the total change, attributes also act on the probability of exposure, through the biases of
+    the exposure head.
     """
     worlds = outcome.IF_SHOWN, do.world(cut=True)
     before, after = (outcome.exposure(pairs, world) for world in worlds)

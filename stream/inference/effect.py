@@ -1,6 +1,6 @@
-"""What showing changes: E[outcome | shown] - E[outcome | withheld].
+"""The effect of showing: E[outcome | shown] - E[outcome | withheld].
 
-Both arms stand in the world as it is (position 1, present popularity): showing is all that differs.
+Both arms are in the world as it is (position 1, current popularity); they differ only in showing.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class Showing:
 def showing(pairs: Pairs, world: World = AS_IT_IS) -> Showing:
     """Return the effect of showing each item.
 
-    An item without a control outcome of its own has no effect that the data speak of. It gets the
-    average effect, so it ranks neither by its outcome nor last; `own` tells.
+    For an item without control outcomes of its own, the data contain no effect. It gets the average
+    effect, so that it ranks neither by its outcome nor last; `own` is false for it.
     """
     treated, control = shown(pairs, world), withheld(pairs, world)
     value, own = treated.mean - control.mean, pairs.has_control
@@ -35,7 +35,7 @@ def showing(pairs: Pairs, world: World = AS_IT_IS) -> Showing:
 
 
 def _average(pairs: Pairs, value: Floats, own: NDArray[np.bool_]) -> float:
-    """Return the published average effect, else this user's mean over items with controls."""
+    """Return the published average effect, or else this user's mean over items with controls."""
     said = pairs.model.averages.get(pairs.outcome.name)
     if said is not None and np.isfinite(said.value):
         return said.value

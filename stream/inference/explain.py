@@ -1,4 +1,4 @@
-"""The score, cut into its paths: terms on the link scale which add up to it exactly."""
+"""Explains a score as terms on the link scale whose sum is exactly the score."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from stream.inference.rows import Pairs
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One path: what it adds to the score, and what it would add but was cut."""
+    """One term of the score, and in `cut` what it would add if it were not left out."""
 
     name: str
     value: float
@@ -21,7 +21,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The terms, their sum on the link scale, and the score, link^-1 of it."""
+    """The terms, their sum on the link scale, and the score, link^-1(sum)."""
 
     terms: list[Term]
     sum: float
@@ -37,12 +37,12 @@ class Part:
 
 
 def explain(pairs: Pairs, world: World, parts: Mapping[str, Part]) -> Explanation:
-    """Return the score of the one pair in terms; `parts` are its attributes' by name.
+    """Return the score of the single pair as terms; `parts` are those of its attributes, by name.
 
     `item` and `match` are what remains of the served row without its attributes, so the terms add
-    up whatever has been learned of the attributes since the row was written. A place multiplies
-    the probability of a click: its term is link(theta mu) - link(mu), log theta where clicks are
-    rare. What popularity would have added stands beside its 0 where it is cut.
+    up even if attributes were learned since the row was written. A position multiplies the
+    probability of a click: its term is link(theta mu) - link(mu), about log theta if clicks are
+    rare. If popularity is left out, its term is 0 and `cut` holds what it would have added.
     """
     terms = outcome.paths(pairs, world)
     full = outcome.paths(pairs, replace(world, cut=False))

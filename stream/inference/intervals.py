@@ -1,19 +1,19 @@
-"""How far an answer may be off: 95 % intervals, model-based, in closed form.
+"""95 % intervals of answers, model-based and in closed form.
 
-Four sources of error, taken as independent, by the delta method (Casella and Berger, Statistical
-Inference, 2002, section 5.5.4) on the link scale:
+Four sources of error are taken as independent and combined by the delta method (Casella and Berger,
+Statistical Inference, 2002, section 5.5.4) on the link scale:
 
-  level   what is not yet known of user and item, and what the learner's steps leave (noise.py)
-  trait   the same of what lasts in who is shown what, where the outcome depends on it
-  paths   z' C z, C the sandwich covariance of the linear regression of the outcome on its paths
-          (White, Econometrica 1980, "A heteroskedasticity-consistent covariance matrix estimator",
-          theorem 1), z the pair's path terms, on the outcome's scale. Where it is published and
-          its names are known here.
-  change  the coefficients of attribute values that come or go, and the sandwich of slopes that
-          were found within items (see `attributes.shift`).
+  level   what is not yet known about user and item, and the noise of the learner's steps (noise.py)
+  trait   the same for the long-term exposure factors, where the outcome depends on them
+  paths   z' C z, with C the sandwich covariance of the linear regression of the outcome on the
+          terms of its score (White, Econometrica 1980, "A heteroskedasticity-consistent covariance
+          matrix estimator", theorem 1) and z the pair's terms, on the outcome's scale; used if it
+          is published and its names are known here
+  change  the coefficients of attribute values that are added or removed, and the covariance of
+          slopes estimated within items (see `attributes.shift`)
 
-They ignore the error of theta, the weights' spread and the bias of shrinkage, so they are called
-model-based, and their coverage is measured apart.
+They ignore the error of theta, the variance of the weights and the bias of shrinkage. They are
+therefore called model-based, and their coverage is measured separately.
 """
 
 import numpy as np
@@ -24,22 +24,22 @@ from stream.inference.noise import level, match, trait
 from stream.inference.outcome import Arm, World
 from stream.inference.rows import Pairs
 
-Z = 1.959964  # the normal's 97.5 % point
-PATHS = ("intercept", "user", "item", "match", "popularity", "confounder")  # names known here
+Z = 1.959964  # the .975 quantile of the standard normal
+PATHS = ("intercept", "user", "item", "match", "popularity", "confounder")  # known term names
 
 Bounds = tuple[Floats, Floats]
 
 
 def around(value: Floats, variance: Floats) -> Bounds:
-    """Return the 95 % interval of a normal with this mean and variance (n,)."""
+    """Return the 95 % interval of a normal distribution with this mean and variance (n,)."""
     reach = Z * np.sqrt(variance)
     return value - reach, value + reach
 
 
 def expected(pairs: Pairs, arm: Arm, world: World) -> Bounds | None:
-    """Return the interval of the expected outcome of an arm; None while no spread is published.
+    """Return the interval of an arm's expected outcome; None if no residual spread is published.
 
-    Made on the link scale, so that it stays within the outcome's.
+    It is computed on the link scale, so it stays within the outcome's range.
     """
     variance = _doubt(pairs, arm, world)
     if variance is None:
@@ -49,10 +49,10 @@ def expected(pairs: Pairs, arm: Arm, world: World) -> Bounds | None:
 
 
 def predictive(pairs: Pairs, arm: Arm, world: World) -> Bounds | None:
-    """Return where one rating of each pair lies, around the arm's mean; None without residuals.
+    """Return the interval of a single rating of each pair; None without residuals.
 
-    What is left to chance, and what is not known of the pair: one that is seldom rated is further
-    off than those that the residuals are of.
+    It includes both the residual and the uncertainty of the pair, so that rarely rated pairs have
+    wider intervals.
     """
     if pairs.outcome.residual_sd is None:
         return None
@@ -75,7 +75,7 @@ def _doubt(pairs: Pairs, arm: Arm, world: World) -> Floats | None:
 
 
 def showing(pairs: Pairs, treated: Arm, control: Arm, world: World) -> Floats | None:
-    """Return the variance of the effect of showing (n,); the arms' levels are independent."""
+    """Return the variance (n,) of the effect of showing; the arms' levels are independent."""
     total = _paths(pairs, design(pairs, treated)) * treated.theta**2
     for arm in (treated, control):
         variance: Floats | None = level(pairs, arm)
@@ -87,10 +87,11 @@ def showing(pairs: Pairs, treated: Arm, control: Arm, world: World) -> Floats | 
 
 
 def change(pairs: Pairs, before: Arm, after: Arm, world: World) -> Floats | None:
-    """Return the variance (n,) of what differs between two arms that are shown, one as it is.
+    """Return the variance (n,) of the difference between two shown arms, the first of them factual.
 
-    What both share cancels but for the links' curvature. None where the change itself has no known
-    spread: ratings without residuals, and popularity without the regression on paths.
+    What both share cancels, apart from the curvature of the link. Returns None if the change itself
+    has no known variance: for ratings without residuals, and for popularity without the regression
+    on the score's terms.
     """
     shared = level(pairs, before)
     z, moved = design(pairs, before), design(pairs, after)
@@ -106,7 +107,7 @@ def change(pairs: Pairs, before: Arm, after: Arm, world: World) -> Floats | None
 
 
 def averaged(pairs: Pairs, own: NDArray[np.bool_], bounds: Bounds | None) -> Bounds | None:
-    """Return the bounds with the average effect's own where it stands in; nan where unknown."""
+    """Return the bounds, with those of the average effect where it is used; nan where unknown."""
     if own.all():
         return bounds
     said = pairs.model.averages.get(pairs.outcome.name)
@@ -117,7 +118,7 @@ def averaged(pairs: Pairs, own: NDArray[np.bool_], bounds: Bounds | None) -> Bou
 
 
 def _shifted(pairs: Pairs, arm: Arm, world: World) -> Floats:
-    """Return the variance (n,) on the link scale of what other attributes change in the arm."""
+    """Return the variance (n,) on the link scale of the change made by other attributes."""
     if world.shift is None:
         return np.zeros(len(pairs))
     by_slopes = 0.0 if arm.paths is None else world.shift.slope_variance
@@ -125,14 +126,14 @@ def _shifted(pairs: Pairs, arm: Arm, world: World) -> Floats:
 
 
 def _residual(pairs: Pairs, arm: Arm) -> Floats:
-    """Return the variance of one outcome on the link scale (n,): 1 / p (1 - p) for clicks."""
+    """Return the variance (n,) of one outcome on the link scale; 1 / (p (1 - p)) for clicks."""
     if pairs.outcome.link == "logit":
         return np.asarray(arm.theta / np.maximum(arm.slope, 1e-12))
     return np.full(len(pairs), (pairs.outcome.residual_sd or 0.0) ** 2)
 
 
 def fitted(pairs: Pairs) -> bool:
-    """Return whether a regression on paths that are known here is published for the outcome."""
+    """Return whether a regression on known terms is published for the outcome."""
     fit = pairs.model.fits.get(pairs.outcome.name)
     return fit is not None and set(fit.names) <= set(PATHS)
 

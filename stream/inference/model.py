@@ -1,4 +1,4 @@
-"""What the trainer says of its model, as the formulas need it."""
+"""The model as the trainer publishes it, in the form that the formulas need."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ Link = Literal["identity", "logit"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One outcome of the model: its place in the rows, its link and its scale."""
+    """One outcome of the model: its index in the rows, its link and its scale."""
 
     index: int
     name: str
@@ -23,32 +23,32 @@ class Outcome:
     residual_sd: float | None
 
     def inverse(self, eta: Floats) -> Floats:
-        """Return the expected outcome: a probability, or a value within the scale."""
+        """Return the expected outcome (n,): a probability, or a value within the scale."""
         if self.link == "logit":
             return np.asarray(1.0 / (1.0 + np.exp(-np.clip(eta, -60.0, 60.0))), eta.dtype)
         return np.clip(eta, self.low, self.high)
 
     def forward(self, mean: Floats) -> Floats:
-        """Return the link of an expected outcome; of a probability, one inside (0, 1)."""
+        """Return the link of an expected outcome; probabilities are first moved inside (0, 1)."""
         if self.link == "logit":
             safe = np.clip(mean, 1e-12, 1.0 - 1e-12)
             return np.asarray(np.log(safe) - np.log1p(-safe), mean.dtype)
         return mean
 
     def slope(self, mean: Floats) -> Floats:
-        """Return d mean / d eta, the delta method's factor."""
+        """Return d mean / d eta, the factor of the delta method."""
         return mean * (1.0 - mean) if self.link == "logit" else np.ones_like(mean)
 
     def unit(self, mean: Floats) -> Floats:
-        """Return the expected outcome as a share of its scale, within [0, 1]."""
+        """Return the expected outcome as a share of its scale, in [0, 1]."""
         return (mean - self.low) / (self.high - self.low)
 
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """The average effect of showing: its estimate, 95 % interval, and how many of either arm.
+    """The average effect of showing: estimate, 95 % interval, and the windows of both arms.
 
-    `reason`: why there is no interval; None where there is one, or where none was published.
+    `reason` says why there is no interval; it is None if there is one or if none was published.
     """
 
     value: float
@@ -60,7 +60,7 @@ class Average:
 
 @dataclass(frozen=True, slots=True)
 class PathFit:
-    """The regression of an outcome on the paths of its score: whose names, and beta's spread."""
+    """The regression of an outcome on the terms of its score: their names and beta's covariance."""
 
     names: tuple[str, ...]
     covariance: Floats  # (p, p)
@@ -68,7 +68,7 @@ class PathFit:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """How fast the learner's own parts move: rates and first accumulators of its Adagrad."""
+    """Learning rates and initial accumulators of Adagrad, for the users' and items' own rows."""
 
     user_bias: float
     item_bias: float
@@ -80,45 +80,45 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class SlopeFit:
-    """Slopes of items' numbers on the link scale, found within items, and their covariance."""
+    """Slopes of items' numbers on the link scale, estimated within items, and their covariance."""
 
-    names: tuple[str, ...]  # (N,) of the attributes
+    names: tuple[str, ...]  # (N,) names of the attributes
     beta: Floats  # (N,)
     covariance: Floats  # (N, N)
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The published model; `causal` is false where its rows hold the plain outcome only."""
+    """The published model; `causal` is false if its rows contain only the plain outcome."""
 
     outcomes: Mapping[str, Outcome]
     factors: int
     causal: bool
     kappa: Floats  # (Y,)
     popularity_mean: Floats  # (Y,)
-    alpha: Floats  # (Y,) what the shown arm carries of s_u . t_i, 0 while that path is shut
-    alpha0: Floats  # (Y,) what the withheld arm does
-    level0: Floats  # (Y,) what is added to the withheld arm beside it
-    theta: Floats  # (K,) chance that place k is looked at, relative to the first
-    scale: Floats  # (H,) of the exposure heads' probability
-    shift: Floats  # (H,)
+    alpha: Floats  # (Y,) coefficient of s_u . t_i if shown, 0 while that path is closed
+    alpha0: Floats  # (Y,) its coefficient if withheld
+    level0: Floats  # (Y,) constant of the withheld arm that belongs to alpha0
+    theta: Floats  # (K,) probability that position k is examined, relative to the first
+    scale: Floats  # (H,) A of each exposure head
+    shift: Floats  # (H,) B of each exposure head, with ln(rho n) added
     controls: int | None
     averages: Mapping[str, Average]
     fits: Mapping[str, PathFit]
-    slopes: Mapping[str, SlopeFit]  # of the outcomes for which enough was told
+    slopes: Mapping[str, SlopeFit]  # of the outcomes with enough data
     mean_user: Floats  # (D,) the mean user's factors
     rates: Rates | None
-    lasting: int | None  # exposure factors that the confounder path knows; None: all
+    lasting: int | None  # number of long-term exposure factors; None: all are
     max_links: int
 
     @property
     def heads(self) -> int:
-        """How many exposure heads the rows hold: self-selection, then the policy."""
+        """Return how many exposure heads the rows hold: self-selection, then the policy."""
         return len(self.scale)
 
     @property
     def learned_heads(self) -> NDArray[np.intp]:
-        """The heads that have learned something; a scale of 0 says that one has not."""
+        """Return the heads that have learned something; the others have a scale of 0."""
         return np.flatnonzero(np.isfinite(self.scale) & (self.scale != 0.0))
 
     def has_control(self, outcome: Outcome) -> bool:
@@ -131,9 +131,10 @@ class Model:
 
 
 def parse(model: Mapping[str, Any]) -> Model:
-    """Return the published JSON as a Model; what it does not say is neutral (no path, no head).
+    """Return the published JSON as a Model; missing parts are neutral (closed path, no head).
 
-    Raises KeyError, TypeError or ValueError when `outcomes`, `factors` or `rows` are not there.
+    Raises KeyError, TypeError or ValueError if `outcomes`, `factors` or `rows` are missing or
+    invalid.
     """
     spread = model.get("residual_sd") or {}
     outcomes = {
@@ -178,7 +179,7 @@ def parse(model: Mapping[str, Any]) -> Model:
 
 def _link(said: str) -> Link:
     if said not in ("identity", "logit"):
-        raise ValueError(f"no link {said}")
+        raise ValueError(f"unknown link {said!r}; it must be identity or logit")
     return cast(Link, said)
 
 

@@ -1,20 +1,20 @@
-"""How far a pair's score may be off: what is not yet known, and what the learner's steps leave.
+"""The variance of a pair's score: what is not yet known, and the noise of the learner's steps.
 
 level   A bias that is shrunk towards 0 with a prior worth N0 events has, after N events, the
         variance sigma^2 / (N + N0) (Gelman et al., Bayesian Data Analysis, 2013, equation 2.12).
-        Ratings: sigma is the progressive residual's, N the events. Clicks: N closed windows with
-        the Fisher information p (1 - p) each, and a prior variance of 1 on the logit scale.
-        Withheld: N control windows.
+        Ratings: sigma is the standard deviation of the progressive residual, N the events.
+        Clicks: N closed windows with the Fisher information p (1 - p) each, and a prior variance
+        of 1 on the logit scale. Withheld: N control windows.
 steps   Stochastic gradient steps of rate r leave, around the optimum, the variance r s / (2 c),
-        s the gradient's variance and c the curvature (Mandt, Hoffman and Blei, JMLR 2017,
+        where s is the gradient's variance and c the curvature (Mandt, Hoffman and Blei, JMLR 2017,
         section 3.2, one dimension, small r). Under Adagrad r = rate / sqrt(start + N s), so it
-        falls with sqrt(N) only, and outlasts the level. Of the biases of user and item, and of
-        either's factors as they enter g . h, whose gradient is that of the score times the
-        other's factors (row-wise: mean over D).
-trait   Of alpha (s_u . t_i), 0 while that path is shut: a score on the logit scale of exposure, of
-        whose E coordinates N exposures tell as N / E would of a click's bias, with a prior variance
-        of 1 and the information 1/4. That is wide: where a trait keeps items away from a user,
-        little tells how far.
+        decreases only with sqrt(N) and eventually exceeds the level. It applies to the biases of
+        user and item, and to the factors of either as they enter g . h, whose gradient is that of
+        the score times the other's factors (row-wise: the mean over D).
+trait   The variance of alpha (s_u . t_i), 0 while that path is closed. s_u . t_i is a score on the
+        logit scale of exposure with E coordinates, about which N exposures tell as much as N / E
+        events about a click's bias, with a prior variance of 1 and the information 1/4. This is
+        wide: if a trait keeps items away from a user, the data say little about them.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from stream.inference.rows import Pairs
 # Residual over prior variance of the additive model's biases on MovieLens-100K, fitted by
 # empirical Bayes: .838 / .169 for users and .838 / .317 for items.
 USER_EVENTS, ITEM_EVENTS = 5.0, 3.0
-TOLD = 0.25  # Fisher information of one exposure about its score, at most
+TOLD = 0.25  # largest Fisher information of one exposure about its score
 
 Counted = Floats | float
 
@@ -36,7 +36,8 @@ Counted = Floats | float
 def level(pairs: Pairs, arm: Arm) -> Floats | None:
     """Return the variance (n,) on the link scale of the biases of user and item: level and steps.
 
-    Their sum is an upper bound: while little is known the level is most of it, later the steps.
+    Their sum is an upper bound: the level dominates while little is known, the steps later. Returns
+    None if no residual spread is published.
     """
     mine, theirs = _counts(pairs, arm)
     known = known_of(pairs, arm)
@@ -57,7 +58,7 @@ def level(pairs: Pairs, arm: Arm) -> Floats | None:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Of one outcome's score: its gradient's variance s, and s over the curvature c (n,)."""
+    """The variance s of the gradient of a score, and s over the curvature c (n,)."""
 
     gradient: Floats
     ratio: Floats
@@ -69,7 +70,11 @@ class Noise:
 
 
 def known_of(pairs: Pairs, arm: Arm) -> Noise | None:
-    """Return s = c = p (1 - p) of clicks, s the residuals' variance and c = 1 of ratings."""
+    """Return the noise of a score.
+
+    Clicks: s = c = p (1 - p). Ratings: s is the residual variance and c = 1. Returns None for
+    ratings without a published residual spread.
+    """
     if pairs.outcome.link == "logit":
         return Noise(arm.slope / arm.theta, np.ones(len(pairs)))
     if pairs.outcome.residual_sd is None:
@@ -79,17 +84,17 @@ def known_of(pairs: Pairs, arm: Arm) -> Noise | None:
 
 
 def _counts(pairs: Pairs, arm: Arm) -> tuple[int, Floats]:
-    """Return how often the arm was seen of the user and of the items (n,)."""
+    """Return how often the arm was observed for the user and for the items (n,)."""
     click = pairs.outcome.link == "logit"
     name = "controls" if arm.paths is None else "exposures" if click else "events"
     return int(getattr(pairs.user, name)), np.asarray(getattr(pairs.items, name), float)
 
 
 def match(pairs: Pairs, *arms: tuple[Arm, Floats]) -> Floats:
-    """Return the variance (n,) of the arms' weighted sum, (arm, weight (n,)) each, by g and h.
+    """Return the variance (n,) from g and h of a weighted sum of arms, given as (arm, weight (n,)).
 
-    The user's factors are the same in both arms, so what they get wrong partly cancels; the item's
-    are its own in each. The user's learn from what was shown.
+    The user's factors are the same in both arms, so their errors partly cancel; the item's factors
+    are separate in each arm. The user's factors learn from shown outcomes.
     """
     rates, total = pairs.model.rates, np.zeros(len(pairs))
     shown = known_of(pairs, arms[0][0])
@@ -109,10 +114,9 @@ def match(pairs: Pairs, *arms: tuple[Arm, Floats]) -> Floats:
 
 
 def trait(pairs: Pairs, *arms: tuple[Arm, Floats]) -> Floats:
-    """Return the variance (n,) that s_u . t_i leaves in the arms' weighted sum, as in `match`.
+    """Return the variance (n,) from s_u . t_i of a weighted sum of arms, given as in `match`.
 
-    What is wrong with the trait is wrong in both arms, each as far as it carries it, so it partly
-    cancels.
+    Errors of the trait are in both arms, each with its coefficient, so they partly cancel.
     """
     model, column, width = pairs.model, pairs.treated, pairs.lasting_width
     through = np.zeros(len(pairs))

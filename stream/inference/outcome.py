@@ -1,14 +1,15 @@
-"""The paths of a score, and the expected outcome in a world.
+"""The terms of a score, and the expected outcome in a world.
 
     eta = base + a_u + c_i + g_u . h_i + kappa (q_i - mean q) + alpha (s_u . t_i)
-    shown at place k:   theta_k link^-1(eta)
-    withheld:           link^-1(base0 + a0_u + c0_i + g_u . h0_i + alpha0 (s_u . t_i) + level0)
+    shown at position k:   theta_k link^-1(eta)
+    withheld:              link^-1(base0 + a0_u + c0_i + g_u . h0_i + alpha0 (s_u . t_i) + level0)
 
 theta is the examination of the position-based model (Craswell et al., WSDM 2008, "An experimental
-comparison of click position-bias models", section 3): it acts on clicks, and theta_1 = 1.
-s_u . t_i, who is shown what, stands in for a trait that also moves the outcome. A trait lasts:
-do(shown) sets the exposure and leaves the user as it is (Pearl, Causality, 2009, section 3.2.1), so
-the term stays in either arm, as far as that arm was found to carry it.
+comparison of click position-bias models", section 3); it applies to clicks, and theta_1 = 1.
+
+s_u . t_i, the score of long-term exposure, is a proxy for a trait that also affects the outcome.
+do(shown) sets the exposure and does not change the user (Pearl, Causality, 2009, section 3.2.1), so
+the term is in both arms, each with its own coefficient.
 """
 
 from dataclasses import dataclass, replace
@@ -19,20 +20,20 @@ from stream.inference.attributes import Shift
 from stream.inference.model import Floats
 from stream.inference.rows import Pairs
 
-SELF_SELECTION, POLICY = 0, 1  # the exposure heads: what users choose, what rankings show
+SELF_SELECTION, POLICY = 0, 1  # exposure heads: what users choose, what rankings show
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Where items are shown, and what of them is set.
+    """Where items are shown, and which variables are set.
 
-    `cut` leaves popularity out of the score: what an item is worth to this user if shown. A
-    popularity that is set counts all the same.
+    `cut` leaves popularity out of the score, which is then the item's value to this user if shown.
+    A popularity that is set is used all the same.
     """
 
     position: int = 1
-    popularity: float | None = None  # a count of clicks and ratings; None: as it is
-    shift: Shift | None = None  # what other attributes would change
+    popularity: float | None = None  # count of clicks and ratings; None: the current one
+    shift: Shift | None = None  # the change by other attributes
     cut: bool = False
 
 
@@ -42,7 +43,7 @@ IF_SHOWN = World(cut=True)
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The terms of the score on the link scale; they add up."""
+    """The terms of the score on the link scale, whose sum is eta."""
 
     base: float
     user: float
@@ -50,24 +51,24 @@ class Paths:
     match: Floats  # (n,)
     popularity: Floats  # (n,)
     confounder: Floats  # (n,)
-    slope: Floats  # (n,) of numbers that are set, by slopes found within items
+    slope: Floats  # (n,) of numbers that are set, by slopes estimated within items
 
     @property
     def eta(self) -> Floats:
-        """Return their sum (n,)."""
+        """Return the sum of the terms (n,)."""
         varying = self.item + self.match + self.popularity + self.confounder + self.slope
         return varying + (self.base + self.user)
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """n pairs in one world: the link-scale score, and what is expected of it."""
+    """n pairs in one world: the score on the link scale, and the expected outcome."""
 
     eta: Floats  # (n,)
     theta: float
     mean: Floats  # (n,) theta link^-1(eta)
     slope: Floats  # (n,) d mean / d eta
-    paths: Paths | None  # of eta; None: withheld
+    paths: Paths | None  # the terms of eta; None: withheld
 
 
 def paths(pairs: Pairs, world: World = AS_IT_IS) -> Paths:
@@ -101,7 +102,7 @@ def _popularity(pairs: Pairs, world: World, nothing: Floats) -> Floats:
 
 
 def theta(pairs: Pairs, position: int) -> float:
-    """Return how likely that place is looked at, against the first; ratings have no such path."""
+    """Return the examination of that position relative to the first; 1 for ratings."""
     known = pairs.model.theta
     if pairs.outcome.link != "logit" or position == 1:
         return 1.0
@@ -109,7 +110,7 @@ def theta(pairs: Pairs, position: int) -> float:
 
 
 def shown(pairs: Pairs, world: World = AS_IT_IS) -> Arm:
-    """Return what is expected of the items if shown in this world."""
+    """Return the expected outcome of the items if shown in this world."""
     terms, examined = paths(pairs, world), theta(pairs, world.position)
     eta = terms.eta
     mean = pairs.outcome.inverse(eta)
@@ -117,10 +118,10 @@ def shown(pairs: Pairs, world: World = AS_IT_IS) -> Arm:
 
 
 def withheld(pairs: Pairs, world: World = AS_IT_IS) -> Arm:
-    """Return what is expected of the items if withheld; position and popularity do not enter.
+    """Return the expected outcome of the items if withheld; position and popularity do not matter.
 
-    The control arm has no popularity path of its own: what popularity does to an item that is not
-    shown is part of c0_i.
+    The control arm has no popularity term of its own; the effect of popularity on an item that is
+    not shown is part of c0_i.
     """
     column = pairs.control
     common = float(pairs.globals_[column]) + float(pairs.user.bias[column])
@@ -137,10 +138,9 @@ def withheld(pairs: Pairs, world: World = AS_IT_IS) -> Arm:
 
 
 def head(pairs: Pairs) -> int:
-    """Return the exposure head that answers for this outcome.
+    """Return the exposure head for this outcome: the policy for clicks, self-selection for ratings.
 
-    Self-selection for ratings and the policy for clicks; the other one where that head has learned
-    nothing. ValueError when none has.
+    If that head has learned nothing, the other one is returned. Raises ValueError if none has.
     """
     learned = pairs.model.learned_heads.tolist()
     if not learned:
@@ -150,7 +150,7 @@ def head(pairs: Pairs) -> int:
 
 
 def exposure(pairs: Pairs, world: World = AS_IT_IS) -> Floats:
-    """Return the chance of exposure (n,): pi = 1 - exp(-exp(A eta + B)), eta = m_i + s_u . t_i."""
+    """Return the probability of exposure (n,): 1 - exp(-exp(A eta + B)), eta = m_i + s_u . t_i."""
     at = head(pairs)
     eta = pairs.m[:, at] + pairs.t @ pairs.s
     if world.shift is not None:
@@ -162,7 +162,8 @@ def exposure(pairs: Pairs, world: World = AS_IT_IS) -> Floats:
 def consumption(pairs: Pairs, world: World = AS_IT_IS) -> Floats:
     """Return exposure times the expected outcome (n,), as an ordinary recommender learns it.
 
-    A rating counts as its share of the scale, (value - low) / (high - low), so that both factors
-    are within [0, 1]. Exposure holds what is popular now, so the outcome is taken without it.
+    A rating is taken as its share of the scale, (value - low) / (high - low), so that both factors
+    are in [0, 1]. Exposure already contains the current popularity, so the outcome is taken without
+    it.
     """
     return exposure(pairs, world) * pairs.outcome.unit(shown(pairs, replace(world, cut=True)).mean)

@@ -1,4 +1,4 @@
-"""One user against n items, as their rows are served (docs/redis.md, layout 4)."""
+"""One user and n items, as their rows are served (docs/redis.md, layout 4)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ Counts = NDArray[np.integer]
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user's row: bias [a Y | a0 Y], vector [g D | s E], s what lasts and the session."""
+    """A user's row: bias [a Y | a0 Y], vector [g D | s E]; s includes the session factors."""
 
     bias: Floats  # (2Y,)
     vector: Floats  # (D + E,)
@@ -36,7 +36,7 @@ class Items:
         return len(self.bias)
 
     def take(self, places: NDArray[np.intp] | Sequence[int]) -> "Items":
-        """Return the items at these places, in their order."""
+        """Return the items at these indices, in their order."""
         return Items(
             self.bias[places],
             self.vector[places],
@@ -50,7 +50,7 @@ class Items:
 class Features:
     """Rows of attribute values: bias [b Y | b0 Y | m H | low | high | center | scale], vector v.
 
-    Where `present` is false the value was never seen, and its row is zeros.
+    If `present` is false, the value was never seen and its row is zeros.
     """
 
     bias: Floats  # (F, 2Y + H + 4)
@@ -60,7 +60,7 @@ class Features:
 
     @property
     def range(self) -> Floats:
-        """Return low, high, center and scale of numbers (F, 4); zeros elsewhere."""
+        """Return low, high, center and scale of numbers (F, 4); zeros for other values."""
         return self.bias[:, -4:]
 
 
@@ -70,7 +70,7 @@ class Pairs:
 
     model: Model
     outcome: Outcome
-    globals_: Floats  # (2Y,) base and base0; (Y,) where the model is not causal
+    globals_: Floats  # (2Y,) base and base0; (Y,) if the model is not causal
     user: User
     items: Items
 
@@ -78,7 +78,7 @@ class Pairs:
         return len(self.items)
 
     def take(self, places: NDArray[np.intp] | Sequence[int]) -> "Pairs":
-        """Return the pairs with the items at these places."""
+        """Return the pairs with the items at these indices."""
         return replace(self, items=self.items.take(places))
 
     def wide(self) -> "Pairs":
@@ -95,67 +95,67 @@ class Pairs:
             ),
         )
 
-    # what the rows hold, by the names of the formulas
+    # the contents of the rows, under the symbols of docs/model.md
 
     @property
     def treated(self) -> int:
-        """The column of the outcome in biases of the shown."""
+        """Return the column of the outcome in the biases if shown."""
         return self.outcome.index
 
     @property
     def control(self) -> int:
-        """The column of the outcome in biases of the withheld."""
+        """Return the column of the outcome in the biases if withheld."""
         return len(self.model.outcomes) + self.outcome.index
 
     @property
     def g(self) -> Floats:
-        """The user's factors (D,)."""
+        """Return the user's factors (D,)."""
         return self.user.vector[: self.model.factors]
 
     @property
     def lasting(self) -> Floats:
-        """Exposure scores (n,) by the factors that last, the session left out."""
+        """Return the exposure scores s_u . t_i (n,) by the long-term factors only."""
         width = self.lasting_width
         return self.t[:, :width] @ self.s[:width]
 
     @property
     def lasting_width(self) -> int:
-        """How many exposure factors last; the others are the session's."""
+        """Return how many exposure factors are long-term; the others are session factors."""
         width = self.model.lasting
         return max(len(self.s) if width is None else width, 1)
 
     @property
     def s(self) -> Floats:
-        """The user's exposure factors (E,)."""
+        """Return the user's exposure factors (E,)."""
         return self.user.vector[self.model.factors :]
 
     @property
     def h(self) -> Floats:
-        """The items' factors (n, D) when shown."""
+        """Return the items' factors (n, D) if shown."""
         return self.items.vector[:, : self.model.factors]
 
     @property
     def h0(self) -> Floats:
-        """The items' factors (n, D) when withheld."""
+        """Return the items' factors (n, D) if withheld."""
         return self.items.vector[:, self.model.factors : 2 * self.model.factors]
 
     @property
     def t(self) -> Floats:
-        """The items' exposure factors (n, E)."""
+        """Return the items' exposure factors (n, E)."""
         return self.items.vector[:, 2 * self.model.factors :]
 
     @property
     def m(self) -> Floats:
-        """The items' exposure biases (n, H)."""
+        """Return the items' exposure biases (n, H)."""
         begin = 2 * len(self.model.outcomes)
         return self.items.bias[:, begin : begin + self.model.heads]
 
     @property
     def q(self) -> Floats:
-        """The items' popularity (n,): log(1 + decayed count of clicks and ratings)."""
+        """Return the items' popularity (n,): log(1 + decayed count of clicks and ratings)."""
         return self.items.bias[:, -2]
 
     @property
     def has_control(self) -> NDArray[np.bool_]:
-        """Which items' own control outcomes were learned (n,)."""
+        """Return which items have control outcomes of their own (n,)."""
         return self.items.bias[:, -1] > 0

@@ -1,4 +1,4 @@
-"""What was never observed is refused, with the reason; None means that it is supported."""
+"""Refuses what was never observed, with a reason; None means that it is supported."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,17 +9,17 @@ from stream.inference.rows import Features
 
 
 def position(model: Model, outcome: Outcome, place: int) -> str | None:
-    """Tell why clicks at that place cannot be told; ratings do not depend on the place."""
+    """Return why clicks at that position cannot be predicted; ratings do not depend on position."""
     known = len(model.theta)
     if outcome.link != "logit" or place <= known:
         return None
-    return f"no place beyond {known} has been observed"
+    return f"no position beyond {known} has been observed"
 
 
 def closed(model: Model, outcome: Outcome, place: int | None, count: float | None) -> list[str]:
-    """Name what is set but has no path to the outcome: its effect is 0 by the model, not by data.
+    """Return the set variables without a path to the outcome, whose effect is 0 by assumption.
 
-    Ratings have no path from the place, and popularity none where it was not learned.
+    Ratings have no path from the position, and popularity has none where it was not learned.
     """
     names = []
     if place not in (None, 1) and outcome.link != "logit":
@@ -30,14 +30,14 @@ def closed(model: Model, outcome: Outcome, place: int | None, count: float | Non
 
 
 def popularity(q: Floats, count: float) -> str | None:
-    """Tell why that popularity lies outside the items' present ones, q = log(1 + count) (n,)."""
+    """Return why that popularity is outside the range of the items' q = log(1 + count) (n,)."""
     if not len(q):
         return "no item has a popularity yet"
     low, high = np.expm1(float(q.min())), np.expm1(float(q.max()))
     slack = 1e-6 * (1.0 + high)  # q is rounded to float32
     if low - slack <= count <= high + slack:
         return None
-    return f"popularity is between {low:.6g} and {high:.6g} in what was observed"
+    return f"popularity is between {low:.6g} and {high:.6g} in the observed data"
 
 
 def attribute(
@@ -46,10 +46,10 @@ def attribute(
     rows: Mapping[str, int],
     features: Features,
 ) -> str | None:
-    """Tell why that value of an attribute is not supported.
+    """Return why that value of an attribute is not supported; None if it is.
 
-    `links` are the value's own, `rows` the places of their names in the features. A text or boolean
-    has to have been seen, a number to lie within the lowest and highest that were.
+    `links` are the value's own, `rows` maps their names to indices in the features. A text or
+    boolean must have been observed, and a number must lie within the observed range.
     """
     for feature, value in links:
         said = feature.rpartition("\x1f")[2]
@@ -63,5 +63,5 @@ def attribute(
             low, high = features.range[at, 0], features.range[at, 1]
             slack = 1e-6 * max(1.0, abs(low), abs(high))  # bounds are rounded to float32
             if not low - slack <= value <= high + slack:
-                return f"{name} is between {low:.6g} and {high:.6g} in what was observed"
+                return f"{name} is between {low:.6g} and {high:.6g} in the observed data"
     return None

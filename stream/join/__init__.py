@@ -1,51 +1,65 @@
-"""Impressions meet their outcomes in event time: every exposure is learned once.
+"""Joins impressions with their outcomes in event time, so that every exposure is learned once.
 
-An exposure is (impression_id, item_id) of a user; withheld items (`shown` false) are exposures too.
-What happens to one, record by record, is the same however the records are cut into polls.
+An exposure is a pair (impression_id, item_id) of a user. Withheld items (`shown` false) are
+exposures too. Records are processed one by one, so the result does not depend on how they are
+divided into polls.
 
-A click or rating joins
-    the exposure that it names, whenever it happened: the name is the producer's word. A name that
-    is not known joins nothing else, since its own impression may still come;
-    without a name, the latest open exposure of the same user and item whose window holds it
-    (exposure.ts <= outcome.ts <= exposure.ts + window), else the latest remembered one. The first
-    such click moves on when an impression comes later than it whose time lies between the two.
-Joined to an open shown exposure, the first outcome is learned as EXPOSED. All later ones are kept
-with the exposure but learned as if there were none: CONSUMED, FACTUAL. Joined to a withheld one it
-is CONSUMED, and kept for the control outcome: it tells nothing of the outcome if shown.
-Joined to a closed exposure it is late: CORRECTION for a click after the 0, else CONSUMED, FACTUAL.
-Joined to nothing it is CONSUMED or FACTUAL at once, and waits for its impression until the
-watermark passes ts + window. A named one that comes after that is late too.
-If several wait for one impression, the first click and the last rating to arrive are taken, of the
-last 256 of the user and item.
+Matching. A click or rating joins:
 
-An impression is repeated when its impression_id, user and item are those of an open or remembered
-one; without an impression_id it never is. Its record still moves the watermark.
+- if it names an impression: that exposure, whenever it happened; the producer's name is trusted. If
+  the exposure is not known, the outcome joins no other one, because its impression may still
+  arrive.
+- otherwise: the latest open exposure of the same user and item whose window contains it
+  (exposure.ts <= outcome.ts <= exposure.ts + window); if none is open, the latest closed one that
+  is still remembered. If an impression arrives later whose time lies between that exposure and its
+  earliest such click, the click moves to the new exposure.
 
-A first decision is an exposure that belongs to no earlier one; these alone compare the arms. When
-it closes, an exposure belongs where the one before it of its user and item belongs if it lies
-within one window of that first decision, or in the same window of the clock ([n, n + 1) * window)
-as the one before it. So arms that are drawn at each impression, and those that a producer keeps for
-a window of the clock, are drawn anew at each first decision, whoever came back for whatever reason.
-An exposure with the other arm than its first decision is counted, and changes no arm. A withheld
-one teaches no control outcome when the item was shown since the first decision.
-One that comes more than a window late belongs to a first decision that has closed before it, older
-or newer.
+Roles (`stream.roles.Role`) of a click or rating that joins:
 
-A window closes when watermark > ts + window, after each record, the oldest (ts, arrival) first. The
-record that opens one exposure too many closes the oldest early, and the exposure that is closed
-first is forgotten first.
+- an open shown exposure: the first one is EXPOSED. Later ones are stored with the exposure but
+  learned as if there were no exposure: clicks as CONSUMED, ratings as FACTUAL.
+- an open withheld exposure: CONSUMED. It is stored for the control outcome, since it says nothing
+  about the outcome if shown.
+- a closed exposure: the outcome is late. A click on an exposure learned as 0 is a CORRECTION; other
+  clicks are CONSUMED and ratings FACTUAL (CONSUMED if withheld).
+- nothing: CONSUMED or FACTUAL immediately. It also waits for its impression until the watermark
+  passes ts + window. A named outcome that comes after that counts as late too.
 
-Times are event times (stream/event_time.py): a record counts at most `ahead_ms` after its Kafka
-time, or where it has none, after the latest of its partition so far; a partition that has none at
-all is believed.
+If several outcomes wait for one impression, it takes the first click and the last rating to arrive,
+among the last 256 waiting outcomes in the hash bucket of that user and item.
 
-The watermark is the lowest, over partitions, of the highest event time in each; it never falls. A
-partition whose last Kafka time lies more than `idle_ms` behind the latest one of all is left out.
-Partitions count from their first record on. Records of other kinds, or without a user or an item,
-are skipped.
+Repetitions. An impression is a repetition, and ignored, if its impression_id, user and item are
+those of an open or remembered exposure. It still advances the watermark. Impressions without an
+impression_id are never repetitions.
 
-A removal (REMOVES_USER, REMOVES_ITEM) forgets what is open, remembered or waiting of its user or
-item: none of it is joined, told or counted any more. It moves no watermark.
+First decisions. Only first decisions enter the comparison of shown with withheld windows. A first
+decision is an exposure that does not belong to an earlier one. When an exposure closes, it belongs
+to the same first decision as the previous exposure of its user and item if it lies within one
+window of that first decision, or in the same clock window, [n, n + 1) * window, as the previous
+exposure. So whether the arm is drawn at each impression or kept for a clock window, a new draw is
+made at each first decision, and the reason why a user came back cannot affect the comparison. An
+exposure whose arm differs from that of its first decision is counted (`contradicted`) and otherwise
+ignored in the comparison. A withheld exposure yields no control outcome if the item was shown since
+the first decision. An exposure that arrives more than a window late may belong to a first decision
+that closed before it, older or newer.
+
+Closing. A window closes when watermark > ts + window. This is checked after each record, the oldest
+(ts, arrival) first. If more than `open_max` exposures are open, the oldest closes early. Of the
+remembered closed exposures, the one that closed first is forgotten first.
+
+Time. Times are event times (stream/event_time.py): a record counts at most `ahead_ms` after its
+Kafka timestamp. A record without a timestamp is bounded by the latest timestamp of its partition so
+far; if the partition never had one, the record's own time is used unchanged.
+
+The watermark is the minimum, over partitions, of the highest event time in each; it never
+decreases. A partition whose last Kafka timestamp lies more than `idle_ms` behind the latest of all
+is ignored, unless it is known to have more records (later in this call, or `pending`). A partition
+without a record so far is ignored too, unless its first record is known to come: then the watermark
+waits. Records of other kinds are skipped; those without a user or an item row (duplicates, and ids
+for which there is no room) only advance the watermark.
+
+Removals (REMOVES_USER, REMOVES_ITEM) discard everything open, remembered or waiting of a user or
+item: it is not joined, reported or counted any more. They do not advance the watermark.
 """
 
 from stream.join.columns import REMOVES_ITEM, REMOVES_USER, Arrivals, Closed, Joined

@@ -1,4 +1,4 @@
-"""The columns that go into the joiner and come out of it."""
+"""The input and output columns of the joiner."""
 
 from collections import namedtuple
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from stream.schemas import KINDS
 
 Dtypes = dict[str, type[np.generic]]
 
-REMOVES_USER, REMOVES_ITEM = len(KINDS), len(KINDS) + 1  # kinds of arrivals beside those of events
+REMOVES_USER, REMOVES_ITEM = len(KINDS), len(KINDS) + 1  # kinds of arrivals besides KINDS
 
 ARRIVALS: Dtypes = {
     "kind": np.int8,
@@ -56,7 +56,7 @@ CLOSED: Dtypes = {
     "predicted_by": np.int32,
 }
 
-# The same columns as the compiled code takes them.
+# the same columns as named tuples for the compiled code
 _tuple_of: Any = namedtuple
 ArrivalRows = _tuple_of("ArrivalRows", tuple(ARRIVALS))
 JoinedRows = _tuple_of("JoinedRows", tuple(JOINED))
@@ -73,7 +73,7 @@ class Arrivals:
     item: NDArray[np.int32]  # (N,) row, -1: none
     slate: NDArray[np.uint64]  # (N,) hash of impression_id, 0: none
     ts_ms: NDArray[np.int64]  # (N,)
-    kafka_ts_ms: NDArray[np.int64]  # (N,)
+    kafka_ts_ms: NDArray[np.int64]  # (N,) below 0: none
     value: NDArray[np.float32]  # (N,) of a rating
     position: NDArray[np.int32]  # (N,) 0: none
     propensity: NDArray[np.float32]  # (N,) nan: not logged
@@ -97,10 +97,10 @@ class Closed:
     show_probability: NDArray[np.float32]  # (C,)
     position: NDArray[np.int32]  # (C,) 0: none
     ts_ms: NDArray[np.int64]  # (C,) of the exposure
-    first: NDArray[np.bool_]  # (C,) a first decision of user and item: only these compare arms
-    treated: NDArray[np.float32]  # (C,) predicted when it opened; nan: unknown
-    control: NDArray[np.float32]  # (C,) predicted when it opened; nan: unknown
-    predicted_by: NDArray[np.int32]  # (C,) the PREDICT row of the same call, -1: an earlier call
+    first: NDArray[np.bool_]  # (C,) a first decision, which enters the comparison of the arms
+    treated: NDArray[np.float32]  # (C,) prediction if shown when it opened; nan: unknown
+    control: NDArray[np.float32]  # (C,) prediction if withheld when it opened; nan: unknown
+    predicted_by: NDArray[np.int32]  # (C,) its PREDICT row in this call, -1: an earlier call
 
     def __len__(self) -> int:
         return len(self.user)
@@ -113,14 +113,14 @@ class Joined:
     source: NDArray[np.int32]  # (J,) index into the arrivals, -1: closed by close_all
     user: NDArray[np.int32]  # (J,)
     item: NDArray[np.int32]  # (J,)
-    outcome_is_click: NDArray[np.bool_]  # (J,) else a rating; true in PREDICT
-    label: NDArray[np.float32]  # (J,) 0 in PREDICT
+    outcome_is_click: NDArray[np.bool_]  # (J,) click or rating; true for PREDICT
+    label: NDArray[np.float32]  # (J,) 0 for PREDICT
     role: NDArray[np.int8]  # (J,) Role
     propensity: NDArray[np.float32]  # (J,) the exposure's; nan: not logged, or no exposure
     position: NDArray[np.int32]  # (J,) the exposure's; 0: none
-    ts_ms: NDArray[np.int64]  # (J,) of the outcome that is learned; else of the exposure
-    counts: NDArray[np.bool_]  # (J,) an accepted click or rating, here and nowhere else
-    slot: NDArray[np.int32]  # (J,) where a PREDICT's predictions go (`Joiner.note`), else -1
+    ts_ms: NDArray[np.int64]  # (J,) of the learned outcome, else of the exposure
+    counts: NDArray[np.bool_]  # (J,) true once for each accepted click or rating
+    slot: NDArray[np.int32]  # (J,) for PREDICT the slot of its exposure (`Joiner.note`), else -1
     closed: Closed
 
     def __len__(self) -> int:
@@ -133,5 +133,5 @@ def columns(length: int, dtypes: Dtypes) -> list[NDArray[Any]]:
 
 
 def doubled(held: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Return columns of twice the length that begin with what is held."""
+    """Return columns of twice the length that begin with the given contents."""
     return [np.concatenate([column, np.empty_like(column)]) for column in held]

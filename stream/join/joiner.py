@@ -1,4 +1,4 @@
-"""The joiner: what is open, remembered and waiting, and the figures."""
+"""The joiner: open, remembered and waiting entries, and its counters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,13 +55,20 @@ _KEPT = (WATERMARK, LATEST, LATE, CORRECTED, CONTRADICTED, EVICTED)
 
 
 class Joiner:
-    """Exposures and outcomes of a stream in event time, bounded.
+    """Joins exposures and outcomes in event time, in bounded memory.
 
-    `window_ms` is how long an exposure waits for its outcome, `idle_ms` how far a partition's last
-    Kafka time may lie behind the latest before the watermark goes on without it, `ahead_ms` how far
-    a record may be ahead of its own Kafka time. At most `open_max`
-    exposures are open, `closed_max` remembered and `pending_max` outcomes waiting: at most 136, 116
-    and 56 bytes each with their indexes, committed as they are used.
+    Parameters
+    ----------
+    window_ms
+        How long an exposure waits for an outcome.
+    idle_ms
+        How far a partition's last Kafka timestamp may lie behind the latest one before the
+        watermark ignores the partition.
+    open_max, pending_max, closed_max
+        The most open exposures, waiting outcomes and remembered closed exposures. Each takes at
+        most 136, 56 and 116 bytes with its indexes; memory is committed as it is used.
+    ahead_ms
+        How far a record's time may exceed its Kafka timestamp.
     """
 
     def __init__(
@@ -74,7 +81,7 @@ class Joiner:
         ahead_ms: int = 1_000,
     ) -> None:
         if min(window_ms, idle_ms, ahead_ms) < 0 or min(open_max, pending_max, closed_max) < 1:
-            raise ValueError("a time below 0 ms, or room for less than one")
+            raise ValueError("times must not be negative, and the bounds must be at least 1")
         self.window_ms, self.idle_ms, self.ahead_ms = window_ms, idle_ms, ahead_ms
         self.open_max, self.pending_max, self.closed_max = open_max, pending_max, closed_max
         self._memory = self._allot()
@@ -85,13 +92,23 @@ class Joiner:
         return memory
 
     def join(self, arrivals: Arrivals, pending: Sequence[int] = ()) -> Joined:
-        """The records are joined, and the windows behind the watermark closed.
+        """Join the records, and close the windows behind the watermark.
 
-        `pending` are partitions of which more is known to come: however far behind, they are not
-        idle, and hold the watermark at their own time.
+        Call `note` with the predictions before the next call. An empty call compiles or loads the
+        code.
 
-        An empty poll compiles or loads the code. Give the predictions to `note` before the next
-        call. Raises ValueError when columns differ in length or a partition is below 0.
+        Parameters
+        ----------
+        arrivals
+            The records of a poll.
+        pending
+            The partitions that have more records to come. However far behind, they are not idle,
+            and they hold back the watermark.
+
+        Raises
+        ------
+        ValueError
+            The columns differ in length, or a partition is negative.
         """
         a = ArrivalRows(
             *(
@@ -99,10 +116,10 @@ class Joiner:
                 for name, dtype in ARRIVALS.items()
             )
         )
-        a = a._replace(ts_ms=a.ts_ms.copy())  # the compiled code bounds it
+        a = a._replace(ts_ms=a.ts_ms.copy())  # the compiled code caps it in place
         size = len(a.kind)
         if any(column.shape != (size,) for column in a):
-            raise ValueError("the columns of arrivals differ in length")
+            raise ValueError(f"columns have different lengths: {[len(column) for column in a]}")
         if size:
             self._expect(int(a.partition.min()), int(a.partition.max()))
         if len(pending):
@@ -110,7 +127,7 @@ class Joiner:
         until = self._memory.until
         until[:] = 0
         moves = np.flatnonzero(np.isin(a.kind, MOVING))
-        until[a.partition[moves]] = moves  # of one that comes again, the last
+        until[a.partition[moves]] = moves  # the last record of each partition
         until[list(pending)] = size
         removes = self._removals(a)
         self._begin()
@@ -128,7 +145,7 @@ class Joiner:
             joined, closed = doubled(joined), doubled(closed)
 
     def close_all(self) -> Joined:
-        """Every window is closed, the oldest first; the watermark stays where it is."""
+        """Close every window, the oldest first; the watermark does not change."""
         self._begin()
         joined, closed = columns(self.open_exposures, JOINED), columns(self.open_exposures, CLOSED)
         kernel.close_all(self._memory, JoinedRows(*joined), ClosedRows(*closed))
@@ -137,12 +154,14 @@ class Joiner:
     def note(
         self, joined: Joined, treated: NDArray[np.float32], control: NDArray[np.float32]
     ) -> None:
-        """The open exposures of the last call hold what was predicted for them.
+        """Store the predictions of the last call with its open exposures.
 
         `treated` and `control` (J,) are read where the role is PREDICT.
         """
         if not len(joined) == len(treated) == len(control):
-            raise ValueError("predictions differ in length from the interactions")
+            raise ValueError(
+                f"{len(treated)} and {len(control)} predictions for {len(joined)} interactions"
+            )
         kernel.note(
             self._memory,
             joined.slot,
@@ -157,7 +176,7 @@ class Joiner:
 
     @property
     def watermark_ms(self) -> int | None:
-        """Return the event time up to which the stream has come, None before the first record."""
+        """Return the watermark (event time in ms), None before the first record."""
         mark = self._count(WATERMARK)
         return None if mark == NEVER else mark
 
@@ -168,21 +187,21 @@ class Joiner:
 
     @property
     def corrections(self) -> int:
-        """Return how many late clicks took back a 0."""
+        """Return how many late clicks corrected an exposure that was learned as 0."""
         return self._count(CORRECTED)
 
     @property
     def contradicted(self) -> int:
-        """Return how many exposures have the other arm than the first decision they belong to."""
+        """Return how many exposures had another arm than the first decision they belong to."""
         return self._count(CONTRADICTED)
 
     @property
     def evicted(self) -> int:
-        """Return how many windows closed early for lack of room."""
+        """Return how many windows closed early because too many were open."""
         return self._count(EVICTED)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what is needed to load it again; slots are not part of it."""
+        """Return copies of the arrays that `load` needs; slot numbers are not part of it."""
         m, n = self._memory, self._memory.counts
         heap = m.heap[: n[HELD]]
         order = np.lexsort((heap["arrival"], heap["ts_ms"]))
@@ -203,15 +222,19 @@ class Joiner:
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The joiner is the saved one after the call, within its own bounds and window.
+        """Restore a saved joiner, within this one's bounds and window.
 
-        Smaller bounds keep the newest remembered and waiting ones. Raises Inconsistent when more
-        windows are open than it has room for.
+        Smaller bounds keep the newest remembered exposures and waiting outcomes.
+
+        Raises
+        ------
+        Inconsistent
+            More windows are open than `open_max`.
         """
         opened = len(state["open.ts_ms"])
         if opened > self.open_max:
             raise Inconsistent(
-                f"{opened} open exposures were saved, and there is room for {self.open_max}",
+                f"{opened} open exposures were saved, but join.open_max is {self.open_max}",
                 "raise join.open_max and start again; nothing was lost",
             )
         self._memory = m = self._allot()
@@ -223,7 +246,8 @@ class Joiner:
         m.high[:], m.last[:] = state["partitions.high"], state["partitions.last"]
         remembered = _fill(m.slots[: self.closed_max], state, "closed", _REMEMBERED)
         _fill(m.slots[remembered:][:opened], state, "open", _OPEN)
-        # before first decisions were told apart each was its own, and another figure was counted
+        # old states do not distinguish first decisions: each exposure is its own, and the counter
+        # in the place of `contradicted` meant something else
         first_ms = state.get("closed.first_ms", state["closed.ts_ms"])
         m.first_ms[:remembered] = first_ms[len(first_ms) - remembered :]
         m.click_ms[remembered:][:opened] = state.get("open.click_ms", NEVER)
@@ -233,7 +257,7 @@ class Joiner:
         kernel.restore(m, remembered, opened, waiting)
 
     def _removals(self, a: Any) -> bool:
-        """Make room for the eras of what the call removes; return whether there is any."""
+        """Make room for the eras of this call's removals; return whether there are any."""
         held = self._memory
         users, items = (
             rows[(a.kind == kind) & (rows >= 0)]
@@ -249,9 +273,9 @@ class Joiner:
         return int(self._memory.counts[which])
 
     def _expect(self, lowest: int, highest: int) -> None:
-        """Make room for the partitions' times."""
+        """Make room for the times of partitions up to `highest`."""
         if lowest < 0:
-            raise ValueError(f"partition {lowest}")
+            raise ValueError(f"partition {lowest} is negative")
         held = self._memory
         if more := max(0, highest + 1 - len(held.high)):
             self._memory = held._replace(
@@ -280,7 +304,7 @@ def _columns(part: str, rows: NDArray[Any], names: Sequence[str]) -> dict[str, N
 def _fill(
     rows: NDArray[Any], state: Mapping[str, NDArray[Any]], part: str, names: Sequence[str]
 ) -> int:
-    """The rows begin with the newest of the saved ones, as many as there is room for."""
+    """Fill `rows` with the newest saved rows, as many as fit; return how many."""
     size = 0
     for name in names:
         newest = state[f"{part}.{name}"][-len(rows) :] if len(rows) else ()

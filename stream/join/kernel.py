@@ -1,6 +1,6 @@
-"""The rules of the join, record by record, compiled; the package's docstring states them.
+"""The compiled rules of the join, applied record by record; the package's docstring states them.
 
-Nothing here looks beyond its record, so how a stream is cut into polls cannot matter.
+Nothing here looks beyond the current record, so the division of a stream into polls cannot matter.
 """
 
 import numpy as np
@@ -60,13 +60,14 @@ _RATING, _CLICK, _IMPRESSION = map(KINDS.index, ("rating", "click", "impression"
 _FACTUAL, _EXPOSED, _CONTROL = int(Role.FACTUAL), int(Role.EXPOSED), int(Role.CONTROL)
 _CONSUMED, _CORRECTION = int(Role.CONSUMED), int(Role.CORRECTION)
 _PREDICT, _CLOSED = int(Role.PREDICT), int(Role.CLOSED)
-LOOK = 256  # waiting outcomes that one impression looks at: a user may repeat a click for ever
+LOOK = 256  # most waiting outcomes examined per impression, since a user may click endlessly
 _NAN = np.float32(np.nan)
-ROOM = 2  # rows that one record may need before its closings: PREDICT, EXPOSED
+ROOM = 2  # most output rows of one record (PREDICT, EXPOSED), without those of closing windows
 
 
 @inlined
 def _emit(m, j, source, user, item, is_click, label, role, propensity, position, ts, counts, slot):  # type: ignore[no-untyped-def]
+    """Append one interaction to the output rows."""
     row = m.counts[ROWS]
     m.counts[ROWS] += 1
     j.source[row] = source
@@ -84,13 +85,13 @@ def _emit(m, j, source, user, item, is_click, label, role, propensity, position,
 
 @inlined
 def _idle(m, p, i):  # type: ignore[no-untyped-def]
-    """Tell whether the partition leaves the watermark: long silent, and nothing of it to come."""
+    """Return whether the watermark ignores the partition: long silent, with no record to come."""
     return m.counts[LATEST] - m.last[p] > m.counts[IDLE] and i >= m.until[p]
 
 
 @inlined
 def _bound(m, a, i):  # type: ignore[no-untyped-def]
-    """Record i has its event time; one without a Kafka time has its partition's latest for it."""
+    """Cap the time of record i; without a Kafka timestamp, by its partition's latest one."""
     kafka_ts = a.kafka_ts_ms[i]
     if kafka_ts < 0:
         kafka_ts = m.last[a.partition[i]]
@@ -100,10 +101,11 @@ def _bound(m, a, i):  # type: ignore[no-untyped-def]
 
 @inlined
 def _advance(m, i, partition, ts, kafka_ts):  # type: ignore[no-untyped-def]
-    """The watermark knows of record i.
+    """Update the watermark by record i.
 
-    It can only have moved when the partition that holds it rose or fell idle: the others' minimum
-    is not below the holder's, and one that comes back lower moves nothing.
+    It can change only if the partition with the lowest time (the holder) advanced or became idle:
+    the minimum of the others is not below the holder's time, and a partition that resumes at a
+    lower time does not lower the watermark.
     """
     n = m.counts
     raised = ts > m.high[partition]
@@ -119,7 +121,7 @@ def _advance(m, i, partition, ts, kafka_ts):  # type: ignore[no-untyped-def]
     holder = -1
     for p in range(len(m.high)):
         if m.last[p] == NEVER:
-            if i < m.until[p]:  # its first record is still to come
+            if i < m.until[p]:  # the partition's first record is still to come
                 n[HOLDER] = -1
                 return
             continue
@@ -134,7 +136,7 @@ def _advance(m, i, partition, ts, kafka_ts):  # type: ignore[no-untyped-def]
 
 @inlined
 def _near(m, one, other):  # type: ignore[no-untyped-def]
-    """Tell whether two times lie within one window of each other, or in one of the clock's."""
+    """Return whether two times lie within one window of each other, or in one clock window."""
     window = m.counts[WINDOW]
     clock = max(window, 1)
     return abs(one - other) <= window or one // clock == other // clock
@@ -142,11 +144,11 @@ def _near(m, one, other):  # type: ignore[no-untyped-def]
 
 @inlined
 def _decide(m, slot):  # type: ignore[no-untyped-def]
-    """The exposure that closes is a first decision (true), or knows of which it is a repeat.
+    """Return whether the closing exposure is a first decision; otherwise link it to its own.
 
-    What is older has closed before it, so that only a record that came more than a window late
-    finds a newer one decided. In one window of the clock a sticky arm was drawn once: were the
-    second of its decisions a first one, who comes back would choose the arm that is counted.
+    Older exposures of the pair closed before it, so only a record that came more than a window late
+    finds a newer one closed. Within a clock window a sticky arm is drawn only once; if its second
+    exposure were a first decision too, users who come back would affect which arm is counted.
     """
     e = m.slots[slot]
     of = -1
@@ -175,7 +177,10 @@ def _decide(m, slot):  # type: ignore[no-untyped-def]
 
 @inlined
 def close_oldest(m, j, c, source):  # type: ignore[no-untyped-def]
-    """The oldest open exposure is closed, told and remembered; nothing of one that is gone."""
+    """Close the oldest open exposure: emit its interaction, report the window, and remember it.
+
+    A discarded exposure is only freed.
+    """
     slot = pop(m)
     if m.counts[ERA] > 0 and gone(m, slot):
         forget(m, slot)
@@ -239,7 +244,7 @@ def _exposure_of(m, user, item, slate, ts):  # type: ignore[no-untyped-def]
 
 @inlined
 def _clicked(m, slot, slate, ts):  # type: ignore[no-untyped-def]
-    """The open exposure has the click, which named a slate or none."""
+    """Mark the open exposure as clicked, by a click that named a slate or (0) none."""
     e = m.slots[slot]
     e.marks |= CLICKED
     if slate != 0:
@@ -250,7 +255,7 @@ def _clicked(m, slot, slate, ts):  # type: ignore[no-untyped-def]
 
 @inlined
 def _outcome(m, a, i, j):  # type: ignore[no-untyped-def]
-    """A click or rating is told, and kept with its exposure or waits for one."""
+    """Emit a click or rating, and store it with its exposure or let it wait for one."""
     user, item, slate, ts = a.user[i], a.item[i], a.slate[i], a.ts_ms[i]
     is_click = a.kind[i] == _CLICK
     label = np.float32(1) if is_click else a.value[i]
@@ -280,7 +285,7 @@ def _outcome(m, a, i, j):  # type: ignore[no-untyped-def]
             else:
                 e.rating = label
         if e.marks & SHOWN == 0:
-            role = _CONSUMED  # it was not shown: nothing of the outcome if shown
+            role = _CONSUMED  # the item was withheld: this is no outcome of showing it
         if role == _EXPOSED or role == _CORRECTION:
             propensity, position = e.propensity, e.position
     _emit(m, j, i, user, item, is_click, label, role, propensity, position, ts, True, -1)
@@ -288,7 +293,7 @@ def _outcome(m, a, i, j):  # type: ignore[no-untyped-def]
 
 @inlined
 def link(m, slot):  # type: ignore[no-untyped-def]
-    """The exposure stands in its pair's list by (ts, arrival), and in both indexes."""
+    """Insert the exposure into its pair's list by (ts, arrival), and into the indexes."""
     e = m.slots[slot]
     place = pair_place(m, e.user, e.item)
     newer, older = -1, m.by_pair[place] - 1
@@ -307,7 +312,7 @@ def link(m, slot):  # type: ignore[no-untyped-def]
 
 @inlined
 def _gather(m, slot):  # type: ignore[no-untyped-def]
-    """The exposure has the outcomes that waited for it; return its first click's time, or -1."""
+    """Attach the waiting outcomes to the new exposure; return its first click's time, or -1."""
     e = m.slots[slot]
     click_ts = np.int64(-1)
     size = len(m.waiting)
@@ -339,9 +344,10 @@ def _gather(m, slot):  # type: ignore[no-untyped-def]
 
 @inlined
 def _take_over(m, slot):  # type: ignore[no-untyped-def]
-    """The exposure has the click behind it that an older one got; return its time, or -1.
+    """Move a click from the next older exposure to this one; return its time, or -1.
 
-    It named none, and came before this impression's record: else this one had been the latest.
+    The click named no impression and came before this impression's record, which would otherwise
+    have been the latest exposure for it.
     """
     e = m.slots[slot]
     if e.older < 0:
@@ -355,13 +361,13 @@ def _take_over(m, slot):  # type: ignore[no-untyped-def]
     if o.marks & NAMED == 0:
         o.marks &= ~CLICKED
         if o.marks & LEARNED and np.isnan(o.rating) and e.marks & SHOWN:
-            e.marks |= LEARNED  # of the older one, once
+            e.marks |= LEARNED  # the click was already learned with the older one
     return click_ts
 
 
 @inlined
 def _impression(m, a, i, j):  # type: ignore[no-untyped-def]
-    """The exposure is open and told, and what waited for it is joined; a repeated one is not."""
+    """Open an exposure, emit its PREDICT, and join what waited for it; ignore a repetition."""
     user, item, slate, ts = a.user[i], a.item[i], a.slate[i], a.ts_ms[i]
     if slate != 0 and m.by_name[name_place(m, user, item, slate)] != 0:
         return
@@ -398,9 +404,9 @@ def _impression(m, a, i, j):  # type: ignore[no-untyped-def]
 
 @compiled
 def join(m, a, j, c, begin, handled):  # type: ignore[no-untyped-def]
-    """Join the records from `begin` on, which is `handled` but for its closings.
+    """Join the records from `begin` on; if `handled`, record `begin` only lacks its closings.
 
-    Returns the next record and whether it is handled; it stops early when rows run out.
+    Returns the next record and whether it is handled. It stops early when the output rows are full.
     """
     m, a, j, c = bare(m), bare(a), bare(j), bare(c)
     n = m.counts
@@ -416,7 +422,7 @@ def join(m, a, j, c, begin, handled):  # type: ignore[no-untyped-def]
                 continue
             _bound(m, a, i)
             if a.user[i] < 0 or a.item[i] < 0:
-                pass  # repeated, or there is no room for its ids: it tells the time alone
+                pass  # a duplicate, or its ids have no row: it only advances the watermark
             else:
                 if n[ERA] > 0:
                     forget_pair(m, a.user[i], a.item[i])
@@ -443,13 +449,13 @@ def join(m, a, j, c, begin, handled):  # type: ignore[no-untyped-def]
 
 @compiled
 def forget_gone(m):  # type: ignore[no-untyped-def]
-    """Nothing is left of what the call removed."""
+    """Erase everything that the call's removals discarded."""
     purge(bare(m))
 
 
 @compiled
 def close_all(m, j, c):  # type: ignore[no-untyped-def]
-    """All open exposures are closed."""
+    """Close all open exposures."""
     m, j, c = bare(m), bare(j), bare(c)
     while m.counts[HELD] > 0:
         close_oldest(m, j, c, -1)
@@ -457,7 +463,7 @@ def close_all(m, j, c):  # type: ignore[no-untyped-def]
 
 @compiled
 def note(m, slot, treated, control):  # type: ignore[no-untyped-def]
-    """The slots hold their predictions; of two in one slot, the later."""
+    """Store the predictions in the slots; of two for one slot, the later one stays."""
     for row in range(len(slot)):
         if slot[row] >= 0:
             m.slots[slot[row]].treated = treated[row]
@@ -466,7 +472,7 @@ def note(m, slot, treated, control):  # type: ignore[no-untyped-def]
 
 @compiled
 def settle(m, slot):  # type: ignore[no-untyped-def]
-    """No slot points at a row of the call that ends."""
+    """Clear the slots' references to output rows of the call that ends."""
     for row in range(len(slot)):
         if slot[row] >= 0:
             m.slots[slot[row]].predicted_by = -1
@@ -474,10 +480,11 @@ def settle(m, slot):  # type: ignore[no-untyped-def]
 
 @compiled
 def restore(m, remembered, opened, waiting):  # type: ignore[no-untyped-def]
-    """The first slots, remembered ones before open ones, and waiting outcomes are in use.
+    """Rebuild indexes, ring, heap and waiting chains after `load` has filled the arrays.
 
-    In closing order they come back to the very lists they stood in: at one time, what was closed
-    had arrived before what is open.
+    The first slots are the remembered exposures in closing order, then the open ones. This rebuilds
+    the lists in their original order: of exposures with equal times, those that have closed arrived
+    before those that are open.
     """
     m = bare(m)
     m.counts[USED] = remembered + opened

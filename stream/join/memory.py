@@ -1,19 +1,23 @@
-"""The joiner's memory: a fixed number of packed rows, found by two indexes, closed by a heap.
+"""The joiner's memory: a fixed number of packed rows with two hash indexes and a heap.
 
-    slots      one cache line an exposure, open or remembered; free ones are chained by `older`
+    slots      one cache line per exposure, open or remembered; free ones are chained by `older`
     first_ms   of a remembered exposure: the time of the first decision that it belongs to
-    click_ms   of an open exposure: the earliest click that joined it without naming it, NEVER: none
+    click_ms   of an open exposure: its earliest click that named no impression; NEVER: none
     by_pair    (user, item) -> the newest exposure of a doubly linked list, by (ts, arrival)
     by_name    (user, item, slate) -> the exposure
     heap       open exposures by (ts, arrival)
     ring       remembered exposures in closing order
     waiting    ring of outcomes without an exposure; `before` chains those of one bucket
     buckets    hash of (user, item) -> sequence number + 1 of the newest waiting outcome
-    gone_user  row -> the era of its latest removal in this call (removal.py), gone_item likewise
+    high       partition -> its highest event time (ms)
+    last       partition -> its last Kafka timestamp (ms)
+    until      partition -> index of its last record in this call, or the call's size if pending
+    gone_user  row -> the era of its latest removal in this call (removal.py); likewise gone_item
+    counts     counters and settings, by the constants below
 
 The indexes are open-addressing tables of slot + 1 (0: free) with linear probing and no tombstones.
-The chains of `waiting` need no removal: they run from new to old, so that the first sequence
-number that the ring has overwritten ends them.
+The chains of `waiting` need no removal: they run from new to old, and end at the first sequence
+number that the ring has overwritten.
 """
 
 from collections import namedtuple
@@ -43,11 +47,12 @@ EXPOSURE = np.dtype(
         ("marks", np.int32),
     ]
 )  # 64 bytes
-OPEN, SHOWN, LEARNED, CLICKED, ZERO = 1, 2, 4, 8, 32  # ZERO: its 0 was learned; 16 is a former one
-CONTRADICTS = 64  # its arm is not that of the first decision that it belongs to
-SEEN = 128  # since that decision the item was shown before it
+# flags in `marks` of an exposure; ZERO: it was learned as 0; 16 is unused, old states may set it
+OPEN, SHOWN, LEARNED, CLICKED, ZERO = 1, 2, 4, 8, 32
+CONTRADICTS = 64  # its arm differs from that of its first decision
+SEEN = 128  # the item was shown to the user between the first decision and this exposure
 NAMED = 256  # a click named it
-BLANK, ERA_AT = 1 << 11, 12  # BLANK: a removal took it; above stands its era, 0 after each call
+BLANK, ERA_AT = 1 << 11, 12  # BLANK: removed; the bits from ERA_AT on are the era (removal.py)
 ERA_MAX = (1 << (31 - ERA_AT)) - 1
 
 WAITING = np.dtype(
@@ -65,7 +70,7 @@ CLICK, TAKEN = 1, 2
 
 CLOSING = np.dtype([("ts_ms", np.int64), ("arrival", np.int64), ("slot", np.int64)])
 
-# `counts`: what there is once
+# positions in `counts`
 (
     WINDOW, IDLE, OPEN_MAX, WATERMARK, LATEST, HOLDER, OPENED, HELD, USED, FREE, FIRST, REMEMBERED,
     WAITED, LATE, CORRECTED, CONTRADICTED, EVICTED, ROWS, CLOSED_ROWS, AHEAD, ERA, UNSWEPT,
@@ -83,8 +88,8 @@ _32, _ONE = np.uint64(32), np.uint64(1)
 
 
 def allot(open_max: int, pending_max: int, closed_max: int) -> Any:
-    """Return an empty Memory of these bounds, committed as it is touched."""
-    slots = open_max + 1 + closed_max  # 1: the exposure too many, until the oldest has closed
+    """Return an empty Memory with these bounds; its pages are committed as they are touched."""
+    slots = open_max + 1 + closed_max  # 1: a new exposure opens before the oldest is closed
     table = 1 << max(10, (2 * slots - 1).bit_length())
     counts = np.zeros(23, np.int64)
     counts[OPEN_MAX], counts[HOLDER] = open_max, -1
@@ -114,12 +119,13 @@ def allot(open_max: int, pending_max: int, closed_max: int) -> Any:
 
 @inlined
 def pair(user, item):  # type: ignore[no-untyped-def]
-    """Return 64 bits of a user and an item."""
+    """Return a 64-bit hash of a user and an item."""
     return mix((np.uint64(user) << _32 | np.uint64(item)) + _ONE)
 
 
 @inlined
 def _home(m, slot, named, mask):  # type: ignore[no-untyped-def]
+    """Return the first place in an index at which the slot may stand."""
     e = m.slots[slot]
     h = pair(e.user, e.item)
     if named:
@@ -155,7 +161,7 @@ def name_place(m, user, item, slate):  # type: ignore[no-untyped-def]
 
 @inlined
 def _empty(m, table, hole, named):  # type: ignore[no-untyped-def]
-    """Take what stands in a place out of an index, closing the gap."""
+    """Remove the entry at place `hole` from an index, and close the gap."""
     mask = len(table) - 1
     at = hole
     while True:
@@ -171,7 +177,7 @@ def _empty(m, table, hole, named):  # type: ignore[no-untyped-def]
 
 @inlined
 def take_slot(m):  # type: ignore[no-untyped-def]
-    """Return a slot that is free no more."""
+    """Allocate a slot and return it."""
     slot = m.counts[FREE] - 1
     if slot < 0:
         slot = m.counts[USED]
@@ -183,7 +189,7 @@ def take_slot(m):  # type: ignore[no-untyped-def]
 
 @inlined
 def unlink(m, slot):  # type: ignore[no-untyped-def]
-    """The exposure is in no index and not in its pair's list."""
+    """Remove the exposure from the indexes and from its pair's list."""
     e = m.slots[slot]
     if e.older >= 0:
         m.slots[e.older].newer = e.newer
@@ -201,7 +207,7 @@ def unlink(m, slot):  # type: ignore[no-untyped-def]
 
 @inlined
 def free(m, slot):  # type: ignore[no-untyped-def]
-    """The slot is free."""
+    """Free the slot."""
     m.slots[slot].marks = BLANK
     m.slots[slot].older = m.counts[FREE] - 1
     m.counts[FREE] = slot + 1
@@ -209,7 +215,7 @@ def free(m, slot):  # type: ignore[no-untyped-def]
 
 @inlined
 def forget(m, slot):  # type: ignore[no-untyped-def]
-    """The exposure is in no index and no list, and its slot is free."""
+    """Remove the exposure from the indexes and its list, and free its slot."""
     if m.slots[slot].marks & BLANK == 0:
         unlink(m, slot)
     free(m, slot)
@@ -217,7 +223,7 @@ def forget(m, slot):  # type: ignore[no-untyped-def]
 
 @inlined
 def remember(m, slot):  # type: ignore[no-untyped-def]
-    """The exposure is the newest remembered one; the oldest makes room."""
+    """Append the exposure to the ring; if the ring is full, forget its oldest one."""
     size = len(m.ring)
     if m.counts[REMEMBERED] == size:
         forget(m, m.ring[m.counts[FIRST]])
@@ -229,7 +235,7 @@ def remember(m, slot):  # type: ignore[no-untyped-def]
 
 @inlined
 def push(m, slot):  # type: ignore[no-untyped-def]
-    """The exposure is in the heap, after all that came before it at its time."""
+    """Add the exposure to the heap, behind all that arrived before it with the same time."""
     ts = m.slots[slot].ts_ms
     at = m.counts[HELD]
     while at > 0:
@@ -248,7 +254,7 @@ def push(m, slot):  # type: ignore[no-untyped-def]
 
 @inlined
 def sink(m, at, n, ts, arrival, moved):  # type: ignore[no-untyped-def]
-    """The entry stands in the heap of n entries, at this place or below it."""
+    """Put an entry into the heap of n entries, at place `at` or below it."""
     while True:
         down = 2 * at + 1
         if down >= n:
@@ -271,7 +277,7 @@ def sink(m, at, n, ts, arrival, moved):  # type: ignore[no-untyped-def]
 
 @inlined
 def pop(m):  # type: ignore[no-untyped-def]
-    """Return the slot of the oldest open exposure, which is out of the heap."""
+    """Remove the oldest open exposure from the heap and return its slot."""
     slot = m.heap[0].slot
     m.counts[HELD] -= 1
     n = m.counts[HELD]
@@ -283,7 +289,7 @@ def pop(m):  # type: ignore[no-untyped-def]
 
 @inlined
 def wait(m, user, item, slate, ts, value, marks):  # type: ignore[no-untyped-def]
-    """The outcome waits for its exposure; the oldest makes room."""
+    """Add an outcome to the waiting ring, overwriting the oldest one if it is full."""
     at = m.counts[WAITED] % len(m.waiting)
     bucket = np.int64(pair(user, item) & np.uint64(len(m.buckets) - 1))
     w = m.waiting[at]

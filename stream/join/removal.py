@@ -1,12 +1,13 @@
-"""Removals: what was open, remembered or waiting of a user or an item is forgotten.
+"""Removals: everything open, remembered or waiting of a user or an item is discarded.
 
-Removals of one call are numbered: an era begins with each. Exposures and waiting outcomes bear the
-era in which they came, above their marks. What came before the latest removal of its user or item
-is gone: it joins nothing, censors nothing, and is not told when its window closes. At the end of
-the call all of it is taken out in one pass, however many removals there were, and eras begin anew.
+The removals of one call are numbered; the number is called the era. Exposures and waiting outcomes
+store the era in which they came, above their flag bits (`marks`). Those that came before the latest
+removal of their user or item are discarded: they are not joined, do not censor a control outcome
+and are not reported when their window closes. At the end of the call all of them are erased in one
+pass, however many removals there were, and the eras start again at 0.
 
-What was remembered leaves a blank in the ring, and what waited one in its ring: so what makes room
-for what else does not depend on the pass.
+A discarded entry leaves a blank in its ring, so which entries the rings overwrite does not depend
+on when the pass runs.
 """
 
 import numpy as np
@@ -36,7 +37,7 @@ _MARKS = (1 << ERA_AT) - 1
 
 @inlined
 def stale(m, marks, user, item):  # type: ignore[no-untyped-def]
-    """Tell whether what bears these marks came before the removal of its user or item."""
+    """Return whether an entry with these marks came before the removal of its user or item."""
     era = marks >> ERA_AT
     if user < len(m.gone_user) and m.gone_user[user] > era:
         return True
@@ -45,14 +46,14 @@ def stale(m, marks, user, item):  # type: ignore[no-untyped-def]
 
 @inlined
 def gone(m, slot):  # type: ignore[no-untyped-def]
-    """Tell whether the exposure is gone."""
+    """Return whether the exposure is discarded."""
     e = m.slots[slot]
     return e.marks & BLANK != 0 or stale(m, e.marks, e.user, e.item)
 
 
 @compiled
 def remove(m, kind, row):  # type: ignore[no-untyped-def]
-    """What came of the user or item before is gone."""
+    """Discard what came of the user or item so far."""
     if row < 0:
         return
     if m.counts[ERA] == ERA_MAX:
@@ -67,7 +68,7 @@ def remove(m, kind, row):  # type: ignore[no-untyped-def]
 
 @compiled
 def bury(m, slot):  # type: ignore[no-untyped-def]
-    """The exposure is in no index, and a blank where it stands."""
+    """Remove the exposure from the indexes and blank its slot."""
     e = m.slots[slot]
     if e.marks & BLANK:
         return
@@ -85,7 +86,7 @@ def bury(m, slot):  # type: ignore[no-untyped-def]
 
 @compiled
 def forget_pair(m, user, item):  # type: ignore[no-untyped-def]
-    """No exposure of the pair that is gone is in an index."""
+    """Remove the pair's discarded exposures from the indexes."""
     slot = m.by_pair[pair_place(m, user, item)] - 1
     while slot >= 0:
         older = m.slots[slot].older
@@ -96,9 +97,9 @@ def forget_pair(m, user, item):  # type: ignore[no-untyped-def]
 
 @compiled
 def sweep(m, ends):  # type: ignore[no-untyped-def]
-    """No exposure is gone but for blanks in the ring; where the call ends none bears an era.
+    """Blank all discarded exposures; at the end of a call (`ends`) also reset the eras.
 
-    Slots are read in the order of memory, and the heap only where something in it is a blank.
+    Slots are read in the order of memory; the heap is rebuilt only if a blank is in it.
     """
     n = m.counts
     blank = np.zeros(n[USED], np.uint8)
@@ -127,7 +128,7 @@ def sweep(m, ends):  # type: ignore[no-untyped-def]
 
 @compiled
 def purge(m):  # type: ignore[no-untyped-def]
-    """Nothing that is gone is left, and nothing bears an era."""
+    """Erase everything discarded, and reset all eras."""
     n = m.counts
     sweep(m, True)
     size = len(m.waiting)

@@ -1,12 +1,12 @@
-"""Which driver of the learning step runs, and why: decided once, when a model is made.
+"""Selects the driver of the learning step, once, when a model is created.
 
     sequential        one interaction after the other, on the CPU
-    blocks            block by block on threads of the CPU
-    blocks on a GPU   block by block on the GPU
+    blocks            block by block, on threads of the CPU
+    blocks on a GPU   block by block, on the GPU
 
-`auto` must not stop a stream that the CPU would have learned. So it takes a GPU only where the
-tables fit there at their bounds, and beside them the old copy of the largest while it grows.
-`device = cuda` takes it all the same.
+`auto` must not fail on a stream that the CPU could learn. So it selects a GPU only if the tables
+fit there at their maximal sizes, together with the old copy of the largest table while it grows.
+`device = cuda` selects the GPU in any case.
 """
 
 import os
@@ -27,27 +27,27 @@ FLOAT = 4  # bytes of a float32
 LINK = 8  # bytes: the row of an attribute value, and the value
 WORK = 1 << 30  # bytes for compiled kernels and the columns of a poll
 GIB = 1 << 30
-CORES_MAX = 4  # of the blocks' own choosing: the other cores belong to fetching, Redis and others
+CORES_MAX = 4  # default limit of threads; other cores are left to Kafka, Redis and other work
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What learns, where, on how many threads of the CPU, and why that."""
+    """The selected driver, its device, its number of CPU threads, and the reason."""
 
     driver: Driver
     device: Literal["cpu", "cuda"]
     threads: int
     why: str
-    name: str = ""  # of the GPU
+    name: str = ""  # name of the GPU
 
     def __str__(self) -> str:
-        """Return all of it in one line."""
+        """Return the choice and its reason in one line."""
         many = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         where = {"sequential": "the CPU", "blocks": many, "blocks on a GPU": self.name}
         return f"{self.driver} ({where[self.driver]}), because {self.why}"
 
     def settled(self, config: ModelConfig) -> ModelConfig:
-        """Return the configuration under which any other model chooses the same."""
+        """Return a configuration under which every model makes this choice."""
         step: Literal["sequential", "blocks"] = (
             "sequential" if self.driver == "sequential" else "blocks"
         )
@@ -55,9 +55,10 @@ class Choice:
 
 
 def choose(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> Choice:
-    """Return the driver for this configuration; the GPU is asked for only where it could be it.
+    """Return the driver for this configuration.
 
-    Raises Inconsistent where `device` is cuda and the GPU cannot be used.
+    `gpu` is called only if a GPU could be chosen. Raises Inconsistent if `device` is cuda and the
+    GPU cannot be used.
     """
     if config.device == "cuda":
         return _demanded(config, gpu())
@@ -77,10 +78,10 @@ def choose(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> Choice:
 
 
 def needed(config: ModelConfig) -> int:
-    """Return the bytes of GPU memory that the step can come to need.
+    """Return how many bytes of GPU memory the step may need.
 
-    Every table at its bound, the links of users and items, the old copy of the largest table while
-    it grows, and what the step works in.
+    This covers every table at its maximal size, the links of users and items, the old copy of the
+    largest table while it grows, and working memory.
     """
     sizes = (
         config.factors, config.exposure_factors, config.session_factors, len(config.outcomes),
@@ -95,6 +96,7 @@ def needed(config: ModelConfig) -> int:
 
 
 def _demanded(config: ModelConfig, found: Gpu) -> Choice:
+    """Return the choice if `device` is cuda; raise Inconsistent if the GPU cannot be used."""
     if found.lacks:
         raise Inconsistent(
             f"model.device is cuda, and {found.name or 'no GPU'} can"
@@ -106,7 +108,7 @@ def _demanded(config: ModelConfig, found: Gpu) -> Choice:
 
 
 def _against(config: ModelConfig, found: Gpu) -> str:
-    """Return what speaks against the GPU; nothing where it is usable and the tables fit."""
+    """Return the reason not to use the GPU; empty if it is usable and the tables fit."""
     if not found.name:
         return "no GPU is seen"
     if found.lacks:
@@ -120,14 +122,15 @@ def _against(config: ModelConfig, found: Gpu) -> str:
 
 
 def _room(config: ModelConfig, found: Gpu) -> str:
-    """Return in words what the tables need of what is free."""
+    """Describe the memory that the tables need and the memory that is free."""
     free = f"{found.free / GIB:.1f} of {found.memory / GIB:.1f} GiB are free"
     return f"full tables need {needed(config) / GIB:.1f} GiB where {free}"
 
 
 def _threads(config: ModelConfig) -> int:
+    """Return the number of threads of the block driver on the CPU."""
     if config.threads:
         return config.threads
-    allowed = getattr(os, "sched_getaffinity", None)  # Linux: what a container was given
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux: the cores given to a container
     cores = len(allowed(0)) if allowed else os.cpu_count() or 1
     return min(cores, CORES_MAX)

@@ -1,4 +1,4 @@
-"""The uniform pairs of a batch, the rows that it touches, and what its users have seen."""
+"""Draws the uniform items of a batch, and lists the rows that it touches."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ PREDICT, CLOSED = int(Role.PREDICT), int(Role.CLOSED)
 
 
 class Drawn(NamedTuple):
-    """The columns that pairs are drawn by (B,)."""
+    """The columns of the batch (B,) that the draw depends on."""
 
     user: Array
     item: Array
@@ -25,18 +25,18 @@ class Drawn(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What is remembered between batches: what users saw, and which items are alive."""
+    """What is kept between batches: the items that users saw, and the items that can be drawn."""
 
-    history: Array  # (users, 1 + history) a ring behind its position
-    living: Array  # of `Living`, with place and size
+    history: Array  # (users, 1 + history) the next position, then a ring of items
+    living: Array  # `Living.rows`, with its place and size
     place: Array
     size: Array
-    mark_user: Array  # 0 before and after
+    mark_user: Array  # scratch, all 0 between calls
     mark_item: Array
 
 
 class Touched(NamedTuple):
-    """What is written: the uniform pairs (B, P), and the rows of the interactions, each once."""
+    """The outputs: the uniform items (B, P), and the distinct rows of the interactions."""
 
     pair: Array
     users: Array
@@ -45,18 +45,18 @@ class Touched(NamedTuple):
 
 @embedded
 def remember(history: Array, user: int, item: int) -> None:
-    """Put the item in the ring of what the user saw."""
+    """Add the item to the ring of items that the user saw."""
     at, size = history[user, 0], history.shape[1] - 1
     history[user, 1 + (at if at < size else at - size)] = item
-    # only the place and "full" matter
+    # values from `size` on mean that the ring is full; wrapping there avoids an overflow
     history[user, 0] = size if at + 1 == 2 * size else at + 1
 
 
 @embedded
 def draw_pairs(c: Drawn, m: Memory, j: int, pair: Array) -> None:
-    """Write the uniform pairs of interaction j, -1 where it has none.
+    """Write the uniform items of interaction j; -1 where it has none.
 
-    An item that was removed is in no pair until an interaction of its own, which revives it.
+    A removed item is not drawn until an interaction of its own revives it.
     """
     counter = c.key[j]
     if m.size[LISTED] > 0:
@@ -74,7 +74,7 @@ def draw_pairs(c: Drawn, m: Memory, j: int, pair: Array) -> None:
 
 @embedded
 def distinct(rows: Array, mark: Array, out: Array) -> int:
-    """Write the rows, each once, in the order in which they come; return how many there are."""
+    """Write the distinct rows in order of first occurrence; return how many there are."""
     n = 0
     for j in range(rows.size):
         if mark[rows[j]] == 0:
@@ -88,10 +88,10 @@ def distinct(rows: Array, mark: Array, out: Array) -> int:
 
 @compiled
 def draw(columns: Drawn, memory: Memory, out: Touched) -> tuple[int, int]:
-    """Write the uniform pairs (B, P), remember what was seen, name the rows touched.
+    """Draw the uniform items, update the users' histories, and list the touched rows.
 
-    Rows touched are those of the interactions, not of their pairs. Returns how many users and items
-    were written.
+    Touched rows are those of the interactions, not those of the uniform items. Returns how many
+    users and items were written.
     """
     c, m, o = bare(columns), bare(memory), bare(out)
     for j in range(c.user.size):

@@ -1,4 +1,4 @@
-"""The drivers by what was chosen: each learns batches, over the same functions of the step."""
+"""The drivers of the learning step; all of them use the same functions of `stream.model.step`."""
 
 from typing import Any, Protocol
 
@@ -31,15 +31,15 @@ class Tables:
 
 
 class Driver(Protocol):
-    """Learns batches, where the tables stand."""
+    """Learns batches on the memory where the tables are (CPU or GPU)."""
 
     compiled: Any  # the function that numba compiled
 
     def arrays(self) -> Arrays:
-        """Return the tables and links as the compiled step takes them."""
+        """Return the tables and links as arguments of the compiled step."""
 
     def learn(self, given: Given, out: Predictions, memory: float, linked: bool) -> None:
-        """Learn the columns in order, and write what was expected of each before.
+        """Learn the columns in order, and write each one's prediction before it is learned.
 
         `memory` is `ModelConfig.memory`; `linked` says whether any row has attribute values.
         """
@@ -47,32 +47,32 @@ class Driver(Protocol):
     def ensure(
         self, table: Table, rows: NDArray[np.int32], salt: int, seed: np.uint64, start: Floats
     ) -> None:
-        """Make every named row exist."""
+        """Create those of the rows that do not exist yet."""
 
     def serve(self, side: int, rows: NDArray[np.int32], share: np.float32) -> tuple[Floats, Floats]:
-        """Return rows of users (side 0) or items (1) as they are packed, and as they are served."""
+        """Return rows of users (side 0) or items (side 1), packed and as they are served."""
 
 
 class Host:
-    """What drivers on the CPU have in common."""
+    """Shared parts of the drivers on the CPU."""
 
     def __init__(self, tables: Tables) -> None:
-        """Take the tables."""
+        """Keep the tables."""
         self._tables = tables
 
     def arrays(self) -> Arrays:
-        """Return the tables and links as the compiled step takes them."""
+        """Return the tables and links as arguments of the compiled step."""
         user, item, feature = self._tables.rows
         return tables_of(user.array, item.array, feature.array, *self._tables.links)
 
     def ensure(
         self, table: Table, rows: NDArray[np.int32], salt: int, seed: np.uint64, start: Floats
     ) -> None:
-        """Make every named row exist."""
+        """Create those of the rows that do not exist yet."""
         ensure(table.array, rows, table.layout, salt, seed, start)
 
     def serve(self, side: int, rows: NDArray[np.int32], share: np.float32) -> tuple[Floats, Floats]:
-        """Return rows of users (side 0) or items (1) as they are packed, and as they are served."""
+        """Return rows of users (side 0) or items (side 1), packed and as they are served."""
         table, features, links = (
             self._tables.rows[side], self._tables.rows[2], self._tables.links[side],
         )  # fmt: skip
@@ -86,21 +86,21 @@ class Host:
 
 
 class Sequential(Host):
-    """One interaction after the other, on one core."""
+    """Learns one interaction after the other on one core."""
 
     def __init__(self, at: Layouts, tables: Tables) -> None:
-        """Make room for one interaction."""
+        """Compile the driver, and allocate scratch memory for one interaction."""
         super().__init__(tables)
         self.compiled = sequential(at)
         self._scratch = scratch(at, 1)
 
     def learn(self, given: Given, out: Predictions, memory: float, linked: bool) -> None:
-        """Learn the columns in order, and write what was expected of each before."""
+        """Learn the columns in order, and write each one's prediction before it is learned."""
         self.compiled(given, self._scratch, out, memory)
 
 
 def driver(choice: Choice, at: Layouts, config: ModelConfig, tables: Tables) -> Driver:
-    """Return the chosen driver for rows of these layouts; only what it compiles is imported."""
+    """Return the chosen driver for rows of these layouts; other drivers are not imported."""
     if choice.driver == "sequential":
         return Sequential(at, tables)
     if choice.driver == "blocks":

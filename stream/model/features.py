@@ -1,8 +1,8 @@
-"""Attributes as named values: what an attribute stands for, and with which weight.
+"""Encoding of attributes as named values, each with a numeric weight.
 
-A value is named `{kind}␟{attribute}␟{sign}{text}`, ␟ being 0x1F. Whatever a producer's text holds,
+A value is named `{kind}␟{attribute}␟{sign}{text}`, where ␟ is 0x1F. Whatever text a producer sends,
 no two values share a name, and a name has at most 256 bytes: 0x1F and 0x1B are escaped in the
-parts, and a part that is too long is cut and ends in a hash of all of it.
+parts, and a part that is too long is truncated and ends in a hash of the whole part.
 """
 
 import hashlib
@@ -10,21 +10,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 Kind = Literal["user", "item"]
-FAR = 16.0  # deviations from its center, beyond which a number acts as one that far
-DIGITS = (1, 2, 3)  # a number is learned at these significant digits: coarse ones generalise
-NAME_MAX = 256  # bytes, as an id has at most
-_ATTRIBUTE_MAX = 120  # of which an attribute's own name
+FAR = 16.0  # standardised numbers are clipped to [-FAR, FAR]
+DIGITS = (1, 2, 3)  # a number is encoded at each of these significant digits
+NAME_MAX = 256  # bytes, the same as for an id
+_ATTRIBUTE_MAX = 120  # bytes of it for the attribute's name
 _SEPARATOR, _ESCAPE = "\x1f", "\x1b"
-_HASHED = f"{_ESCAPE}h"  # ends a part that was cut, before its hash
+_HASHED = f"{_ESCAPE}h"  # precedes the hash at the end of a truncated part
 
 
 def links_of(
     kind: Kind, attributes: Mapping[str, Any], linear: bool = True
 ) -> Iterator[tuple[str, float]]:
-    """Name the values that an entity's attributes stand for, each once, with its value.
+    """Yield the distinct values that the attributes stand for, as pairs (name, weight).
 
-    Texts and booleans have the value 1; a number has 1 at each of its rounded digits, and its own
-    value under the name of its slope.
+    A text or boolean has the weight 1. A number has the weight 1 at each of its roundings and, if
+    `linear`, its own value under the name of its slope.
     """
     found: dict[str, float] = {}
     for name, value in attributes.items():
@@ -33,7 +33,7 @@ def links_of(
             if isinstance(one, bool) or isinstance(one, str):
                 found[_named(head, f"={one}")] = 1.0
             elif one is not None:
-                number = float(one) + 0.0  # the sum of -0 and 0 is 0
+                number = float(one) + 0.0  # turns -0 into 0
                 for digits in DIGITS:
                     found[f"{head}~{number:.{digits}g}"] = 1.0
                 if linear:
@@ -47,7 +47,7 @@ def slope_name(kind: Kind, name: str) -> str:
 
 
 def number_of(kind: Kind, name: str) -> str | None:
-    """Return the attribute whose slope is so named, None if it is no slope of that kind."""
+    """Return the attribute whose slope has this name, None if it is no slope of that kind."""
     if not (is_slope(name) and name.startswith(f"{kind}{_SEPARATOR}")):
         return None
     return attribute_of(name)
@@ -59,20 +59,20 @@ def is_slope(name: str) -> bool:
 
 
 def attribute_of(name: str) -> str:
-    """Return the attribute that a feature is a value of, as `label` writes it."""
+    """Return the attribute that a named value belongs to, in the form of `label`."""
     held = name.split(_SEPARATOR, 2)[1]
     return held.replace(f"{_ESCAPE}f", _SEPARATOR).replace(f"{_ESCAPE}e", _ESCAPE)
 
 
 def label(attribute: str) -> str:
-    """Return how figures name an attribute: as it is, but where it is too long."""
+    """Return the name of an attribute for display: unchanged, or truncated if too long."""
     return attribute_of(f"{_SEPARATOR}{_part(attribute, _ATTRIBUTE_MAX)}")
 
 
 def renamed(name: str) -> str:
-    """Return the name that a value has now, which may have another in an older state.
+    """Return the current name of a value that may have another name in an old state.
 
-    There it could be of any length, and its text hold separators of its own.
+    Names in old states could have any length, and their text could contain separators.
     """
     if len(_bytes(name)) <= NAME_MAX and name.count(_SEPARATOR) == 2:
         return name
@@ -89,7 +89,7 @@ def _named(head: str, said: str) -> str:
 
 
 def _part(text: str, most: int) -> str:
-    """Return the text without separators, in at most so many bytes."""
+    """Return the text with separators escaped, in at most `most` bytes."""
     part = text
     if _ESCAPE in text or _SEPARATOR in text:
         part = text.replace(_ESCAPE, f"{_ESCAPE}e").replace(_SEPARATOR, f"{_ESCAPE}f")

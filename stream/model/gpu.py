@@ -1,7 +1,7 @@
-"""Which GPU there is, and what it lacks before the step can run on it.
+"""Finds the GPU, and what is missing before the step can run on it.
 
-Where torch is built for the CPU the question costs the reading of two small files: neither torch
-nor numba is imported for it, and the driver is left alone.
+If torch is built without CUDA, this only reads two small files: it imports neither torch nor numba
+and does not touch the GPU driver.
 """
 
 import functools
@@ -13,24 +13,24 @@ from importlib import import_module, util
 from pathlib import Path
 from typing import Any
 
-OLDEST = (7, 0)  # compute capability: from Volta on
+OLDEST = (7, 0)  # least compute capability: Volta
 EXTRA = "pip install 'counterflow[cuda]'"
 INDEX = "https://download.pytorch.org/whl/cu130"
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """The first GPU; the step can run on it where nothing is lacking."""
+    """The first GPU; the step can run on it if `lacks` is empty."""
 
-    name: str  # empty where none is seen
-    memory: int  # bytes; 0 where it could not be asked
-    free: int  # bytes, as of the first question
-    lacks: tuple[str, ...]  # what is missing, each with what to do about it
+    name: str  # empty if no GPU is seen
+    memory: int  # bytes; 0 if unknown
+    free: int  # bytes that were free at the first call of `gpu`
+    lacks: tuple[str, ...]  # what is missing, each with its remedy
 
 
 @functools.cache
 def gpu() -> Gpu:
-    """Return the GPU as this process found it at first, so that every model of it chooses alike."""
+    """Return the GPU as this process first found it, so that all its models choose alike."""
     version, cuda = torch_build()
     lacks = []
     if cuda is None:
@@ -46,7 +46,7 @@ def gpu() -> Gpu:
 
 
 def torch_build() -> tuple[str, str | None]:
-    """Return torch's version, and the version of CUDA it is built with, without importing torch."""
+    """Return torch's version and the CUDA version it was built with, without importing torch."""
     found = util.find_spec("torch")
     if found is None or found.origin is None:
         return "", None
@@ -60,8 +60,8 @@ def torch_build() -> tuple[str, str | None]:
 
 
 def seen(root: Path = Path("/")) -> str:
-    """Return the name of the first NVIDIA GPU that the system lists; empty where none is shown."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # hidden on purpose
+    """Return the name of the first NVIDIA GPU that the system lists; empty if there is none."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # deliberately hidden
         return ""
     for told in sorted(root.glob("proc/driver/nvidia/gpus/*/information")):
         model = re.search(r"^Model:\s*(.+?)\s*$", told.read_text(errors="replace"), re.MULTILINE)
@@ -70,7 +70,7 @@ def seen(root: Path = Path("/")) -> str:
 
 
 def unseen(cuda: str = "") -> str:
-    """Return what lacks where the driver shows no device."""
+    """Return the remedy if the driver shows no device."""
     newest = f" for CUDA {cuda} or newer" if cuda else ""
     return (
         f"no device is seen by the driver: install NVIDIA's driver{newest}, hand the GPU to the"
@@ -79,14 +79,14 @@ def unseen(cuda: str = "") -> str:
 
 
 def asked(lacks: list[str]) -> Gpu:
-    """Return the GPU that torch, which is built with CUDA, sees; it lacks what is lacking so far.
+    """Return the GPU that torch, built with CUDA, sees; `lacks` is what is missing so far.
 
-    Asking makes a context on the device, which the step then uses.
+    This creates a context on the device, which the step then uses.
     """
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an old driver: `unseen` says what to do
+        warnings.simplefilter("ignore")  # about an old driver; `unseen` gives the remedy
         if not torch.cuda.is_available():
             return Gpu(seen(), 0, 0, (*lacks, unseen(str(torch.version.cuda))))
         at = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -106,7 +106,7 @@ def numba_lacks() -> list[str]:
             return [f"numba-cuda finds no CUDA toolkit: {EXTRA}"]
         if not cuda.get_current_device().COOPERATIVE_LAUNCH:
             return ["the device has no cooperative launch: another GPU, or its driver outside MPS"]
-    except Exception as error:  # whatever a library raises that does not fit the others
+    except Exception as error:  # incompatible libraries raise anything
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         return [f"numba-cuda cannot be used ({said}): {EXTRA}"]
     return []

@@ -1,6 +1,7 @@
-"""New rows: drawn from the seed, so that a row that exists never depends on who asks for it.
+"""Creation of rows: values are drawn from the seed and the row, never from the time of creation.
 
-No fast-math: the bits are promised. The kernels hold no Python object and release the GIL.
+Fast-math is off, since results are promised bit by bit. The kernels hold no Python objects and
+release the GIL.
 """
 
 from collections.abc import Callable
@@ -13,26 +14,27 @@ import stream.compiled
 from stream.model.layout import Layout
 
 Array = NDArray[Any]
-USER, ITEM, FEATURE = 0, 1, 2  # the salt of a new row's vector
+USER, ITEM, FEATURE = 0, 1, 2  # salt of the random numbers of new rows, by kind
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(law: F, inline: stream.compiled.Inline = "never") -> F:
-    """Return the law compiled without checks for division by zero.
+    """Compile a function without checks for division by zero.
 
-    None can happen here: the accumulators start above 0. With them the loop takes twice the time.
+    No division by zero can occur, because the accumulators start above 0; the checks would double
+    the time of the loops.
     """
     return cast(F, stream.compiled.compiled(law, inline, error_model="numpy"))
 
 
 def inlined(law: F) -> F:
-    """Return the law compiled into its callers: a call would count references of its arrays."""
+    """Compile a function into its compiled callers; a call would count references of its arrays."""
     return compiled(law, "always")
 
 
 @compiled
 def mix(key: np.uint64) -> np.uint64:
-    """Return 64 well-mixed bits of a counter (splitmix64, Steele et al. 2014)."""
+    """Return 64 well-mixed bits of a counter (splitmix64; Steele, Lea and Flood, 2014)."""
     z = key + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -41,7 +43,7 @@ def mix(key: np.uint64) -> np.uint64:
 
 @inlined
 def normal(bits: np.uint64) -> np.float32:
-    """Return four uniforms of 16 bits, summed: near enough to a standard normal."""
+    """Return an approximately standard normal number: the sum of four uniforms of 16 bits."""
     total = np.uint64(0)
     for k in range(4):
         total += (bits >> np.uint64(16 * k)) & np.uint64(0xFFFF)
@@ -51,10 +53,10 @@ def normal(bits: np.uint64) -> np.float32:
 
 @compiled
 def create(table: Array, row: int, at: Layout, salt: int, seed: np.uint64, start: Array) -> None:
-    """Make the row exist: small vectors drawn from (seed, salt, row), accumulators at start.
+    """Create the row: small random vectors from (seed, salt, row), accumulators at their start.
 
-    `start` is bias accumulator, vector accumulator, exposure accumulator, spread of the vector,
-    spread of the exposure vector.
+    `start` holds the initial accumulators of biases, vector and exposure vector, then the standard
+    deviations of the vector and of the exposure vectors.
     """
     base = mix(mix(seed + np.uint64(salt)) ^ np.uint64(row))
     for d in range(at.D):
@@ -78,7 +80,7 @@ def create(table: Array, row: int, at: Layout, salt: int, seed: np.uint64, start
 
 @compiled
 def ensure(table: Array, rows: Array, at: Layout, salt: int, seed: np.uint64, start: Array) -> None:
-    """Make every named row exist."""
+    """Create those of the rows that do not exist yet."""
     for j in range(rows.size):
         if table[rows[j], at.vector_sum] == 0:
             create(table, rows[j], at, salt, seed, start)

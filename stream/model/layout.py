@@ -1,29 +1,32 @@
-"""Where the parts of a packed row stand, per kind of row.
+"""The positions of the fields in a packed row, for each kind of row.
 
-A row is one piece of 64-byte-aligned memory, so that an event touches few cache lines:
+A row is one piece of 64-byte-aligned memory, so an event touches few cache lines:
 
     vector D | expo E | session S | bias C | bias_sum C | vector_sum | expo_sum | session_sum
              | events | exposures | controls
     users:   recent S
-    items:      control D | control_sum | heat | heat_s | usual Y | rest Y | outcomes Y
-    items, attribute values, where averages are served: mean D | mean_bias Y
+    items:   control D | control_sum | heat | heat_s | usual Y | rest Y | outcomes Y
+    items and attribute values, if averages are served: mean D | mean_bias Y
     attribute values: center | inverse
 
-`*_sum` are the accumulators of row-wise Adagrad; `events, exposures, controls, heat_s, outcomes`
-are the bits of a uint32. The C = 3 Y + H biases are [treated Y | control Y | imputed Y |
-exposure H]. A row with `vector_sum` 0 does not exist yet.
+`*_sum` are the accumulators of row-wise Adagrad. `recent` is r_u, the running mean of t' of the
+user's latest items; `control` is the item's part of h⁰; `heat` is the decayed count of clicks and
+ratings as of `heat_s`; `usual` and `rest` are the running means of q (r_i) and of the label, over
+`outcomes` outcomes; `center` and `inverse` standardise a number. `events`, `exposures`, `controls`,
+`heat_s` and `outcomes` hold the bits of a uint32. The C = 3 Y + H biases are [treated Y | control Y
+| factual Y | exposure H]. A row whose `vector_sum` is 0 does not exist yet.
 """
 
 from typing import Literal, NamedTuple
 
 LINE = 16  # float32 values in a cache line of 64 bytes
-STRIDE = 32  # those that a GPU's lanes read at once
-HEADS = 2  # of the exposure model: self-selection, and the policy behind impressions
+STRIDE = 32  # float32 values that the lanes of a GPU warp read at once
+HEADS = 2  # of the exposure model: self-selection, and the policy behind the impressions
 Part = Literal["user", "item", "feature"]
 
 
 class Layout(NamedTuple):
-    """Sizes, and the first column of each part; -1 where the kind has none."""
+    """Sizes, and the first column of each field; -1 if that kind of row has none."""
 
     D: int
     E: int
@@ -66,7 +69,7 @@ def layout(
     averaged: bool = False,
     line: int = LINE,
 ) -> Layout:
-    """Return the layout of that kind of row, its width padded to whole lines."""
+    """Return the layout of that kind of row; its width is padded to whole multiples of `line`."""
     biases = 3 * outcomes + HEADS
     sizes = {
         "vector": factors, "expo": exposure_factors, "session": session_factors,

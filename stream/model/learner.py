@@ -1,4 +1,4 @@
-"""The learner: what the trainer calls, whichever way the step runs."""
+"""The learner: the model's interface to the engine, independent of the driver."""
 
 import logging
 from collections.abc import Mapping
@@ -59,26 +59,26 @@ from stream.roles import Role
 log = logging.getLogger(__name__)
 
 VERSION = 3  # of the saved state
-MEAN_OF = 1_024  # users whose mean stands for that of all
-WIDENS = 1_000.0  # times that a number's spread may grow with its slope kept
-SLOPE_MOVES = 0.02  # from one step to the next: all items are written again
+MEAN_OF = 1_024  # users sampled for the mean user
+WIDENS = 1_000.0  # if a number's spread grows by more than this factor, its slope is reset
+SLOPE_MOVES = 0.02  # change of a slope in one step after which all items are written again
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one step changed: rows sorted and distinct, predictions as of before each event."""
+    """What one step changed: sorted distinct rows, and predictions made before each was learned."""
 
     users: NDArray[np.int32]
     items: NDArray[np.int32]
     prediction: NDArray[np.float32]  # (B,) of the outcome, as it was shown
-    control: NDArray[np.float32]  # (B,) of the outcome if withheld; nan where nothing is known
-    terms: NDArray[np.float32]  # (B, 6) of the sampled ones' scores; else the user's alone
-    served: NDArray[np.float32]  # (B,) as a list by outcome would have said it; nan of no outcome
+    control: NDArray[np.float32]  # (B,) of the outcome if withheld; nan where unknown
+    terms: NDArray[np.float32]  # (B, 6) TERMS of sampled scores; of others the user's only
+    served: NDArray[np.float32]  # (B,) the served score; nan without an outcome if shown
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows as they are served: attributes are folded in, so a score is a sum and a product.
+    """Rows as they are served; attributes are included, so a score is a sum and a dot product.
 
     users     bias [a Y | a0 Y]                           vector [g D | s E + S]
     items     bias [c Y | c0 Y | m H | q | has_control]   vector [h D | h0 D | t E + S]
@@ -94,26 +94,26 @@ class Rows:
 def _rows(
     bias: NDArray[np.float32], vector: NDArray[np.float32], packed: NDArray[np.float32], at: Layout
 ) -> Rows:
-    """Return rows with the counts that stand in their packed ones."""
+    """Return Rows with the counts from the packed rows."""
     bits = packed.view(np.uint32)
     counts = (bits[:, part].copy() for part in (at.events, at.exposures, at.controls))
     return Rows(bias, vector, *counts)
 
 
 class Learner:
-    """The parameters and the optimizer; one owner, one thread.
+    """The parameters, the optimizer state and their updates; used by one thread.
 
-    The same seed and the same events give the same bits, however they are cut into batches (the
-    sequential step, on one machine).
+    With the sequential driver on one machine, the same seed and the same events give the same bits,
+    however the events are divided into batches.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
-        """Reserve the memory; no row exists yet."""
+        """Choose the driver and reserve the memory; no row exists yet."""
         c = self.config = config
         self.seed = seed
         self.choice = choose(config)
         self.device = torch.device(self.choice.device)
-        torch.set_num_threads(1)  # the trainer's other core belongs to fetching and Redis
+        torch.set_num_threads(1)  # leave other cores to fetching and Redis
         sizes = (
             c.factors, c.exposure_factors, c.session_factors, len(c.outcomes), c.average > 0,
             LINE if self.device.type == "cpu" else STRIDE,
@@ -139,8 +139,9 @@ class Learner:
         self._at = Layouts(self.user.layout, self.item.layout, self.feature.layout, pairs)
         tables = Tables(self.user, self.item, self.feature, self.links["user"], self.links["item"])
         self.driver = driver(self.choice, self._at, c, tables)
-        self._dirty = reserve(c.max_items, 1, np.uint8)[:, 0]  # moved by a pair, not yet written
-        self._living = Living(c.max_items)  # whom uniform pairs are drawn from
+        # items changed as uniform items of an interaction and not yet published
+        self._dirty = reserve(c.max_items, 1, np.uint8)[:, 0]
+        self._living = Living(c.max_items)  # the items that uniform items are drawn from
         self._now_s = 0  # the latest event time learned
         start = np.array([c.start_bias, c.start_factor, c.start_exposure], np.float32)
         spread = (c.spread_factor, c.spread_factor, c.spread_feature)
@@ -165,26 +166,26 @@ class Learner:
             self._now_s = max(self._now_s, int(batch.ts_ms.max()) // 1000)
             self._past.add(batch)
         moved = np.abs(self.scalars.outcome[:, SLOPE] - slopes)
-        if (moved > SLOPE_MOVES).any():  # it is part of every item's served bias
+        if (moved > SLOPE_MOVES).any():  # kappa is part of every item's served bias
             self._dirty[: self.item.used] = 1
         return Update(users, items, *told)
 
     def replay(self, count: int) -> Update:
-        """Learn `count` remembered interactions once more; they are not counted again.
+        """Learn `count` remembered interactions once more, without counting them again.
 
-        Which ones depends on the seed and on how often replay was called, so a stream that is
-        replayed while its queue is empty is not the same bits twice.
+        The selection depends on the seed and on the number of calls, so two runs that replay while
+        their queue is empty do not have the same bits.
         """
         batch = self._past.draw(count, self.seed)
         pair, users, items = self._draw(batch)
         return Update(users, items, *self._learn(batch, pair, False))
 
     def imagine(self, batch: Batch, update: Update) -> Update:
-        """Learn what would have come of other items and times than the batch's, just learned.
+        """Learn the counterfactual outcomes of a batch that was just learned (synthetic.py).
 
-        Nothing is counted, evaluated or remembered for replay, and no global term moves. Nothing is
-        made with `synthetic` 0. What is made is of the model after the step, so how a stream is
-        cut into batches is in the bits.
+        They are not counted, evaluated or remembered for replay, and move no global term. With
+        `synthetic` 0 there are none. They depend on the model after the step, so with them the bits
+        depend on how a stream is divided into batches.
         """
         if self._imagined is None:
             made = batch.cut(0, 0)
@@ -198,6 +199,7 @@ class Learner:
     def _learn(
         self, batch: Batch, pair: NDArray[np.int32], live: bool
     ) -> tuple[NDArray[np.float32], ...]:
+        """Let the driver learn the batch; return predictions, controls, terms and served scores."""
         prediction = np.full(len(batch), np.nan, np.float32)
         control = np.full(len(batch), np.nan, np.float32)
         terms = np.zeros((len(batch), len(TERMS)), np.float32)
@@ -205,7 +207,7 @@ class Learner:
         ts_s = batch.ts_ms // 1000
         s = self.scalars
         learns = (batch.role != Role.PREDICT) & (batch.role != Role.CLOSED)
-        step = np.cumsum(learns) - learns + s.count[STEPS]  # how many were learned before each
+        step = np.cumsum(learns) - learns + s.count[STEPS]  # number learned before each
         columns = Columns(
             batch.user, batch.item, batch.outcome, batch.label, batch.role, batch.propensity,
             batch.position, ts_s, batch.counts, pair, step,
@@ -219,19 +221,19 @@ class Learner:
         return prediction, control, terms, served
 
     def dirty(self) -> NDArray[np.int32]:
-        """Return the items that `take_dirty` will return."""
+        """Return the items that `take_dirty` would return."""
         return np.flatnonzero(self._dirty[: self.item.used]).astype(np.int32)
 
     def take_dirty(self, most: int) -> NDArray[np.int32]:
-        """Return up to `most` items that moved in pairs alone; they count as written."""
+        """Return up to `most` items that changed only as uniform items; mark them as published."""
         rows = np.flatnonzero(self._dirty[: self.item.used])[:most].astype(np.int32)
         self._dirty[rows] = 0
         return rows
 
     def set_attributes(self, kind: Kind, row: int, attributes: Mapping[str, Any] | None) -> None:
-        """Link the row to the values of its attributes, in place of those it had.
+        """Link the row to the values of its attributes, which replace those it had.
 
-        Values not seen before are admitted up to `max_features`; those refused are counted in
+        New values are admitted up to `max_features`; those not admitted are counted in
         `features.refused`.
         """
         self._admit(kind, np.array([row], np.int32))
@@ -240,7 +242,7 @@ class Learner:
             self._ensure(self.item, np.array([row], np.int32), ITEM)
         links: list[tuple[int, float]] = []
         for name, value in links_of(kind, attributes or {}, self.config.linear):
-            full = len(links) == self.config.max_links  # what is not linked takes no room
+            full = len(links) == self.config.max_links  # then do not create a row for the value
             at = None if full else self.features.admit(name)
             if at is None:
                 self.features.refused += 1
@@ -255,7 +257,7 @@ class Learner:
         self.links[kind].set(row, links)
 
     def _begin(self, at: int, name: str) -> None:
-        """The attribute value has a row; a slope's starts flat: numbers far out would shout."""
+        """Create the attribute value's row; a slope starts at 0, lest outliers dominate."""
         self._values.add(at)
         self.feature.touch(at + 1)
         self._ensure(self.feature, np.array([at], np.int32), FEATURE)
@@ -266,9 +268,9 @@ class Learner:
                 self.feature.packed[at, first : first + size] = 0
 
     def numbers(self, items: NDArray[np.int32]) -> NDArray[np.float32] | None:
-        """Return the numbers that stand among the items' attributes now (B, NUMBERS), else nan.
+        """Return the items' current numeric attributes (B, NUMBERS), nan where an item has none.
 
-        Their names are `features.numbers`. None while no item ever had one.
+        Their names are `features.numbers`. Returns None until any item has had a number.
         """
         if not self.features.numbers:
             return None
@@ -278,7 +280,9 @@ class Learner:
         return x
 
     def mean_user(self) -> NDArray[np.float32]:
-        """Return the mean factors (D,) of the users, of about 1,024 spread over all."""
+        """Return the mean factors (D,) of a sample of about 1,024 users, evenly spaced over the
+        rows.
+        """
         used = self.user.used
         rows = np.arange(0, used, max(1, -(-used // MEAN_OF)), dtype=np.int32)
         rows = rows[self.exist("user", rows)]
@@ -288,9 +292,10 @@ class Learner:
         return np.asarray(vectors.mean(0), np.float32)
 
     def _rescale(self, feature: int, center: float, scale: float) -> None:
-        """Measure a number from another center and scale; what its slope says stays the same.
+        """Change a number's center and scale; rescale its slope so that its effect stays the same.
 
-        But where the spread has become so much wider that it would shout: it begins flat again.
+        If the spread grew by more than WIDENS, the slope would let outliers dominate, so it is
+        reset to 0.
         """
         at = self.feature.layout
         row = self.feature.packed[feature]
@@ -303,7 +308,7 @@ class Learner:
         row[at.center], row[at.inverse] = center, 1.0 / scale
 
     def rows(self, kind: Kind, rows: NDArray[np.int32]) -> Rows:
-        """Return rows as they are served; a row never touched is zeros, and stays so."""
+        """Return rows as they are served; a row never touched is zeros, and is not created."""
         table, at = self.table(kind), self.table(kind).layout
         n, known = len(rows), rows < table.used
         vector, expo = np.zeros((n, at.D), np.float32), np.zeros((n, at.E + at.S), np.float32)
@@ -323,7 +328,7 @@ class Learner:
                 (packed[:, at.control_sum] > 0)[:, None].astype(np.float32),
             ]
             first = at.mean if self.config.average > 0 else at.vector
-            # the treated vector with its own part replaced: the attributes are both arms'
+            # h0: the attributes' part of h is common to both arms, only the item's own differs
             control = packed[:, at.control : at.control + at.D]
             vectors.append(vector + control - packed[:, first : first + at.D])
         return _rows(np.concatenate(biases, 1), np.concatenate([*vectors, expo], 1), packed, at)
@@ -331,7 +336,7 @@ class Learner:
     def feature_rows(self, rows: NDArray[np.int32]) -> Rows:
         """Return attribute values as they are served.
 
-        bias (n, 2Y + H + 4) is [b Y | b0 Y | m H | low | high | center | scale], vector (n, D).
+        bias (n, 2Y + H + 4) is [b Y | b0 Y | m H | low | high | center | scale], vector is (n, D).
         """
         at = self.feature.layout
         packed = self.feature.read(rows)
@@ -342,14 +347,14 @@ class Learner:
         exposure = packed[:, at.bias + 3 * at.Y : at.bias + at.C]
         bounds = np.array([self.features.range(f) for f in rows.tolist()]).reshape(-1, 2)
         numeric = (bounds != 0).any(1) | (packed[:, at.center] != 0)
-        inverse = packed[:, at.inverse]  # 0: known by name alone, as earlier states may have it
+        inverse = packed[:, at.inverse]  # 0: known only by name, as in some old states
         scale = np.where(numeric & (inverse > 0), 1.0 / np.where(inverse > 0, inverse, 1.0), 0.0)
         measure = np.stack([*bounds.T, np.where(numeric, packed[:, at.center], 0.0), scale], 1)
         bias = np.concatenate([own, control, exposure, measure], 1)
         return _rows(bias.astype(np.float32), vector.copy(), packed, at)
 
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """Return (biases, length of the vector) of the served rows, by kind."""
+        """Return (number of biases, length of the vector) of the served rows, by kind."""
         at = self.item.layout
         heads = at.C - 3 * at.Y
         return {
@@ -359,11 +364,11 @@ class Learner:
         }
 
     def _level(self, bias: NDArray[np.float32], packed: NDArray[np.float32]) -> None:
-        """Take out of the items' biases what their usual popularity adds to them.
+        """Shift the items' biases from the item's running mean popularity to the overall mean.
 
-        The learner's c_i is of the item at its usual popularity, before any outcome at its present
-        one; what is served is of the item at the mean popularity of all outcomes, so that
-        kappa (q - mean) is the whole path.
+        The learner's c_i belongs to r_i, the item's running mean of q (or the present q before its
+        first outcome). The served c_i belongs to the mean popularity of all outcomes, so that kappa
+        (q - mean) is the whole popularity path.
         """
         o = self.scalars.outcome
         if not self.config.paths.popularity:
@@ -376,13 +381,14 @@ class Learner:
         bias[:, : at.Y] -= np.where(exists, o[:, SLOPE] * (usual - o[:, Q_MEAN]), 0.0)
 
     def _popularity(self, packed: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return q = log(1 + decayed count) (n,) as of the latest event time."""
         at = self.item.layout
         age = self._now_s - packed.view(np.uint32)[:, at.heat_s].astype(np.float64)
         heat = packed[:, at.heat] * 0.5 ** (np.maximum(age, 0.0) / self.config.half_life_s)
         return np.log1p(heat).astype(np.float32)
 
     def exist(self, kind: Kind, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Return which rows were learned or described, and not forgotten since (n,)."""
+        """Return which rows were learned or described, and not removed since (n,)."""
         table = self.table(kind)
         found = rows < table.used
         at = torch.from_numpy(rows[found]).long().to(table.packed.device)
@@ -391,22 +397,22 @@ class Learner:
         return found & ~self.removed(rows) if kind == "item" else found
 
     def removed(self, items: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Return which items were removed, and had no event of their own since (n,)."""
+        """Return which items were removed and have had no event of their own since (n,)."""
         return self._living.gone(items)
 
     def base(self) -> NDArray[np.float32]:
-        """Return the global terms (3, Y): if shown, if withheld, as observed."""
+        """Return the bases (3, Y): if shown, if withheld, as observed."""
         return self.scalars.outcome[:, BASE : BASE + 3].T.astype(np.float32)
 
     def globals(self) -> NDArray[np.float32]:
-        """Return the global terms as they are served (2Y,): shown, then withheld."""
+        """Return the bases as they are served (2Y,): if shown, then if withheld."""
         return self.base()[:2].ravel()
 
     def forget(self, kind: Kind, row: int) -> None:
-        """Make the row as if it had never been: parameters, counts, attributes, history.
+        """Erase the row: parameters, counts, attributes, history and everything remembered of it.
 
-        Only an event of its own makes it again: an item is in no uniform pair until then, and what
-        is remembered of it, or made from it, is learned no more.
+        Only an event of its own creates it again. Until then an item is not drawn as a uniform
+        item.
         """
         if kind == "item":
             self._living.remove(row)
@@ -427,7 +433,7 @@ class Learner:
     def describe(self) -> dict[str, Any]:
         """Return the global terms as they are published with the model."""
         s, c = self.scalars, self.config
-        head = s.head[HEADS:]  # with the session: as it is served
+        head = s.head[HEADS:]  # the heads with the session, as they are served
         open_ = s.outcome[:, GATE] * c.paths.confounder
         told = 1 + max(np.flatnonzero(s.place[:, T_INFO]), default=0)
         return {
@@ -461,7 +467,7 @@ class Learner:
         }
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of everything that `load` needs, rows in use only."""
+        """Return copies of the arrays that `load` needs, with used rows only."""
         state: dict[str, NDArray[Any]] = {
             "shape": self._shape(),
             "now_s": np.array([self._now_s]),
@@ -478,14 +484,14 @@ class Learner:
         return state | (self._imagined.state(self.user.used) if self._imagined else {})
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take a saved state in place of this one; going on then equals never having stopped."""
+        """Replace everything by a saved state, so that learning continues as if never stopped."""
         if not np.array_equal(state["shape"], self._shape()):
             raise Inconsistent(
                 "the saved model has another shape or seed than the configuration: "
                 f"{state['shape'].tolist()} against {self._shape().tolist()} "
                 "(version, factors, exposure factors, session factors, outcomes, links, history, "
                 "seed, averages)",
-                "go back to the settings it was saved with, or start from an empty folder",
+                "restore the settings it was saved with, or start with an empty snapshot folder",
             )
         self._check_room(state)
         self.history[: self.user.used] = 0
@@ -506,7 +512,7 @@ class Learner:
         self._living.load(state)
 
     def warm_up(self) -> None:
-        """Compile every kernel now, on a model of its own, so that the first event need not."""
+        """Compile every kernel on a small model, so that the first event need not wait for it."""
         small = replace(self.config, max_users=8, max_items=8, max_features=64, replay_rows=8)
         other = Learner(small, self.seed)
         other.set_attributes("user", 0, {"a": "b"})
@@ -535,12 +541,14 @@ class Learner:
                 raise self._full(name, table.rows)
 
     def _full(self, name: str, rows: int) -> Inconsistent:
+        """Return the error for a table that is too small."""
         return Inconsistent(
-            f"the model has room for {rows} {name}s, and the stream has more",
-            f"raise COUNTERFLOW_MODEL__MAX_{name.upper()}S; address space is cheap",
+            f"the model has room for {rows} {name}s, but more are needed",
+            f"raise COUNTERFLOW_MODEL__MAX_{name.upper()}S; memory is committed only when used",
         )
 
     def _admit(self, kind: Kind, rows: NDArray[np.int32]) -> None:
+        """Make the rows usable; raise Inconsistent if the table is too small."""
         if not len(rows):
             return
         table, top = self.table(kind), int(rows.max())
@@ -549,10 +557,11 @@ class Learner:
         table.touch(top + 1)
 
     def _ensure(self, table: Table, rows: NDArray[np.int32], salt: int) -> None:
+        """Create those of the rows that do not exist yet."""
         self.driver.ensure(table, rows, salt, np.uint64(self.seed), self._start[salt])
 
     def _draw(self, batch: Batch) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-        """Return the uniform pairs (B, P) and the rows touched; every row exists afterwards."""
+        """Return the uniform items (B, P) and the touched rows, and create those that are new."""
         n = len(batch)
         self._admit("user", batch.user)
         self._admit("item", np.maximum(batch.item, batch.known_items - 1))

@@ -1,4 +1,4 @@
-"""Which attribute values each row is linked to, and what is known of the values."""
+"""The attribute values that each row is linked to, and the statistics of numbers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +10,14 @@ from stream.memory import reserve
 from stream.model.features import number_of, renamed
 from stream.model.kernels import Array, compiled
 
-NUMBERS = 8  # numbers of items whose slopes are followed, the first that came
-NARROW, WIDE = 1e-30, 1e37  # scales whose inverse is a float32 too
+NUMBERS = 8  # most numeric attributes of items whose slopes are estimated; the first ones seen
+NARROW, WIDE = 1e-30, 1e37  # bounds of a scale, so that its inverse is a finite float32
 _MOMENTS = 6  # feature row, count, mean, sum of squared deviations, low, high
 
 
 @compiled
 def gather_numbers(items: Array, rows: Array, values: Array, slot: Array, x: Array) -> None:
-    """Write each item's numbers (B, N), nan where it has none; `slot` (F,) is theirs + 1."""
+    """Write each item's numbers (B, N), nan where it has none; `slot` (F,) is the column + 1."""
     for j in range(items.size):
         for a in range(x.shape[1]):
             x[j, a] = np.nan
@@ -30,16 +30,16 @@ def gather_numbers(items: Array, rows: Array, values: Array, slot: Array, x: Arr
 
 
 class Links:
-    """Feature rows + 1 (0 where none) and their values, per row."""
+    """Per row, the rows of its attribute values + 1 (0: none) and their values."""
 
     def __init__(self, rows: int, most: int) -> None:
         """Reserve the memory; no row is linked."""
-        self.changed: set[int] | None = None  # rows set since a copy was made; None: none is kept
+        self.changed: set[int] | None = None  # rows set since a copy was made; None: no copy
         self.rows = reserve(rows, most, np.int32).view(np.int32)  # (rows, L)
         self.values = reserve(rows, most, np.float32).view(np.float32)  # (rows, L)
 
     def set(self, row: int, links: list[tuple[int, float]]) -> None:
-        """The row is linked to these feature rows after the call, and to no others."""
+        """Replace the row's links by these."""
         if self.changed is not None:
             self.changed.add(row)
         self.rows[row] = 0
@@ -53,7 +53,7 @@ class Links:
         return {"links": np.array(self.rows[:used]), "values": np.array(self.values[:used])}
 
     def load(self, state: Mapping[str, NDArray[Any]], used: int) -> None:
-        """Take saved links in place of the first `used` rows."""
+        """Replace the first `used` rows by saved links."""
         self.rows[:used] = 0
         self.values[:used] = 0
         self.changed = None
@@ -62,22 +62,22 @@ class Links:
 
 
 class Features:
-    """The attribute values by name, and the moments of numbers."""
+    """The rows of attribute values by name, and the statistics of numbers."""
 
     def __init__(self, most: int) -> None:
-        """No value is known."""
+        """Start without any attribute values."""
         self.most = most
         self.row: dict[str, int] = {}
-        self.refused = 0  # values beyond `most`, or beyond a row's links
+        self.refused = 0  # values not admitted: beyond `most`, or beyond a row's links
         self._moments: dict[int, list[float]] = {}
-        self.numbers: list[str] = []  # of items, in the order in which they came
-        self.slot = reserve(most, 1, np.uint8)[:, 0]  # a slope's place in `numbers` + 1, else 0
+        self.numbers: list[str] = []  # numeric attributes of items, in order of appearance
+        self.slot = reserve(most, 1, np.uint8)[:, 0]  # a slope's index in `numbers` + 1, else 0
 
     def __len__(self) -> int:
         return len(self.row)
 
     def admit(self, name: str) -> int | None:
-        """Return the value's row, a new one where there is room; None where there is none."""
+        """Return the value's row, a new one if there is room; None if the table is full."""
         at = self.row.get(name)
         if at is None and len(self.row) < self.most:
             at = self.row[name] = len(self.row)
@@ -85,15 +85,17 @@ class Features:
         return at
 
     def _number(self, name: str, at: int) -> None:
+        """Register the attribute if the name is that of an item's slope and there is room."""
         number = number_of("item", name)
         if number is not None and len(self.numbers) < NUMBERS:
             self.numbers.append(number)
             self.slot[at] = len(self.numbers)
 
     def observe(self, feature: int, x: float) -> tuple[float, float] | None:
-        """Count an observation of a number; return (center, scale) when it is time to set them.
+        """Add an observation of a number; return (center, scale) when they should be set again.
 
-        That is at the 1st, 2nd, 4th, … observation (Welford 1962): seldom, and less and less.
+        That is at the 1st, 2nd, 4th, 8th, … observation. The moments are updated as in Welford
+        (1962).
         """
         m = self._moments.setdefault(feature, [0.0, 0.0, 0.0, x, x])
         m[0] += 1
@@ -109,12 +111,12 @@ class Features:
         return m[1], min(deviation, WIDE) if spread else 1.0
 
     def range(self, feature: int) -> tuple[float, float]:
-        """Return the lowest and highest number observed; zeros for what is no number."""
+        """Return the lowest and the highest number observed; zeros for values without numbers."""
         m = self._moments.get(feature)
         return (m[3], m[4]) if m else (0.0, 0.0)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what `load` needs."""
+        """Return copies of the arrays that `load` needs."""
         names = [name.encode(errors="surrogatepass") for name in self.row]
         moments = [[float(f), *m] for f, m in self._moments.items()]
         return {
@@ -124,7 +126,7 @@ class Features:
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The values are the saved ones after the call."""
+        """Restore saved attribute values."""
         arena = state["names"].tobytes()
         ends = np.cumsum(state["lengths"])
         self.row = {

@@ -1,9 +1,9 @@
-"""Which items uniform pairs are drawn from once some were removed: all known ones that were not.
+"""The items from which uniform items are drawn: all known ones that were not removed.
 
-Before the first removal that is every row below the number of known items, and nothing is kept.
-From it on `rows` lists the living ones, in any order, so that a draw costs one look-up however many
-are gone. Each interaction lists the items that became known by then, and revives its own; so what
-is drawn does not depend on how polls are cut.
+Before the first removal these are all rows below the number of known items, and nothing is stored.
+From then on `rows` lists them in any order, so a draw costs one look-up however many were removed.
+Each interaction first adds the items that were known by then and revives its own item, so the draws
+do not depend on how the stream is divided into polls.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from stream.memory import reserve
 from stream.model.kernels import Array, compiled
 
-LIVING, LISTED = 0, 1  # how many are alive, and how many rows were looked at, from the first on
-GONE = -1  # in `place`; else the place in `rows` plus 1, or 0 where it is not listed
+LIVING, LISTED = 0, 1  # in `size`: number of entries of `rows`, number of rows considered so far
+GONE = -1  # in `place`: removed; otherwise the position in `rows` + 1, or 0 if not considered
 
 
 @compiled
 def enlist(rows: Array, place: Array, size: Array, known: int) -> None:
-    """The first `known` rows are listed."""
+    """Add the rows below `known` that were not considered yet."""
     while size[LISTED] < known:
         row = size[LISTED]
         rows[size[LIVING]] = row
@@ -32,7 +32,7 @@ def enlist(rows: Array, place: Array, size: Array, known: int) -> None:
 
 @compiled
 def revive(rows: Array, place: Array, size: Array, row: int) -> None:
-    """The row is alive."""
+    """Add the row again if it was removed."""
     if place[row] == GONE:
         rows[size[LIVING]] = row
         size[LIVING] += 1
@@ -41,7 +41,7 @@ def revive(rows: Array, place: Array, size: Array, row: int) -> None:
 
 @compiled
 def bury(rows: Array, place: Array, size: Array, row: int) -> None:
-    """The row is gone; the last one takes its place."""
+    """Remove the row; the last entry takes its position."""
     enlist(rows, place, size, row + 1)
     if place[row] == GONE:
         return
@@ -53,28 +53,28 @@ def bury(rows: Array, place: Array, size: Array, row: int) -> None:
 
 
 class Living:
-    """The items that are alive, of at most `most`."""
+    """The set of items that can be drawn, with rows below `most`."""
 
     def __init__(self, most: int) -> None:
-        """None was removed."""
+        """Start without removals."""
         self.rows = reserve(most, 1, np.int32)[:, 0]
         self.place = reserve(most, 1, np.int32)[:, 0]
         self.size = np.zeros(2, np.int64)
 
     def remove(self, row: int) -> None:
-        """The item is gone, until an event of its own."""
+        """Remove the item until an event of its own revives it."""
         bury(self.rows, self.place, self.size, row)
 
     def revive(self, row: int) -> None:
-        """The item is alive."""
+        """Add the item again if it was removed."""
         revive(self.rows, self.place, self.size, row)
 
     def gone(self, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Return which of the rows are gone."""
+        """Return which of the rows are removed."""
         return np.asarray(self.place[rows] == GONE)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what `load` needs; nothing while none was removed."""
+        """Return copies of the arrays that `load` needs; nothing if no item was ever removed."""
         living, listed = self.size.tolist()
         if not listed:
             return {}
@@ -84,7 +84,7 @@ class Living:
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The living are the saved ones after the call; where none were saved, none was removed."""
+        """Restore a saved set; if nothing was saved, no item was removed."""
         self.place[: int(self.size[LISTED])] = 0
         rows = state.get("living.rows", np.zeros(0, np.int32))
         listed = int(state.get("living.listed", np.zeros(1, np.int64))[0])

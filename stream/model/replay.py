@@ -1,4 +1,4 @@
-"""A bounded sample of past interactions, to learn again while the queue is empty."""
+"""A bounded sample of past interactions, learned again while the queue is empty."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -17,9 +17,9 @@ LEARNS = (Role.FACTUAL, Role.EXPOSED, Role.CONTROL, Role.CONSUMED)
 
 @compiled
 def places(keys: Array, seen: int, size: int, out: Array) -> None:
-    """Write where each interaction goes, -1 for nowhere: algorithm R (Vitter 1985).
+    """Write each interaction's position in the sample, -1 for none (algorithm R; Vitter, 1985).
 
-    The draw is a counter's, of the interaction's own key, so cuts do not matter.
+    The random number is a hash of the interaction's own key, so it does not depend on the batches.
     """
     for j in range(keys.size):
         count = seen + j
@@ -32,7 +32,7 @@ def places(keys: Array, seen: int, size: int, out: Array) -> None:
 
 @compiled
 def chosen(seed: np.uint64, round_: np.uint64, held: int, out: Array) -> None:
-    """Write which remembered interactions are drawn, with replacement."""
+    """Write the positions of randomly drawn interactions, with replacement."""
     base = mix(seed ^ mix(round_ + np.uint64(0xA0761D6478BD642F)))
     for j in range(out.size):
         out[j] = np.int64(mix(base + np.uint64(j)) % np.uint64(held))
@@ -42,12 +42,12 @@ class Replay:
     """The columns of at most `size` interactions, a uniform sample of all that were learned."""
 
     def __init__(self, size: int) -> None:
-        """Nothing is remembered."""
+        """Start with an empty sample."""
         self.size = size
         self.seen = 0
         self.rounds = 0
         self._forgotten = {"user": Forgotten(), "item": Forgotten()}
-        self._came = np.zeros(0, np.int64)  # how many were seen before each one remembered
+        self._came = np.zeros(0, np.int64)  # `seen` when each sampled one was added
         self._columns: dict[str, NDArray[Any]] = {
             f.name: np.zeros(0, dtype)
             for f, dtype in zip(
@@ -58,7 +58,7 @@ class Replay:
         }
 
     def add(self, batch: Batch) -> None:
-        """The interactions that teach something were offered to the sample after the call."""
+        """Offer the batch's interactions that teach something to the sample."""
         keep = np.flatnonzero(np.isin(batch.role, LEARNS))
         out = np.empty(len(keep), np.int64)
         places(batch.key[keep], self.seen, self.size, out)
@@ -79,11 +79,11 @@ class Replay:
         self._came[at] = came
 
     def forget(self, kind: str, row: int) -> None:
-        """Nothing that was learned of the row until now is learned again."""
+        """Discard all sampled interactions of the row."""
         self._forgotten[kind].add(row, self.seen)
 
     def _settle(self) -> None:
-        """What is forgotten leaves blanks, of user -1: the sample of the others stays as it is."""
+        """Blank forgotten interactions (user -1); the sample of the others stays the same."""
         held = min(self.seen, self.size)
         gone = np.zeros(held, np.bool_)
         for kind, forgotten in self._forgotten.items():
@@ -94,9 +94,9 @@ class Replay:
                 column[:held][gone] = -1 if name == "user" else 0
 
     def draw(self, count: int, seed: int) -> Batch:
-        """Return so many of the remembered ones, not to be counted again.
+        """Return `count` sampled interactions, marked as not to be counted again.
 
-        There are none where none is remembered, and fewer where some of those drawn were removed.
+        The result is empty if the sample is, and shorter if removed interactions were drawn.
         """
         self._settle()
         held = min(self.seen, self.size)
@@ -111,7 +111,7 @@ class Replay:
         return Batch(**columns)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what `load` needs."""
+        """Return copies of the arrays that `load` needs."""
         self._settle()
         held = min(self.seen, self.size)
         state: dict[str, NDArray[Any]] = {
@@ -120,7 +120,7 @@ class Replay:
         return state | {"replay.count": np.array([self.seen, self.rounds], np.int64)}
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The sample is the saved one after the call."""
+        """Restore a saved sample."""
         self.seen, self.rounds = (int(n) for n in state["replay.count"])
         for name in self._columns:
             self._columns[name] = state[f"replay.{name}"].copy()

@@ -1,11 +1,12 @@
-"""The global terms: normaliser, popularity, position, confounder gate, calibration of exposure.
+"""The global terms: bases, propensity weights, popularity, confounder, position and calibration.
 
-Every interaction adds to pending sums; a term changes only at borders that the count of
-interactions sets (1, 2, 4, … 1,024, then every 1,024th). Between two borders all terms stand still,
-so every driver sees the same ones, and how a stream is cut into batches is not in them.
+Every interaction adds to pending sums. A term changes only at update points, which are given by the
+number of learned interactions (1, 2, 4, … 1,024, then every 1,024th). Between two update points all
+terms are constant, so every driver sees the same ones, and they do not depend on how a stream is
+divided into batches.
 
-Slopes take a natural-gradient step at a border: the summed score over the summed information, which
-is the recursive least squares of one coefficient (Ljung 1977; Amari 1998).
+At an update point, slopes take a natural-gradient step: the summed score divided by the summed
+information, which is recursive least squares for one coefficient (Ljung, 1977; Amari, 1998).
 """
 
 import math
@@ -19,44 +20,43 @@ from stream.model.config import Outcome
 from stream.model.kernels import Array, compiled
 from stream.model.layout import HEADS
 
-BLOCK = 1024
-PLACES = 64  # positions with an examination of their own; later ones share the last
-SLOPES = 2  # popularity, confounder
+BLOCK = 1024  # interactions between two update points, after the first
+PLACES = 64  # positions with an examination probability of their own; later ones use the last
+SLOPES = 2  # kappa of popularity, alpha of the confounder
 
-# columns of one outcome's row
+# columns of an outcome's row: running and pending sums of weights and of popularity
 W_SUM, W_COUNT, W_PENDING, W_FRESH = range(4)
 Q_SUM, Q_COUNT, Q_PENDING, Q_FRESH, Q_MEAN = range(5, 10)
 SLOPE, INFO, SCORE, SEEN = 10, 12, 14, 16  # two columns each: popularity, confounder
 GAIN, GAIN_SQUARE, GAIN_COUNT, GAIN_NEW, GAIN_SQUARE_NEW, GAIN_COUNT_NEW, GATE = range(18, 25)
-# three columns each: shown, withheld, as observed
+# three columns each: if shown, if withheld, as observed
 BASE, TOTAL, WEIGHT, TOTAL_NEW, WEIGHT_NEW = range(25, 40, 3)
 MIDDLE, LOGIT = 40, 41
 CROSS, NOISE, NOISE_NEW, OF, OF_NEW = range(42, 47)
 OUTCOME_COLUMNS = 47
-# columns of one outcome's row of the control arm: what it carries of the confounder path less what
-# the shown arm does, the level beside it, and the sums behind both
+# columns of an outcome's row of the control arm: delta = alpha0 - alpha, level0, and their sums
 CARRIED, LEVEL, C_AA, C_AB, C_BB, C_A, C_B, C_NAA, C_NAB, C_NBB = range(10)
 CONTROL_COLUMNS = 10
-# columns of one exposure head's row
+# columns of an exposure head's row: A, B, the sums behind them, exposures, and rho
 SCALE, SHIFT, I_AA, I_AB, I_BB, S_A, S_B, N_AA, N_AB, N_BB, EXPOSED, EXPOSED_NEW, SHARE = range(13)
 HEAD_COLUMNS = 13
-# columns of one position's row
+# columns of a position's row: logit of theta, information, pending score and information, theta
 PHI, T_INFO, T_SCORE, T_SEEN, THETA = range(5)
-# the counters
-STEPS, USERS, ITEMS, CONTROLS, SETTLED = range(5)  # SETTLED: controls as of the last border
+# the counters; SETTLED: controls at the last update point
+STEPS, USERS, ITEMS, CONTROLS, SETTLED = range(5)
 
-PRIOR_SLOPE = 10.0  # information that a slope of 0 is worth
-PRIOR_PLACE = 5.0
-CLEAR = 4.0  # standard errors at which the popularity path opens
-PRIOR_SCALE = 100.0
-CALIBRATES = 4  # one in so many exposures calibrates, once a block is over: it takes two exps
+PRIOR_SLOPE = 10.0  # prior information of slopes, towards 0
+PRIOR_PLACE = 5.0  # the same for a position
+CLEAR = 4.0  # standard errors from 0 at which kappa is used
+PRIOR_SCALE = 100.0  # prior information of A and B
+CALIBRATES = 4  # after BLOCK interactions only every 4th calibrates, as that takes two exps
 _LN_HALF = -0.6931471805599453
-GATE_OPENS = 2_000  # interactions before the confounder path may open
+GATE_OPENS = 2_000  # outcomes needed before the confounder path may open
 
 
 @compiled
 def border(steps: int) -> bool:
-    """Return whether the global terms change after so many interactions."""
+    """Return whether this number of learned interactions is an update point of the global terms."""
     if steps >= BLOCK:
         return steps % BLOCK == 0
     return steps & (steps - 1) == 0
@@ -64,10 +64,10 @@ def border(steps: int) -> bool:
 
 @compiled
 def fit(row: Array, keen: float, prior: float) -> None:
-    """Move the slope and level that a row begins with by its sums; none is pending then.
+    """Move the slope and level in the row's first columns by a natural-gradient step (2 x 2).
 
-    A natural gradient step: the curvature (aa, ab, bb) fades by `keen` and gains what is new. The
-    rows of the control arm and of the exposure heads both begin with these ten columns.
+    The curvature (aa, ab, bb) decays by `keen` and gains the pending one; the pending sums become
+    0. The rows of the control arm and of the exposure heads both begin with these ten columns.
     """
     row[I_AA] = keen * row[I_AA] + row[N_AA]
     row[I_AB] = keen * row[I_AB] + row[N_AB]
@@ -82,10 +82,9 @@ def fit(row: Array, keen: float, prior: float) -> None:
 
 @compiled
 def rebase(row: Array) -> None:
-    """Set the global terms of one outcome: the link of its labels' weighted mean, per arm.
+    """Set the bases of one outcome: the link of its labels' weighted mean, per arm.
 
-    Before the first label stands the middle of the scale; what was withheld starts as what was
-    shown.
+    The prior is the middle of the scale; that of the withheld arm is the shown arm's mean.
     """
     shown = row[MIDDLE]
     for arm in range(3):
@@ -102,9 +101,10 @@ def rebase(row: Array) -> None:
 
 @compiled
 def fading(n: Array, memory: float) -> tuple[float, float]:
-    """Return what running sums keep at a border, and what the slopes' do.
+    """Return the factors by which running sums and the slopes' sums decay at an update point.
 
-    What a slope was told while the rows were young is forgotten: steps of 3 / n (Kushner and Yin).
+    The slopes' sums decay faster, as early data came from rows that were hardly learned; the
+    resulting gain is 3 / n (Kushner and Yin).
     """
     keep = math.exp(_LN_HALF * BLOCK / memory) if n[STEPS] >= BLOCK else 1.0
     fresh = min(BLOCK, max(n[STEPS] // 2, 1))
@@ -113,7 +113,7 @@ def fading(n: Array, memory: float) -> tuple[float, float]:
 
 @compiled
 def refresh_means(row: Array, keep: float, keen: float) -> None:
-    """Fold in the weights, the mean popularity and the bases of one outcome."""
+    """Add the pending sums of weights, popularity and labels of one outcome, and set its bases."""
     row[W_SUM] = keep * row[W_SUM] + row[W_PENDING]
     row[W_COUNT] = keep * row[W_COUNT] + row[W_FRESH]
     row[W_PENDING] = row[W_FRESH] = 0.0
@@ -122,7 +122,7 @@ def refresh_means(row: Array, keep: float, keen: float) -> None:
     row[Q_PENDING] = row[Q_FRESH] = 0.0
     row[Q_MEAN] = row[Q_SUM] / row[Q_COUNT] if row[Q_COUNT] > 0 else 0.0
     for arm in range(3):
-        # what examination was taken out with was worse when it was young
+        # early labels of clicks were corrected by poor estimates of theta, so they decay
         fade = keen if row[LOGIT] > 0 and arm != 1 else 1.0
         row[TOTAL + arm] = fade * row[TOTAL + arm] + row[TOTAL_NEW + arm]
         row[WEIGHT + arm] = fade * row[WEIGHT + arm] + row[WEIGHT_NEW + arm]
@@ -132,7 +132,7 @@ def refresh_means(row: Array, keep: float, keen: float) -> None:
 
 @compiled
 def refresh_slopes(row: Array, keep: float, keen: float) -> None:
-    """Move the slopes of popularity and of the confounder path of one outcome."""
+    """Update kappa and alpha of one outcome."""
     row[INFO + 1] = keen * row[INFO + 1] + row[SEEN + 1]
     row[SLOPE + 1] -= row[SCORE + 1] / (row[INFO + 1] + PRIOR_SLOPE)
     row[CROSS] = keep * row[CROSS] + row[SCORE]
@@ -149,7 +149,7 @@ def refresh_slopes(row: Array, keep: float, keen: float) -> None:
 
 @compiled
 def refresh_gate(row: Array, keep: float) -> None:
-    """Open the confounder path where it predicts better, shut it where it predicts worse."""
+    """Open the confounder path if it predicts better, close it if it predicts worse."""
     row[GAIN] = keep * row[GAIN] + row[GAIN_NEW]
     row[GAIN_SQUARE] = keep * row[GAIN_SQUARE] + row[GAIN_SQUARE_NEW]
     row[GAIN_COUNT] = keep * row[GAIN_COUNT] + row[GAIN_COUNT_NEW]
@@ -166,7 +166,7 @@ def refresh_gate(row: Array, keep: float) -> None:
 
 @compiled
 def refresh_head(row: Array, n: Array, keen: float) -> None:
-    """Move the calibration of one exposure head."""
+    """Update A, B and rho of one exposure head."""
     fit(row, keen, PRIOR_SCALE)
     row[EXPOSED] += row[EXPOSED_NEW]
     row[EXPOSED_NEW] = 0.0
@@ -175,7 +175,7 @@ def refresh_head(row: Array, n: Array, keen: float) -> None:
 
 @compiled
 def refresh_place(row: Array, keen: float) -> None:
-    """Move the examination of one position after the first."""
+    """Update the examination probability of one position after the first."""
     if row[T_SEEN] > 0:
         row[T_INFO] = keen * row[T_INFO] + row[T_SEEN]
         row[PHI] -= row[T_SCORE] / (row[T_INFO] + PRIOR_PLACE)
@@ -186,7 +186,7 @@ def refresh_place(row: Array, keen: float) -> None:
 
 @compiled
 def refresh(o: Array, h: Array, t: Array, w: Array, n: Array, memory: float) -> None:
-    """Fold the pending sums in and move every global term; nothing is pending afterwards."""
+    """Update all global terms from the pending sums, which become 0."""
     n[SETTLED] = n[CONTROLS]
     keep, keen = fading(n, memory)
     for k in range(o.shape[0]):
@@ -201,16 +201,16 @@ def refresh(o: Array, h: Array, t: Array, w: Array, n: Array, memory: float) -> 
 
 
 class Scalars:
-    """The arrays behind the global terms; the learner's kernels write into them."""
+    """The arrays of the global terms, which the learner's kernels write to."""
 
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
-        """No interaction was seen: no weight, no slope, examination near one at every place."""
+        """Start without interactions: weights 1, slopes 0, examination near 1 at every position."""
         self.outcome = np.zeros((len(outcomes), OUTCOME_COLUMNS))
         self.outcome[:, MIDDLE] = [o.middle for o in outcomes]
         self.outcome[:, LOGIT] = [o.link == "logit" for o in outcomes]
         for row in self.outcome:
             rebase(row)
-        self.head = np.zeros((2 * HEADS, HEAD_COLUMNS))  # without the session, then with it
+        self.head = np.zeros((2 * HEADS, HEAD_COLUMNS))  # heads without session, then with it
         self.head[:, SCALE] = 1.0
         self.place = np.zeros((PLACES, 5))
         self.place[:, PHI] = 2.0
@@ -220,14 +220,11 @@ class Scalars:
         self.count = np.zeros(5, np.int64)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return copies of what `load` needs."""
+        """Return copies of the arrays that `load` needs."""
         return {f"scalars.{name}": array.copy() for name, array in vars(self).items()}
 
     def load(self, state: dict[str, NDArray[Any]]) -> None:
-        """The global terms are the saved ones after the call.
-
-        A state of before the control arm was asked for the confounder path knows nothing of it.
-        """
+        """Restore saved global terms; delta and level0 start at 0 if the state has none."""
         for name, array in vars(self).items():
             key = f"scalars.{name}"
             array[:] = state.get(key, 0.0) if name == "withheld" else state[key]

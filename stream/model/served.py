@@ -1,4 +1,4 @@
-"""Rows as they are served: own parts and attributes', served means where there are any."""
+"""Computes rows as they are served: a row's own part plus the parts of its attribute values."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from stream.model.step.names import Array, Lane
 
 
 class Side(NamedTuple):
-    """The rows of one kind, their links, and the attribute values behind them."""
+    """The rows of one kind, their links, and the attribute values that these point to."""
 
     table: Array
     links: Array
@@ -20,12 +20,12 @@ class Side(NamedTuple):
     features: Array
     at: Layout
     af: Layout
-    share: np.float32  # of a user's latest items in its session
+    share: np.float32  # weight of r_u, the mean of the user's latest items, in s'
 
 
 @embedded
 def own_row(to: Array, side: Side, row: int, lane: Lane) -> None:
-    """Write the row's own part (W,); a user's session has the mean of its latest items added."""
+    """Write the row's own part (W,): served means if there are any, and s' + 3 r of a user."""
     table, at = side.table, side.at
     for d in range(lane.own, ends(0, width(at), lane), lane.all):
         to[d] = table[row, d]
@@ -39,7 +39,7 @@ def own_row(to: Array, side: Side, row: int, lane: Lane) -> None:
 
 @embedded
 def serve_row(to: Array, side: Side, row: int, lane: Lane) -> None:
-    """Write the row as it is served (W,): vector, expo, session, biases."""
+    """Write the row as it is served (W,): vector, exposure, session, biases."""
     features, at, af = side.features, side.at, side.af
     n = linked(side.links, row)
     weight = link_weight(n)

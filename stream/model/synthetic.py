@@ -1,18 +1,20 @@
-"""Outcomes that nobody observed, made from those just learned: abduction, action, prediction.
+"""Counterfactual outcomes made from those just learned: abduction, action, prediction.
 
-(Pearl, Causality, 2009, theorem 7.1.7.) Abduction: what an outcome was beyond what was expected of
-it, its residual. Action: another item, or another time. Prediction: the kernel's own, at the moment
-of learning, with the residual added again. So the label column of a synthetic interaction is its
-residual r, and each of the two models of a pair takes y' = clip(mu' + r) of its own mu'.
+(Pearl, Causality, 2009, theorem 7.1.7.) Abduction: the residual of an observed outcome, its label
+minus its prediction. Action: another item or another time. Prediction: that of the learning kernel
+for the changed interaction, with the residual added. The label column of a synthetic interaction
+therefore holds the residual r, and each of the two models (if shown, as observed) takes the label
+y' = clip(mu' + r) from its own prediction mu'.
 
-    between   two outcomes of a user in a row, on items i and j: k is the item of a few uniform ones
-              that shares most attribute values with both, r the mean of the two residuals
-    shifted   the same pair within half a half-life of popularity around its time, r its residual;
-              kappa (q' - q) is in the kernel's prediction of the shifted time
+    between   from two successive outcomes of a user, on items i and j: k is the item, of a few
+              uniform ones, that shares most attribute values with both; r is the mean of the two
+              residuals
+    shifted   the same pair at a time within half a half-life of popularity around its own, with
+              its residual r; kappa (q' - q) is part of the kernel's prediction at that time
 
-The gradient of the score is c (clip(mu') - y') for both links, with c = `model.synthetic`: the cap
-scales it exactly. As popularity adds to the score, and kappa does not move here, a shifted pair
-teaches what its residual says once more, with the weight c; it is no news of popularity.
+The gradient of the score is c (clip(mu') - y') for both links, with c = `model.synthetic`, so c is
+exactly the weight. Popularity adds to the score and kappa does not move here, so a shifted pair
+only repeats its residual with the weight c; it carries no new information about popularity.
 """
 
 from collections.abc import Mapping
@@ -30,16 +32,16 @@ from stream.model.living import GONE, Living
 from stream.model.step.compose import linked
 from stream.roles import SYNTHETIC, Role
 
-CANDIDATES = 8  # uniform items, of which the nearest to both is taken
-MADE = 2  # at most, of one outcome
+CANDIDATES = 8  # uniform items, of which the most similar one is taken
+MADE = 2  # most synthetic outcomes made from one outcome
 SALT = np.uint64(0x5BE0CD19137E2179)
 
 
 @compiled
 def between(links: Array, values: Array, i: int, j: int, k: int) -> int:
-    """Return how many attribute values k shares with that of i and j with which it shares fewer.
+    """Return how many attribute values k shares with i or with j, the smaller of the two.
 
-    A number that lies between those of i and j is shared with both.
+    A number between those of i and j is shared with both.
     """
     ni, nj = linked(links, i), linked(links, j)
     with_i = with_j = 0
@@ -65,7 +67,7 @@ def between(links: Array, values: Array, i: int, j: int, k: int) -> int:
 
 
 class Outcomes(NamedTuple):
-    """The outcomes just learned (B,); `residual` is nan where there is none."""
+    """The outcomes just learned (B,); `residual` is nan for an interaction without one."""
 
     user: Array
     item: Array
@@ -77,14 +79,14 @@ class Outcomes(NamedTuple):
 
 
 class Latest(NamedTuple):
-    """Each user's latest outcome (U, Y): its item plus 1, and its residual."""
+    """Each user's latest outcome (U, Y): its item + 1, and its residual."""
 
     item: Array
     residual: Array
 
 
 class Near(NamedTuple):
-    """What items are near by: their links, and `Living`'s places of those that are alive."""
+    """The attribute links of items, and `Living.place`, which tells removed items."""
 
     links: Array
     values: Array
@@ -92,7 +94,7 @@ class Near(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What is made of them (2 B,): of which outcome, the item, residual and time."""
+    """The synthetic outcomes (2 B,): index of their source, item, residual and time."""
 
     source: Array
     item: Array
@@ -102,9 +104,9 @@ class Made(NamedTuple):
 
 @compiled
 def nearest(c: Outcomes, near: Near, s: int, j: int, counter: np.uint64) -> tuple[int, np.uint64]:
-    """Return the item of a few uniform ones that shares most with the outcome's item and with j.
+    """Return, of a few uniform items, the one most similar to the outcome's item and to j.
 
-    -1 where none shares anything; and the state of the draws after it.
+    Returns -1 if no candidate is valid, and the state of the random numbers.
     """
     i, best, found = c.item[s], 0, -1
     for _ in range(CANDIDATES):
@@ -119,9 +121,9 @@ def nearest(c: Outcomes, near: Near, s: int, j: int, counter: np.uint64) -> tupl
 
 @compiled
 def imagine(c: Outcomes, latest: Latest, near: Near, half_life_ms: float, made: Made) -> int:
-    """Write what is made of each outcome that has a residual; return how many were made.
+    """Write the synthetic outcomes of each outcome that has a residual; return their number.
 
-    What is drawn is of the outcome's own key.
+    Random numbers are derived from the outcome's own key.
     """
     n = 0
     for s in range(c.user.size):
@@ -148,12 +150,12 @@ class Imagined:
     """Makes synthetic interactions; remembers each user's latest residual of every outcome."""
 
     def __init__(self, users: int, outcomes: int, half_life_s: float) -> None:
-        """Nothing is remembered."""
-        self._item = reserve(users, outcomes, np.int32)  # (U, Y) plus 1, 0 for none
+        """Start without any residuals."""
+        self._item = reserve(users, outcomes, np.int32)  # (U, Y) item + 1; 0: none
         self._residual = reserve(users, outcomes, np.float32)  # (U, Y)
         self._half_life_ms = half_life_s * 1000.0
         self._used = 0
-        self._gone: list[int] = []  # items that were removed since
+        self._gone: list[int] = []  # items + 1 that were removed and are still to be erased
 
     def make(
         self, batch: Batch, prediction: NDArray[np.float32], logit: NDArray[np.bool_],
@@ -161,8 +163,8 @@ class Imagined:
     ) -> Batch:  # fmt: skip
         """Return synthetic interactions (at most 2 B) of the batch's outcomes if shown.
 
-        `prediction` (B,) is of before each was learned. Of clicks only those at the first place
-        count: beyond it the residual is also that of examination.
+        `prediction` (B,) is that before each was learned. Only clicks at the first position are
+        used: at other positions the residual also contains that of examination.
         """
         outcome = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
         outcome &= ~logit[batch.outcome] | (batch.position <= 1)
@@ -187,7 +189,7 @@ class Imagined:
             item=item[:n],
             outcome=batch.outcome[at],
             label=made[:n],
-            known_items=np.zeros(n, np.int32),  # none are contrasted with
+            known_items=np.zeros(n, np.int32),  # no uniform items are drawn
             key=batch.key[at],
             role=np.full(n, SYNTHETIC, np.int8),
             propensity=np.full(n, np.nan, np.float32),
@@ -197,7 +199,7 @@ class Imagined:
         )
 
     def forget(self, kind: Kind, row: int) -> None:
-        """Nothing is remembered of the user or item after the call."""
+        """Discard what is remembered of the user or item."""
         if kind == "item":
             self._gone.append(row + 1)
         else:
@@ -205,7 +207,7 @@ class Imagined:
             self._residual[row] = 0
 
     def _settle(self) -> None:
-        """No user's latest item is one that was removed since."""
+        """Erase latest outcomes whose item was removed since."""
         if self._gone:
             held = self._item[: self._used]
             gone = np.isin(held, self._gone)
@@ -222,7 +224,7 @@ class Imagined:
         }
 
     def load(self, state: Mapping[str, NDArray[Any]], used: int) -> None:
-        """Take saved rows, if any, in place of the first `used`."""
+        """Replace the first `used` rows by the saved ones, if any."""
         self._gone.clear()
         self._used = len(state.get("synthetic.item", ()))
         for held, name in ((self._item, "item"), (self._residual, "residual")):

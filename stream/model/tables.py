@@ -1,4 +1,4 @@
-"""The model's memory: packed rows, reserved once, named views on them."""
+"""Tables of packed rows, with memory reserved once."""
 
 import numpy as np
 import torch
@@ -11,8 +11,8 @@ from stream.model.layout import Layout
 class Table:
     """Rows of one kind; `used` is one past the highest row ever touched.
 
-    On the CPU `array` and `packed` are the same memory, and neither is ever reseated. On a GPU
-    `array` has no rows and `packed` grows by doubling.
+    On the CPU, `array` and `packed` share memory and are never reallocated. On a GPU, `array` has
+    no rows and `packed` grows by doubling.
     """
 
     def __init__(self, rows: int, layout: Layout, device: torch.device) -> None:
@@ -45,13 +45,13 @@ class Table:
             self.packed = grown
 
     def part(self, name: str, size: int) -> torch.Tensor:
-        """Return a part of every row (rows, size), a view."""
+        """Return one field of every row as a view (rows, size)."""
         first = getattr(self.layout, name)
         return self.packed[:, first : first + size]
 
     @property
     def bits(self) -> torch.Tensor:
-        """Return the rows as int32 (rows, width), a view on the same bits: the counts are such."""
+        """Return the rows as an int32 view (rows, width) of the same bits, for the counts."""
         return self.packed.view(torch.int32)
 
     def read(self, rows: NDArray[np.int32] | slice) -> NDArray[np.float32]:
@@ -61,11 +61,11 @@ class Table:
         return self.packed[torch.from_numpy(rows).long().to(self.device)].cpu().numpy()
 
     def state(self) -> NDArray[np.float32]:
-        """Return a copy of the used rows, without their padding (used, n)."""
+        """Return a copy of the used rows without their padding (used, n)."""
         return self.read(slice(0, self.used))[:, : self.layout.size].copy()
 
     def load(self, saved: NDArray[np.float32]) -> None:
-        """Take saved rows in place of all that were used."""
+        """Replace all used rows by the saved ones."""
         n = len(saved)
         packed = np.zeros((max(n, self.used), self.layout.width), np.float32)
         packed[:n, : self.layout.size] = saved

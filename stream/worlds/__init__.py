@@ -1,4 +1,4 @@
-"""Worlds whose answers are known: events as a producer would send them, and the truth."""
+"""Simulated worlds with known causal answers: events as producers send them, and the truth."""
 
 from stream.worlds.adversarial import Adversarial
 from stream.worlds.base import Block, Change, Interactions, Wire, World

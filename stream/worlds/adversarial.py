@@ -1,4 +1,4 @@
-"""The world in which a correlational ranker is exactly wrong."""
+"""A world in which a ranking by correlation is exactly the wrong way round."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,11 +24,12 @@ from stream.worlds.base import (
 
 @dataclass(frozen=True)
 class Adversarial(World):
-    """Favourites are taken anyway and less when shown; sleepers only when shown.
+    """Showing lowers the outcome of favourites and raises that of sleepers.
 
-    Favourites: withheld .6, shown .5. Sleepers: withheld .05, shown .45. So the outcome if shown
-    ranks every favourite above every sleeper, and the effect the other way round. The policy picks
-    favourites four times as often, and withholds less of them; it logs the probability.
+    Favourites are clicked with probability .6 if withheld and .5 if shown, sleepers with .05 and
+    .45. So the outcome if shown ranks every favourite above every sleeper, and the effect of
+    showing ranks them the other way round. The policy picks favourites four times as often and
+    withholds a smaller share of them; it logs the probabilities.
     """
 
     name: ClassVar[str] = "adversarial"
@@ -41,7 +42,7 @@ class Adversarial(World):
 
     @cached_property
     def favourites(self) -> NDArray[np.bool_]:
-        """Return which items (items,) are favourites: half of them, by lot."""
+        """Return which items (items,) are favourites: a random half of them."""
         drawn: NDArray[np.bool_] = self.draws(-1).permutation(self.items) < self.items // 2
         return drawn
 

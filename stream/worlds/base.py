@@ -1,4 +1,4 @@
-"""What every world shares: interactions as columns, their events as bytes, a counted generator."""
+"""Shared parts of the worlds: interactions as columns, their events as bytes, random generators."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -13,15 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 from stream.schemas import Attribute, Click, Event, Impression, Item, Rating, User
 
 START_MS = 1_700_000_000_000
-STEP_MS = 60_000  # between decisions: few windows of one hour then hold the same pair twice
-BLOCK = 1_000  # decisions a block
+STEP_MS = 60_000  # between decisions, so that few windows of an hour contain a pair twice
+BLOCK = 1_000  # decisions per block
 
 Truth = dict[str, Any]
 Floats = NDArray[np.float64]
 
 
 class Wire(NamedTuple):
-    """One event as it goes to Kafka: the topic's kind, the key, the value, and its time."""
+    """One event as it goes to Kafka: its kind, which names the topic, key, value and time."""
 
     kind: str
     key: bytes
@@ -31,11 +31,11 @@ class Wire(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Interactions:
-    """What was decided and what came of it, as columns of length n in time order.
+    """Decisions and their outcomes, as columns of length n in time order.
 
-    A row with a slate is a window: shown or withheld, and clicked or not. One without is a rating
-    that the user gave unasked. `treated` and `control` are the planted expected outcomes if shown
-    and if withheld, which no event tells.
+    A row with a slate is a window: shown or withheld, and clicked or not. A row without one is a
+    rating that the user gave without an impression. `treated` and `control` are the true expected
+    outcomes if shown and if withheld, which no event contains.
     """
 
     user: NDArray[np.int64]
@@ -74,7 +74,7 @@ def interactions(
     treated: ArrayLike = np.nan,
     control: ArrayLike = np.nan,
 ) -> Interactions:
-    """Return the columns, single values repeated to the length of `user`."""
+    """Return the columns; scalars are repeated to the length of `user`."""
     n = len(np.asarray(user))
 
     def column(values: ArrayLike, dtype: Any) -> NDArray[Any]:
@@ -101,7 +101,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A stretch of a world: what became known first, then what happened."""
+    """A part of a world: first the attribute changes, then the interactions."""
 
     changes: list[Change]
     interactions: Interactions
@@ -109,10 +109,10 @@ class Block:
 
 @dataclass(frozen=True)
 class World:
-    """A generator of events with planted answers.
+    """A generator of events with known causal answers.
 
-    The same seed gives the same events, and fewer of them are a prefix of more. Subclasses give
-    `blocks` and `truth`, and may keep what is planted in cached properties.
+    The same seed gives the same events, and a shorter stream is a prefix of a longer one.
+    Subclasses implement `blocks` and `truth`, and may keep true parameters in cached properties.
     """
 
     name: ClassVar[str]
@@ -124,7 +124,7 @@ class World:
 
     @property
     def truth(self) -> Truth:
-        """Return the planted answers, ready for JSON."""
+        """Return the true answers, ready for JSON."""
         raise NotImplementedError
 
     def columns(self, n: int) -> Interactions:
@@ -145,10 +145,11 @@ class World:
         return islice(self._wires(), n)
 
     def draws(self, block: int, purpose: int = 0) -> np.random.Generator:
-        """Return the generator of a block's random numbers for a purpose; -1: what is planted."""
+        """Return the random generator of a block for a purpose; block -1: the true parameters."""
         return np.random.default_rng([self.seed % 2**64, block + 1, purpose])
 
     def _wires(self) -> Iterator[Wire]:
+        """Yield the events in time order, without end."""
         at = 0
         for block in self.blocks():
             yield from (self._attributes(change) for change in block.changes)
@@ -205,7 +206,7 @@ class World:
                 )
             )
             if click:
-                # who was not shown the item knows nothing of the slate
+                # if the item was withheld, the click cannot name the slate
                 named = impression_id if shown else UNSET
                 later_ms = ts_ms + STEP_MS // 2 + position
                 made.append(Click(ts_ms=later_ms, impression_id=named, **common))
@@ -213,18 +214,18 @@ class World:
 
 
 def wire(event: Event) -> Wire:
-    """Return the event as the contract's JSON under its topic's key."""
+    """Return the event as JSON in the wire format, under the key of its topic."""
     key = event.item_id if isinstance(event, Item) else event.user_id
     return Wire(event.type, key.encode(), msgspec.json.encode(event), event.ts_ms)
 
 
 def user_id(number: int) -> str:
-    """Return the id that events carry."""
+    """Return the user's id in events."""
     return f"u{number}"
 
 
 def item_id(number: int) -> str:
-    """Return the id that events carry."""
+    """Return the item's id in events."""
     return f"i{number}"
 
 

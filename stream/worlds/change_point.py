@@ -1,4 +1,4 @@
-"""A taste that changes at a known moment."""
+"""A world whose mean ratings change abruptly at a known moment."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,9 +22,10 @@ from stream.worlds.base import (
 
 @dataclass(frozen=True)
 class ChangePoint(World):
-    """Ratings of items around their means; from one event on, the means are turned about `middle`.
+    """Ratings around the items' means; from one event on, the means are reflected about `middle`.
 
-    What was best is worst then. Ratings come unasked, of items chosen uniformly.
+    What was best is worst after the change. Ratings are given without impressions, of items chosen
+    uniformly.
     """
 
     name: ClassVar[str] = "change-point"
@@ -64,7 +65,7 @@ class ChangePoint(World):
 
     @property
     def truth(self) -> Truth:
-        """Return when it changes, and the mean ratings before and after."""
+        """Return the moment of the change, and the mean ratings before and after it."""
         return {
             "change_at": self.change_at,
             "change_ts_ms": int(times(0)[0] + (times(0)[1] - times(0)[0]) * self.change_at),

@@ -1,4 +1,4 @@
-"""A latent trait that decides both what is seen and how it ends."""
+"""A world with a latent trait that affects both what is seen and its outcome."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,13 +25,17 @@ from stream.worlds.base import (
 
 @dataclass(frozen=True)
 class Confounded(World):
-    """Each user has a latent Z; half of the decisions are windows, half are ratings unasked.
+    """Each user has a latent Z; half of the decisions are windows, half are ratings.
 
-    Windows: e = sigmoid(push Z) is shown, P(click | shown) = sigmoid(base + lift + pull Z), and
-    without lift if withheld: shown minus withheld exaggerates the effect unless e is used.
-    Ratings: item i is rated with probability in proportion to exp(push Z r_i), with the value
-    3 + taste_i + pull Z r_i / 2 + noise: what is rated is liked more than what is not.
-    With `logged` false, neither probability is in the events.
+    Windows: an item is shown with probability e = sigmoid(push Z). P(click | shown) = sigmoid(base
+    + lift + pull Z); if withheld, lift is absent. So the difference between shown and withheld
+    windows exaggerates the effect unless e is used.
+
+    Ratings are given without impressions: item i is rated with probability proportional to exp(push
+    Z r_i), and the value is 3 + taste_i + pull Z r_i / 2 + noise. So items that are rated are liked
+    more than those that are not.
+
+    If `logged` is false, neither probability is in the events.
     """
 
     name: ClassVar[str] = "confounded"
@@ -52,12 +56,12 @@ class Confounded(World):
 
     @cached_property
     def response(self) -> Floats:
-        """Return r (items,): which way an item answers to Z."""
+        """Return r (items,), the sign with which an item responds to Z."""
         return np.where(np.arange(self.items) % 2, 1.0, -1.0)
 
     @cached_property
     def taste(self) -> Floats:
-        """Return the items' mean ratings (items,), less 3."""
+        """Return the items' mean ratings (items,) minus 3."""
         return self.draws(-1, 1).uniform(-0.5, 0.5, self.items)
 
     @cached_property
@@ -75,7 +79,7 @@ class Confounded(World):
         return out
 
     def blocks(self) -> Iterator[Block]:
-        """Yield windows and ratings by turns."""
+        """Yield windows and ratings alternately."""
         for number in count():
             rng = self.draws(number)
             user = rng.integers(self.users, size=BLOCK)
@@ -87,6 +91,7 @@ class Confounded(World):
         number: int,
         user: NDArray[np.int64],
     ) -> Interactions:
+        """Return the interactions of a block."""
         window = np.arange(BLOCK) % 2 == 0
         chosen = (rng.random((BLOCK, 1)) > self.selection.cumsum(1)[user]).sum(1)
         item = np.where(
@@ -130,7 +135,7 @@ class Confounded(World):
 
     @property
     def truth(self) -> Truth:
-        """Return the average effect and the mean ratings, and what ignoring Z would say instead."""
+        """Return the average effect and the mean ratings, and their estimates if Z is ignored."""
         e = self.show
         seen = (self.selection * self.mean).sum(0) / self.selection.sum(0)
         return {

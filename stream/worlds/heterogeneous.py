@@ -1,4 +1,4 @@
-"""Effects that depend on who is shown what."""
+"""A world in which the effect of showing depends on the user's segment and the item's sort."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ from stream.worlds.base import (
 
 SEGMENTS = ("a", "b", "c")
 SORTS = ("x", "y", "z")
-# rows: segments, columns: sorts; every sort is best for one segment and does harm to another
+# rows: segments, columns: sorts; each sort has the best effect on one segment and harms another
 EFFECT = ((0.4, 0.1, -0.1), (-0.1, 0.4, 0.1), (0.1, -0.1, 0.4))
 
 
 @dataclass(frozen=True)
 class Heterogeneous(World):
-    """The effect of showing is planted by the user's segment and the item's sort.
+    """The effect of showing depends on the user's segment and the item's sort.
 
-    Users tell their `segment`, items their `sort`; withheld outcomes are alike for all. Half of
-    the windows are withheld, logged.
+    Users have the attribute `segment`, items `sort`; the outcome if withheld is the same for all.
+    Half of the windows are withheld, and the probability is logged.
     """
 
     name: ClassVar[str] = "heterogeneous"
@@ -54,7 +54,7 @@ class Heterogeneous(World):
         return self.draws(-1, 1).permutation(np.arange(self.items) % len(SORTS))
 
     def blocks(self) -> Iterator[Block]:
-        """Yield what users and items tell of themselves, then windows of one item each."""
+        """Yield the attributes of users and items, then windows of one item each."""
         effect = np.array(self.effect)
         for number in count():
             rng = self.draws(number)
@@ -90,7 +90,7 @@ class Heterogeneous(World):
 
     @property
     def truth(self) -> Truth:
-        """Return the effects by segment and sort, and each segment's items by their effect."""
+        """Return the effects by segment and sort, and each segment's items of the best sort."""
         effect: Floats = np.array(self.effect)
         table = effect.tolist()
         counts = np.outer(np.bincount(self.segment), np.bincount(self.sort))

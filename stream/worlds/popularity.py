@@ -1,4 +1,4 @@
-"""The loop in which what was clicked is shown more, and what is popular is clicked more."""
+"""A feedback loop: clicked items are shown more, and popular items are clicked more."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from stream.worlds.base import (
 
 @compiled
 def _run(item, score, kappa, middle, draw, clicks, chance, click):  # type: ignore[no-untyped-def]
-    """Click by click: every one counts for the next."""
+    """Simulate the windows one by one, since each click raises the probability of the next."""
     for n in range(len(item)):
         i = item[n]
         popularity = np.log(1.0 + clicks[i]) - middle
@@ -39,9 +39,9 @@ def _run(item, score, kappa, middle, draw, clicks, chance, click):  # type: igno
 class PopularityLoop(World):
     """P(click) = sigmoid(base + taste_i + kappa (log(1 + clicks of i so far) - middle)).
 
-    The policy shows item i with probability in proportion to its clicks so far, renewed each
-    block, and explores uniformly otherwise; the probability is logged. Early luck grows, so counts
-    rank the items wrongly; taste ranks them rightly.
+    With probability 1 - `explore` the policy shows items in proportion to their clicks so far,
+    updated at each block, and otherwise uniformly; it logs the probability. Early luck is
+    amplified, so counts rank the items wrongly, while taste ranks them correctly.
     """
 
     name: ClassVar[str] = "popularity"
@@ -55,7 +55,7 @@ class PopularityLoop(World):
 
     @cached_property
     def taste(self) -> Floats:
-        """Return the items' own appeal (items,) on the logit scale, mean 0."""
+        """Return the items' own appeal (items,) on the logit scale, with mean 0."""
         drawn = self.draws(-1).normal(0, self.spread, self.items)
         out: Floats = drawn - drawn.mean()
         return out
@@ -89,7 +89,7 @@ class PopularityLoop(World):
 
     @property
     def truth(self) -> Truth:
-        """Return kappa, taste, and the click probabilities at equal (middling) popularity."""
+        """Return kappa, taste, and the click probabilities at equal popularity (`middle`)."""
         return {
             "kappa": self.kappa,
             "taste": by_item(self.taste),

@@ -1,4 +1,4 @@
-"""Slates whose places are examined less and less."""
+"""A world of slates whose lower positions are examined less often."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ from stream.worlds.base import (
 
 @dataclass(frozen=True)
 class PositionBias(World):
-    """P(click on i at place k) = theta_k mu_i, theta_k = k^-decay (position-based model).
+    """P(click on i at position k) = theta_k mu_i, theta_k = k^-decay (position-based model).
 
-    A share of the slates is a uniform permutation's first places, the rest is in the order of the
-    policy, which puts the worst items first: by its click rate the worst looks good. The
-    probability of an item at its place is logged.
+    A share of the slates are the first positions of a uniform permutation. The others have the
+    order of the policy, which puts the worst items first, so that by click rate the worst items
+    look good. The probability of an item at its position is logged.
     """
 
     name: ClassVar[str] = "position"
@@ -40,17 +40,17 @@ class PositionBias(World):
 
     @cached_property
     def theta(self) -> Floats:
-        """Return the examination probabilities (places,), the first 1."""
+        """Return the examination probabilities (places,); the first is 1."""
         out: Floats = np.arange(1, self.places + 1, dtype=np.float64) ** -self.decay
         return out
 
     @cached_property
     def attraction(self) -> Floats:
-        """Return mu (items,), the click probabilities at the first place."""
+        """Return mu (items,), the click probabilities at the first position."""
         return self.draws(-1).permutation(np.linspace(0.3, 0.6, self.items))
 
     def blocks(self) -> Iterator[Block]:
-        """Yield slates of `places` items, BLOCK items a block."""
+        """Yield slates of `places` items, BLOCK items per block."""
         slates = BLOCK // self.places
         order = np.argsort(self.attraction)[: self.places]
         for number in count():
@@ -78,7 +78,7 @@ class PositionBias(World):
 
     @property
     def truth(self) -> Truth:
-        """Return theta by place, mu by item, and the ranking by mu."""
+        """Return theta by position, mu by item, and the ranking by mu."""
         return {
             "theta": self.theta.tolist(),
             "outcome_if_shown": by_item(self.attraction),

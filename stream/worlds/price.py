@@ -1,4 +1,4 @@
-"""A price that changes, and what a change of it does."""
+"""A world in which prices change and have a known effect on ratings."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,11 +23,12 @@ from stream.worlds.base import (
 
 @dataclass(frozen=True)
 class PriceEffects(World):
-    """rating = base + quality_i + beta (price_i(t) - centre) + noise; good items cost more.
+    """rating = base + quality_i + beta (price_i(t) - centre) + noise; better items cost more.
 
-    Every block of decisions reprices all items by item events. Over items, price and quality go
-    together so much that dear items are rated higher; within an item, a higher price lowers the
-    rating. Ratings come unasked, of items chosen uniformly, so nothing but quality confounds.
+    Each block changes the prices of all items by item events. Between items, price and quality are
+    correlated so strongly that expensive items have higher ratings; within an item, a higher price
+    lowers the rating. Ratings are given without impressions, of items chosen uniformly, so quality
+    is the only confounder.
     """
 
     name: ClassVar[str] = "price"
@@ -42,11 +43,11 @@ class PriceEffects(World):
 
     @cached_property
     def quality(self) -> Floats:
-        """Return the items' quality (items,), -.8 to .8: ratings then stay on their scale."""
+        """Return the items' quality (items,), in [-.8, .8] so that ratings stay on their scale."""
         return self.draws(-1).permutation(np.linspace(-0.8, 0.8, self.items))
 
     def prices(self, block: int) -> Floats:
-        """Return the prices (items,) that hold in a block, in cents' precision."""
+        """Return the prices (items,) of a block, rounded to cents."""
         drawn = self.draws(block, 1).uniform(-self.swing, self.swing, self.items)
         out: Floats = (self.centre + self.markup * self.quality + drawn).round(2)
         return out
@@ -73,7 +74,7 @@ class PriceEffects(World):
 
     @property
     def truth(self) -> Truth:
-        """Return beta, the mean rating by item at the centre price, and the slope over items."""
+        """Return beta, the mean rating by item at the centre price, and the slope between items."""
         return {
             "beta": self.beta,
             "quality": by_item(self.quality),
@@ -82,7 +83,7 @@ class PriceEffects(World):
         }
 
     def _naive(self) -> float:
-        """Return cov(rating, price) / var(price), quality left out of the regression."""
+        """Return cov(rating, price) / var(price), the slope of a regression without quality."""
         between = self.markup**2 * self.quality.var()
         within = self.swing**2 / 3
         return float(self.beta + self.markup * self.quality.var() / (between + within))

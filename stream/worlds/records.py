@@ -1,4 +1,4 @@
-"""A world's events as a poll would bring them, without a broker."""
+"""Converts a world's events into record batches, as a poll would return them."""
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -11,9 +11,9 @@ from stream.worlds.base import Wire
 def record_batches(
     events: Iterable[Wire], prefix: str = "world", partition: int = 0
 ) -> Iterator[RecordBatch]:
-    """Yield the events in their order, one record batch a run of equal kinds.
+    """Yield the events in order, as one record batch per run of events of one kind.
 
-    One partition a topic; Kafka's time of a record is its event time.
+    Each topic has one partition; a record's Kafka timestamp is its event time.
     """
     offsets: dict[str, int] = {}
     for kind, run in groupby(events, key=lambda event: event.kind):

@@ -1,4 +1,4 @@
-"""What advances in order at an item: counts, popularity, what is usual for it, its control row."""
+"""What advances in order at an item: counts, popularity, running means, and its control row."""
 
 import numpy as np
 
@@ -20,12 +20,12 @@ from stream.model.step.link import sigmoid
 from stream.model.step.rows import Part, step_vector
 
 _ONE, _ZERO = np.float32(1), np.float32(0)
-_TARGETS = CLOSES | COUNTS | REMEMBERS | CONTROLS  # an item advances by these
+_TARGETS = CLOSES | COUNTS | REMEMBERS | CONTROLS  # kinds that change the target item
 
 
 @embedded
 def tally(w: Work, i: int, k: int, kind: int, ts_s: int, label: np.float32) -> None:
-    """Count the interaction at place k to its item, and move what is usual; one lane does."""
+    """Count interaction k in its item and update the running means; only one lane calls it."""
     m, ai, told = w.m, w.m.at.item, w.s.told[k]
     bits = m.tables.item_bits
     if kind & CLOSES:
@@ -43,7 +43,7 @@ def tally(w: Work, i: int, k: int, kind: int, ts_s: int, label: np.float32) -> N
 
 @embedded
 def attributes_part(w: Work, b: Block, segment: int) -> None:
-    """Write what attribute values add to the item's control biases (Y,) to this worker's hands."""
+    """Write what attribute values add to the item's control biases (Y,) to the worker's memory."""
     m, ai = w.m, w.m.at.item
     i = place(w.order.segments.row[segment])
     for c in range(m.lane.own, ends(0, ai.Y, m.lane), m.lane.all):
@@ -55,7 +55,7 @@ def attributes_part(w: Work, b: Block, segment: int) -> None:
 
 @embedded
 def treated_bias(w: Work, b: Block, segment: int, i: int, o: int) -> np.float32:
-    """Return the item's composed bias of outcome o, as when the block began."""
+    """Return the item's composed bias of outcome o at the block's beginning."""
     c = w.m.at.item.bias + o
     if w.room.composed.shape[0] > 0:
         return w.room.composed[segment - b.segment, c]
@@ -64,7 +64,7 @@ def treated_bias(w: Work, b: Block, segment: int, i: int, o: int) -> np.float32:
 
 @embedded
 def begin(w: Work, b: Block, segment: int, i: int) -> None:
-    """The item has a control row: that of the treated, if it had none."""
+    """Copy the treated row into the item's control row if it has none."""
     m, ai, items = w.m, w.m.at.item, w.m.tables.items
     if items[i, ai.control_sum] > 0:
         return
@@ -81,7 +81,7 @@ def begin(w: Work, b: Block, segment: int, i: int) -> None:
 
 @embedded
 def withhold(w: Work, b: Block, segment: int, i: int, k: int) -> None:
-    """The item's control row takes one step against the control outcome at place k."""
+    """Take one step of the item's control row by the control outcome at index k."""
     m, ai, room, r = w.m, w.m.at.item, w.room, w.m.rates
     items, kind = m.tables.items, room.kind[k]
     begin(w, b, segment, i)
@@ -106,7 +106,7 @@ def withhold(w: Work, b: Block, segment: int, i: int, k: int) -> None:
 
 @embedded
 def take(w: Work, b: Block, occurrence: int, lane: int) -> None:
-    """Write what an occurrence does to its item to the lane's place in hand."""
+    """Read an occurrence's effect on its item into the lane's slot."""
     each = 1 + w.m.at.pairs
     j = occurrence // each
     k, h = place(j - b.event), w.hands
@@ -118,9 +118,9 @@ def take(w: Work, b: Block, occurrence: int, lane: int) -> None:
 
 @embedded
 def advance(w: Work, b: Block, segment: int) -> None:
-    """Advance the item of a segment through the interactions whose target it is, in order.
+    """Advance the item of a segment through the interactions of which it is the target, in order.
 
-    As many as there are lanes are taken in hand at once, since each waits for memory.
+    As many occurrences as there are lanes are read at once, to hide the memory latency.
     """
     lane, h, segments = w.m.lane, w.hands, w.order.segments
     i, stop = place(segments.row[segment]), segments.start[segment + 1]

@@ -15,7 +15,7 @@ from stream.model.step.names import Given, Layouts, Predictions
 
 
 class Threaded(Host):
-    """Learns batches in blocks; the same bits for any number of threads."""
+    """Learns batches in blocks; the bits are the same for any number of threads."""
 
     def __init__(self, at: Layouts, tables: Tables, size: Size, threads: int) -> None:
         """Reserve a mark for each row; start the threads."""
@@ -28,7 +28,7 @@ class Threaded(Host):
         self.compiled = threaded(at)
 
     def learn(self, given: Given, out: Predictions, memory: float, linked: bool) -> None:
-        """Learn the columns in order; `linked` where any row has attribute values."""
+        """Learn the columns in order; `linked` says whether any row has attribute values."""
         c, live = given.columns, given.on.live
         edges = borders(c.role, int(given.terms.counters[0]), self.size, live)
         made = order((c.user, c.item, c.pair), edges, given.tables, self._marks, linked)

@@ -1,7 +1,7 @@
-"""The driver that learns blocks on a GPU: what stands there, and what goes there and back.
+"""The driver that learns blocks on a GPU, and its data transfers.
 
-Tables and links stand on the GPU, and grow there by doubling. Columns go there in one piece a step;
-predictions and global terms come back in one, which is the step's only synchronisation.
+Tables and links are on the GPU, where they grow by doubling. Columns are sent at each step;
+predictions and global terms return in one transfer, which is the step's only synchronisation.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from stream.model.tables import Table
 
 
 class Bits:
-    """Memory of a tensor under another type, as numba takes it."""
+    """The memory of a tensor under another element type, as numba takes it."""
 
     def __init__(self, tensor: Tensor, kind: str) -> None:
         self.tensor = tensor
@@ -41,29 +41,29 @@ class Bits:
 
 
 def wrapped(tensor: Tensor, kind: str = "") -> Any:
-    """Return the tensor's memory as an array of numba's, without a copy."""
+    """Return the tensor's memory as a numba array, without a copy."""
     return gpu.cuda.as_cuda_array(Bits(tensor, kind) if kind else tensor, sync=False)
 
 
 def wrap_all(tensors: Any) -> Any:
-    """Return a named tuple of tensors, or of such tuples, as arrays of numba's."""
+    """Return a named tuple of tensors, or of such tuples, as numba arrays."""
     if isinstance(tensors, Tensor):
         return wrapped(tensors)
     return type(tensors)(*map(wrap_all, tensors))
 
 
 class DeviceLinks:
-    """A copy of the links of one kind on the GPU, of which only changed rows are sent."""
+    """A copy of one kind's links on the GPU; only changed rows are sent."""
 
     def __init__(self, links: Links, device: torch.device) -> None:
-        """Nothing is there yet."""
+        """Start with an empty copy."""
         most = links.rows.shape[1]
         self._links, self._device = links, device
         self.rows = torch.zeros((0, most), dtype=torch.int32, device=device)
         self.values = torch.zeros((0, most), device=device)
 
     def follow(self, used: int) -> None:
-        """The first `used` rows are there as they are on the host."""
+        """Bring the first `used` rows on the GPU up to date with the host."""
         links, held = self._links, len(self.rows)
         if links.changed is None or used > held:
             size = min(len(links.rows), max(used, 2 * held, 1024))
@@ -79,10 +79,10 @@ class DeviceLinks:
 
 
 class Device:
-    """Learns batches in blocks on a GPU; the same bits for any schedule."""
+    """Learns batches in blocks on a GPU; the bits do not depend on the schedule."""
 
     def __init__(self, at: Layouts, tables: RowsAndLinks, size: Size) -> None:
-        """Take the tables that stand on the GPU, and the links that stand on the host."""
+        """Keep the tables, which are on the GPU, and the links, which are on the host."""
         self.at, self.size, self._tables = at, size, tables.rows
         self.device = self._tables[0].device
         self._links = [DeviceLinks(of, self.device) for of in tables.links]
@@ -93,7 +93,7 @@ class Device:
         self._grids: dict[Any, int] = {}
 
     def learn(self, given: Given, out: Predictions, memory: float, linked: bool) -> None:
-        """Learn the columns in order, and write what was expected of each before."""
+        """Learn the columns in order, and write each one's prediction before it is learned."""
         c, n = given.columns, len(given.columns.user)
         if not n:
             return
@@ -103,7 +103,7 @@ class Device:
         links = (self._links[0].rows, self._links[1].rows) if linked else None
         order = device_order(columns.user, columns.item, columns.pair, *edges, links, rows)
         terms, sent = self._send(given.terms)
-        told = torch.zeros(9 * n + n % 2, device=self.device)  # the terms stand at whole doubles
+        told = torch.zeros(9 * n + n % 2, device=self.device)  # aligns the terms to 8 bytes
         told[: 3 * n] = torch.nan
         back = Predictions(
             told[:n], told[n : 2 * n], told[3 * n : 9 * n].view(n, 6), told[2 * n : 3 * n]
@@ -128,7 +128,7 @@ class Device:
         return sent._replace(propensity=torch.nan_to_num(sent.propensity, nan=-1.0))
 
     def arrays(self) -> Tables:
-        """Return the tables and links as the compiled step takes them."""
+        """Return the tables and links as arguments of the compiled step."""
         self._follow()
         packed = [table.packed for table in self._tables]
         bits = [wrapped(p, "<u4") for p in packed]
@@ -136,7 +136,7 @@ class Device:
         return Tables(*map(wrapped, packed), *bits, *links)
 
     def _send(self, terms: GlobalTerms) -> tuple[GlobalTerms, Tensor]:
-        """Return the global terms on the GPU, and the one piece of memory that they are in."""
+        """Return the global terms on the GPU, and the single piece of memory that holds them."""
         flat = np.concatenate([x.view(np.float64).ravel() for x in terms])
         sent = moved(flat, self.device)
         parts, first = [], 0
@@ -147,7 +147,7 @@ class Device:
         return GlobalTerms(*parts), sent
 
     def _between(self, events: NDArray[np.int32], order: Order) -> Room:
-        """Return room for the largest block, kept from step to step as long as it is enough."""
+        """Return memory for the largest block, reused between steps while it fits."""
         B = int(np.diff(events).max())
         each, linked = 1 + self.at.pairs, len(order.values.members) > 0
         held, was_linked = self._room[0]
@@ -186,7 +186,7 @@ class Device:
         self.compiled[self._grids[types], gpu.THREADS](*args)
 
     def _receive(self, sent: Tensor, terms: GlobalTerms, out: Predictions) -> None:
-        """Write predictions and global terms to the host's; the step's one synchronisation."""
+        """Copy predictions and global terms to the host, the step's only synchronisation."""
         host = torch.empty(sent.shape, pin_memory=True).copy_(sent).numpy()
         n = len(out.prediction)
         for to, part in zip(
@@ -202,7 +202,7 @@ class Device:
     def ensure(
         self, table: Table, rows: NDArray[np.int32], salt: int, seed: np.uint64, start: Any
     ) -> None:
-        """Make every named row exist."""
+        """Create those of the rows that do not exist yet."""
         if len(rows):
             grid = -(-len(rows) // gpu.THREADS)
             gpu.creates(table.layout)[grid, gpu.THREADS](
@@ -213,7 +213,7 @@ class Device:
     def serve(
         self, side: int, rows: NDArray[np.int32], share: np.float32
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return rows of users (side 0) or items (1) as they are packed, and as they are served."""
+        """Return rows of users (side 0) or items (side 1), packed and as they are served."""
         self._follow()
         table, at, af = self._tables[side], self._tables[side].layout, self._tables[2].layout
         where = moved(rows, self.device)

@@ -1,9 +1,9 @@
-"""The order of blocks on any device, by stable sorts on block * rows + row.
+"""Grouping of a batch on any device, by stable sorts on block * rows + row.
 
-How many groups there are is known on the device alone, so nothing waits for it: arrays have room
-for the most groups and tiles that there can be, and those behind the last block's are spare. A
-spare group is empty and of row -1, a spare tile of group -1. Only the attribute values make the
-host wait, once, for the number of links.
+The number of groups is known only on the device, and nothing waits for it: arrays have room for the
+largest possible number of groups and tiles, and those after the last block's are spare. A spare
+group is empty with row -1, a spare tile has group -1. Only attribute values make the host wait,
+once, for the number of links.
 """
 
 from typing import Any
@@ -16,21 +16,24 @@ from torch import Tensor
 from stream.model.blocks.names import TILE, Groups, Order
 
 INT = torch.int32
-Tensors = Any  # Groups of tensors in place of arrays
+Tensors = Any  # `Groups` of tensors instead of arrays
 
 
 def counting(n: int, like: Tensor) -> Tensor:
-    """Return 0, 1, ..., n - 1 where `like` is."""
+    """Return 0, 1, ..., n - 1 on the device of `like`."""
     return torch.arange(n, dtype=like.dtype, device=like.device)
 
 
 def spans(edges: Tensor, n: int) -> Tensor:
-    """Return the span between edges that each of n places is in; one behind all is in none."""
+    """Return the span between edges in which each of n positions lies.
+
+    A position after the last edge gets the number of spans.
+    """
     return torch.searchsorted(edges[1:], counting(n, edges), right=True, out_int32=True)
 
 
 def wide(span: Tensor, blocks: int, rows: int) -> Tensor:
-    """Return the spans as numbers that hold block * rows + row."""
+    """Return the spans in an integer type that can hold block * rows + row."""
     return span if blocks * rows < 2**31 else span.long()
 
 
@@ -41,7 +44,7 @@ def tiled(block: Tensor, start: Tensor, members: Tensor, row: Tensor) -> Tensors
     first = torch.zeros_like(start)
     torch.cumsum(many, 0, dtype=INT, out=first[1:])
     tiles = torch.where(many > 0, first[:-1], -1)
-    most = 2 * len(members) // (TILE + 1)  # TILE + 1 members have two tiles, no group more of each
+    most = 2 * len(members) // (TILE + 1)  # most tiles per member: two for TILE + 1
     tile = spans(first, most)
     tile = torch.where(tile < len(row), tile, -1)
     made: tuple[Any, ...] = (block, start, members, row, tiles, tile, first[block])
@@ -49,33 +52,33 @@ def tiled(block: Tensor, start: Tensor, members: Tensor, row: Tensor) -> Tensors
 
 
 def grouped(keys: Tensor, blocks: int, rows: int) -> tuple[Tensors, Tensor]:
-    """Group places by key, block * rows + row; those of key blocks * rows are of no group.
+    """Group positions by key, block * rows + row; the key blocks * rows means no group.
 
-    Returns with the groups where their members are in `keys`, as numbers that torch indexes with.
+    Also returns the members' positions in `keys` as integers that torch can index with.
     """
     n, none = len(keys), blocks * rows
     keys, at = torch.sort(keys, stable=True)
     most = min(n, none)
-    before = torch.zeros(n + 1, dtype=INT, device=keys.device)  # groups that begin before a place
+    before = torch.zeros(n + 1, dtype=INT, device=keys.device)  # groups before a position
     new = torch.ones(n, dtype=torch.bool, device=keys.device)
     torch.ne(keys[1:], keys[:-1], out=new[1:])
     torch.cumsum(new, 0, dtype=INT, out=before[1:])
     ends = torch.searchsorted(keys, counting(blocks + 1, keys) * rows, out_int32=True)
-    start = torch.minimum(spans(before, most + 1), ends[-1])  # the keys of no group are the last
+    start = torch.minimum(spans(before, most + 1), ends[-1])  # keys without a group are last
     begin = start[:-1]
     row = torch.where(begin < ends[-1], keys[begin.clamp(max=n - 1)] % max(rows, 1), -1).to(INT)
     return tiled(before[ends], start, at.to(INT), row), at
 
 
 def inverse(groups: Tensors, at: Tensor) -> Tensor:
-    """Return the group of each place, -1 where it has none."""
+    """Return the group of each position, -1 if it has none."""
     own = spans(groups.start, len(at))
     own = torch.where(own < len(groups.row), own, -1)
     return torch.empty_like(own).scatter_(0, at, own)
 
 
 def filled(links: Tensor, row: Tensor) -> Tensor:
-    """Return how many links each row has, none where it is below 0."""
+    """Return how many links each row has; 0 for negative rows."""
     known, short = row.clamp(min=0), len(links) < len(row)
     many = (links if short else links[known]).ne(0).sum(1, dtype=INT)
     return torch.where(row < 0, 0, many[known] if short else many)
@@ -84,13 +87,13 @@ def filled(links: Tensor, row: Tensor) -> Tensor:
 def values_of(
     chains: Tensors, segments: Tensors, links: tuple[Tensor, Tensor], features: int
 ) -> Tensors:
-    """Return the attribute values behind the users and items of each block; the host waits once."""
+    """Return the attribute values of the users and items of each block; the host waits once."""
     blocks, most = len(chains.block) - 1, links[0].shape[1]
     many = [filled(*of) for of in zip(links, (chains.row, segments.row), strict=True)]
     keys, sources = [], []
     sizes = torch.stack([counts.sum() for counts in many]).tolist()
     for side, groups in enumerate((chains, segments)):
-        # the chains' of all blocks come before the segments': a stable sort keeps that in a block
+        # links of chains come before those of segments; the stable sort keeps this in each block
         first = torch.cumsum(many[side], 0, dtype=INT) - many[side]
         own = torch.repeat_interleave(many[side], output_size=sizes[side])
         k = counting(sizes[side], first) - first[own]
@@ -103,7 +106,7 @@ def values_of(
 
 
 def moved(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Return the array on the device, without waiting for what the device is at."""
+    """Return the array on the device, without waiting for the device."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -119,10 +122,10 @@ def device_order(
     tables_links: tuple[Tensor, Tensor] | None,
     rows: tuple[int, int, int],
 ) -> Order:
-    """Return the order of a batch's blocks where its columns are, `pair` being (B, P).
+    """Return the order of a batch's blocks on the device of its columns; `pair` is (B, P).
 
-    `tables_links` are those of users and items, None where there are no values; `rows` says how
-    many users, items and attribute values there are. The groups of a block come by row.
+    `tables_links` are the links of users and items, None if there are no values; `rows` are the
+    numbers of users, items and attribute values. The groups of a block are sorted by row.
     """
     users, items, features = rows
     blocks = len(events) - 1

@@ -1,9 +1,10 @@
-"""The attribute values' part of a user's row, as it moves within a block.
+"""The part of a user's row that comes from its attribute values, as it changes within a block.
 
-A user's attribute values stand still until the block ends, like items. For the user itself they
-must not: where they do, a user who rates a hundred films in a row learns by its own row alone, and
-half as fast. So a chain keeps its user's values' accumulators in hand, and moves their part of the
-composed row as if the values took each step at once. What the values learn is of the block's sums.
+Attribute values are constant within a block, like items. For the user itself they must not be:
+otherwise a user with a hundred interactions in a block learns only by its own row, and half as
+fast. So a chain keeps copies of the accumulators of its user's values, and moves their part of the
+composed row as if the values took each step immediately. The values themselves learn from the
+block's sums.
 """
 
 import math
@@ -19,13 +20,13 @@ from stream.model.step.names import Array, Event
 from stream.model.step.update import Push
 
 _ZERO = np.float32(0)
-# rows of what is held for each link: its strength, its vectors' accumulators, its biases'
+# rows of `held`: a link's strength, its vectors' accumulators, its biases' accumulators
 STRENGTH, VECTOR, EXPO, SESSION, BIASES = range(5)
 
 
 @embedded
 def fold(w: Work, u: int) -> int:
-    """Write what the user's attribute values add to its row; return how many it has."""
+    """Write what the user's attribute values add to its row; return how many there are."""
     m, t, h = w.m, w.m.tables, w.hands
     n = linked(t.user_links, u)
     if n == 0:
@@ -52,7 +53,7 @@ def fold(w: Work, u: int) -> int:
 
 @embedded
 def grow(held: Array, row: int, k: int, size: np.float32, lr: np.float32) -> np.float32:
-    """Let an accumulator of link k grow by a gradient; return x squared times its rate."""
+    """Add a gradient to an accumulator of link k; return x squared times its learning rate."""
     x = held[STRENGTH, k]
     grown = held[row, k] + x * x * size
     held[row, k] = grown
@@ -61,7 +62,7 @@ def grow(held: Array, row: int, k: int, size: np.float32, lr: np.float32) -> np.
 
 @embedded
 def total(rates: Array, row: int, n: int) -> np.float32:
-    """Return the sum over links of their rates."""
+    """Return the sum of the links' rates."""
     summed = _ZERO
     for k in range(n):
         summed += rates[row, k]
@@ -70,7 +71,7 @@ def total(rates: Array, row: int, n: int) -> np.float32:
 
 @embedded
 def grow_links(w: Work, e: Event, seen: Seen, push: Push, off: np.float32, n: int) -> None:
-    """Write every link's rates for an interaction, each lane those of its links."""
+    """Write every link's rates for an interaction; each lane handles its own links."""
     m, held, rates, r = w.m, w.hands.held, w.hands.rates, w.m.rates
     Y = m.at.feature.Y
     for k in range(m.lane.own, ends(0, n, m.lane), m.lane.all):
@@ -91,7 +92,7 @@ def grow_links(w: Work, e: Event, seen: Seen, push: Push, off: np.float32, n: in
 
 @embedded
 def move(w: Work, e: Event, seen: Seen, push: Push, off: np.float32, n: int) -> None:
-    """Move the values' part of the user's row by an interaction's gradients of the user."""
+    """Move the values' part of the user's row by the interaction's gradients of the user."""
     m, s, h, at = w.m, w.s, w.hands, w.m.at.user
     grow_links(w, e, seen, push, off, n)
     meet(m.lane)

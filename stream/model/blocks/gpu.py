@@ -1,7 +1,7 @@
-"""Blocks on a GPU: what its lanes and workers do together, and the kernel of a batch.
+"""Blocks on a GPU: operations of lanes and workers, and the kernel that learns a batch.
 
-A worker is a warp, a lane one of its 32 threads. Workers wait for each other at a grid barrier, so
-all of them have to be resident: the launch is cooperative.
+A worker is a warp, a lane is one of its 32 threads. Workers wait for each other at a grid barrier,
+so all of them must be resident: the launch is cooperative.
 """
 
 import functools
@@ -23,16 +23,16 @@ from stream.model.step import account
 from stream.model.step.lanes import ends, inside, meet, padded, place, product, strides
 from stream.model.step.names import Array, Given, Lane, Layouts, Model, Predictions, Scratch
 
-cuda: Any = importlib.import_module("numba.cuda")  # it has no types
+cuda: Any = importlib.import_module("numba.cuda")  # it has no type annotations
 LANES = 32
-WARPS = 8  # of a thread block
+WARPS = 8  # per thread block
 THREADS = LANES * WARPS
-REGISTERS = 128  # a thread: two thread blocks fit a multiprocessor
+REGISTERS = 128  # per thread, so that two thread blocks fit on a multiprocessor
 _ALL = 0xFFFFFFFF
 
 
 def whole(size: int) -> int:
-    """Return the size as a whole number of strides of all lanes."""
+    """Return the size rounded up to whole strides of all lanes."""
     return -(-size // LANES) * LANES
 
 
@@ -55,7 +55,7 @@ def _inside(d: Any, size: Any, lane: Any) -> Any:
 @overload(strides, target="cuda")
 def _strides(size: Any, lane: Any) -> Any:
     def whole_and_last(size: Any, lane: Any) -> Any:
-        return (size + 31) >> 5  # a constant: the compiler unrolls the loop
+        return (size + 31) >> 5  # a constant, so that the compiler unrolls the loop
 
     return whole_and_last
 
@@ -63,7 +63,7 @@ def _strides(size: Any, lane: Any) -> Any:
 @overload(ends, target="cuda")
 def _ends(first: Any, size: Any, lane: Any) -> Any:
     def whole_strides(first: Any, size: Any, lane: Any) -> Any:
-        # a whole number of strides: the compiler then knows that 32 components are one each
+        # whole strides, so that the compiler knows that 32 components take one iteration
         return first + lane.own + (((size + 31 - lane.own) >> 5) << 5)
 
     return whole_strides
@@ -125,10 +125,10 @@ def _totals(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
 
 @embedded
 def sum_told(w: Work, b: Block, tile: int, part: int) -> None:
-    """Sum what a tile of interactions said, in their order, for one cell a lane.
+    """Sum the contributions of a tile of interactions, in order; each lane handles one cell.
 
-    What each of them is, is taken in hand by all lanes at once. Numbers are read whether they are
-    needed or not, so that many reads are under way.
+    All lanes read the kinds of the interactions at once. Numbers are read whether needed or not, so
+    that many reads are in flight.
     """
     lane, cells, told, h = w.m.lane, w.room.cells, w.s.told, w.hands
     first = tile * TILE
@@ -147,7 +147,7 @@ def sum_told(w: Work, b: Block, tile: int, part: int) -> None:
 
 @embedded
 def cell_of(w: Work, cell: Array, first: int, many: int) -> float:
-    """Return the sum of one cell over `many` interactions in hand."""
+    """Return the sum of one cell over the `many` interactions of the tile."""
     told, h = w.s.told, w.hands
     column, bit, of, row = place(cell[0]), cell[2], cell[3], cell[4]
     total = 0.0
@@ -166,7 +166,7 @@ def cell_of(w: Work, cell: Array, first: int, many: int) -> float:
 
 @embedded
 def add_cell(w: Work, cell: int, tiles: int) -> None:
-    """Add the tiles' sums of one cell to the pending sums, in a fixed tree."""
+    """Add the tiles' sums of one cell to the pending sums, in a fixed tree order."""
     cells, g, lane = w.room.cells, w.m.terms, w.m.lane
     total = 0.0
     for part in range(cell, cell + cells[cell, 1]):
@@ -190,7 +190,7 @@ def add_cell(w: Work, cell: int, tiles: int) -> None:
 
 @embedded
 def refresh_one(w: Work, task: int, memory: float) -> None:
-    """Take one of the tasks that move the global terms at a border; none needs another's."""
+    """Do one of the independent tasks that update the global terms at an update point."""
     g, n = w.m.terms, w.m.terms.counters
     Y, H = g.outcome.shape[0], g.head.shape[0]
     if task < 4 * Y + H + g.place.shape[0]:
@@ -213,7 +213,7 @@ def refresh_one(w: Work, task: int, memory: float) -> None:
 
 @functools.cache
 def creates(at: Layout) -> Any:
-    """Return the kernel that makes rows of this layout exist, a thread each."""
+    """Return the kernel that creates missing rows of this layout, one thread each."""
 
     def ensure(table: Any, rows: Any, salt: int, seed: Any, start: Any) -> None:
         j = cuda.grid(1)
@@ -225,7 +225,7 @@ def creates(at: Layout) -> Any:
 
 @functools.cache
 def serves(at: Layout, af: Layout) -> Any:
-    """Return the kernel that writes rows as they are served, a warp each."""
+    """Return the kernel that writes rows as they are served, one warp each."""
 
     def serve(rows: Any, table: Any, links: Any, values: Any, features: Any, share: Any,
               out: Any) -> None:  # fmt: skip

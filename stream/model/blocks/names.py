@@ -1,18 +1,18 @@
-"""What a block is learned with: who works, in which order, and the room between its phases.
+"""Arguments of the block drivers: workers, the order of the work, and memory between phases.
 
-Beside the alphabet of `stream.model.step.names`: a chain is one user's interactions of a block, a
-segment one item's occurrences (as target or as pair) in it, a value one attribute value's links
-behind its chains and segments. A sum is G = W + C + 6 numbers of a row: the summed gradients of its
-vectors and biases, the summed squares of the biases' gradients, the summed mean squares of the
-three vectors', how often its vector was touched, how many treated interactions it had, and what
-each of its links counts.
+In addition to the symbols of `stream.model.step.names`: a chain is the interactions of one user in
+a block; a segment is the occurrences of one item (as target or as uniform item) in it; a value is
+the links of one attribute value to the block's users and items. A sum is a row of G = W + C + 6
+numbers: the summed gradients of vectors and biases, the summed squares of the biases' gradients,
+the summed mean squares of the three vectors' gradients, the number of updates of the factors, the
+number of treated interactions, and the weight of each link.
 """
 
 from typing import NamedTuple
 
 from stream.model.step.names import Array, Columns, Model, Predictions, Scratch
 
-TILE = 32  # occurrences that one worker sums; more of a row are summed by many
+TILE = 32  # most members that one worker sums; larger groups are divided into tiles
 
 
 class Size(NamedTuple):
@@ -23,18 +23,18 @@ class Size(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """Which of the workers that share a block this is, and how many there are."""
+    """The index of this worker among those that share a block, and their number."""
 
     own: int
     all: int
 
 
 class Groups(NamedTuple):
-    """What was grouped by row within each block; all arrays are int32.
+    """Members grouped by row within each block; all arrays are int32.
 
     Group g of block b (block[b] <= g < block[b + 1]) holds members[start[g] : start[g + 1]], in
-    their order, of row[g]. Where it has more than TILE, tiles[g] is its first tile, else -1; tile t
-    of block b (tile_block[b] <= t < tile_block[b + 1]) is of group tile[t].
+    their order, of row[g]. If it has more than TILE members, tiles[g] is its first tile, else -1;
+    tile t of block b (tile_block[b] <= t < tile_block[b + 1]) belongs to group tile[t].
     """
 
     block: Array  # (blocks + 1,)
@@ -47,45 +47,45 @@ class Groups(NamedTuple):
 
 
 class Order(NamedTuple):
-    """The order in which blocks are learned.
+    """The order in which a batch is learned: its blocks, and their chains, segments and values.
 
     Members of a chain are interactions j, of a segment occurrences j (1 + P) + p, of a value
     sources (2 chain, or 2 segment + 1) times the most links of a row, plus the link k.
     """
 
-    events: Array  # (blocks + 1,) where the blocks begin
+    events: Array  # (blocks + 1,) first interaction of each block
     chains: Groups
     segments: Groups
     values: Groups
     segment: Array  # (B (1 + P),) the segment of each occurrence
-    border: Array  # (blocks,) whether the global terms move after it
+    border: Array  # (blocks,) whether the global terms are updated after it
 
 
 class Room(NamedTuple):
-    """What the phases of a block leave to each other, by its place in the block."""
+    """Memory through which the phases of a block communicate, indexed within the block."""
 
-    told: Array  # (B, told columns) what its interactions say of the global terms
-    kind: Array  # (B,) what an interaction does to its item, as bits
-    error: Array  # (B, 1 + P) of the outcome if shown
-    push: Array  # (B, 1 + P) of the vectors: error mixed with the factual head's miss
-    contrast: Array  # (B, 1 + P)
-    session: Array  # (B, 1 + P)
-    miss: Array  # (B,) of the factual head
-    off: Array  # (B,) of a control outcome
+    told: Array  # (B, account.columns) contributions to the global terms
+    kind: Array  # (B,) flags: how an interaction affects its item
+    error: Array  # (B, 1 + P) derivative of the loss of the outcome if shown
+    push: Array  # (B, 1 + P) that of the factors' loss: mix * error + (1 - mix) * miss
+    contrast: Array  # (B, 1 + P) derivative of the exposure loss
+    session: Array  # (B, 1 + P) the same with the session
+    miss: Array  # (B,) derivative of the factual head's loss
+    off: Array  # (B,) derivative of a control outcome's loss
     rest: Array  # (B,) its lin0 without the item's own control row and bias
-    moment: Array  # (B, D + E + S) the user's vectors at that moment
+    moment: Array  # (B, D + E + S) the user's vectors when the interaction was learned
     norm: Array  # (B, 3) their mean squares
-    composed: Array  # (segments, W) items as the block began, with their attribute values
+    composed: Array  # (segments, W) composed rows of items at the block's beginning
     chain_sum: Array  # (chains, G)
     segment_sum: Array  # (segments, G)
     segment_part: Array  # (tiles, G)
     value_part: Array  # (tiles, G)
-    cells: Array  # (n, 6) of `account.cells`, where many workers add up
-    total_part: Array  # (tiles of TILE interactions, n) their sums
+    cells: Array  # (n, 6) `account.cells`, if many workers sum
+    total_part: Array  # (tiles of TILE interactions, n) partial sums of the cells
 
 
 class Block(NamedTuple):
-    """Where a block begins among the batch's interactions, groups and tiles."""
+    """The first interaction, group and tile of a block."""
 
     event: int
     stop: int
@@ -96,20 +96,20 @@ class Block(NamedTuple):
 
 
 class Hands(NamedTuple):
-    """One worker's own room."""
+    """Memory of one worker."""
 
-    folded: Array  # (W,) what the user's attribute values add
-    held: Array  # (4 + C, most links) of each: its strength, and its accumulators
-    rates: Array  # (6, most links) of each, by what an interaction moves
+    folded: Array  # (W,) what the user's attribute values add to its row
+    held: Array  # (4 + C, most links) strength and accumulators of each link
+    rates: Array  # (6, most links) squared strength times learning rate, by kind of gradient
     sum: Array  # (G,)
-    ts_s: Array  # (lanes,) of the occurrences at hand
+    ts_s: Array  # (lanes,) of the occurrences being processed, one per lane
     label: Array  # (lanes,)
     kind: Array  # (lanes,)
-    at: Array  # (lanes,) their places in the block, -1 for a pair
+    at: Array  # (lanes,) their indices in the block, -1 for a uniform item
 
 
 class Work(NamedTuple):
-    """All that a worker has at hand."""
+    """All arguments of a worker."""
 
     m: Model
     c: Columns
@@ -120,7 +120,7 @@ class Work(NamedTuple):
     hands: Hands
 
 
-# bits of `kind`
+# flags in `kind`
 CLOSES, COUNTS, REMEMBERS, CONTROLS, TREATED, CLICKS = 1, 2, 4, 8, 16, 32
-HEAD = 64  # the head of exposure is 1
-OUTCOME = 256  # times the outcome
+HEAD = 64  # the exposure head is 1
+OUTCOME = 256  # multiplies the index of the outcome

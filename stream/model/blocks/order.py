@@ -1,4 +1,4 @@
-"""The order of blocks on a CPU: one pass that counts, one that places, no sorting."""
+"""Grouping of a batch on a CPU, by counting and placing without sorting."""
 
 from collections.abc import Sequence
 
@@ -37,11 +37,11 @@ def cut(role: Array, steps: int, size: Size, live: bool, events: Array, moves: A
 def borders(
     role: NDArray[np.int8], steps: int, size: Size, live: bool
 ) -> tuple[Int, NDArray[np.bool_]]:
-    """Return where blocks begin (blocks + 1,), and whether the global terms move after each.
+    """Return where blocks begin (blocks + 1,), and whether the global terms are updated after each.
 
-    They move after 1, 2, 4, ... and then every 1,024th learned interaction, or every `block`th
-    where that is more. Blocks end there, at their largest size, and with the batch. What rows miss
-    within a block costs most while their rates are high, so the size grows with the stream.
+    They are updated after 1, 2, 4, ... and then every 1,024th learned interaction, or every
+    `block`th if that is more. A block ends at an update point, after `block` interactions, or with
+    the batch.
     """
     events, moves = np.zeros(len(role) + 1, np.int32), np.zeros(len(role), np.bool_)
     blocks = cut(role, steps, size, live, events, moves)
@@ -49,9 +49,10 @@ def borders(
 
 
 def faded(memory: float, block: int) -> float:
-    """Return `ModelConfig.memory` as a border counts it, at which 1,024 interactions fade.
+    """Return `ModelConfig.memory` scaled for blocks of more than 1,024 interactions.
 
-    Behind larger blocks more are new, so that running sums still fall to half in `memory` of them.
+    `fading` assumes 1,024 new interactions per update point. After larger blocks there are more,
+    and the scaling makes running sums halve in `memory` interactions all the same.
     """
     return memory * BLOCK / max(BLOCK, block)
 
@@ -60,7 +61,7 @@ def faded(memory: float, block: int) -> float:
 def place(
     keys: Array, edges: Array, mark: Array, block: Array, start: Array, members: Array, row: Array
 ) -> int:
-    """Group members by key within each of the edges' spans; keys below 0 are of no group.
+    """Group members by key within each span between edges; negative keys belong to no group.
 
     `mark` (rows,) is all 0 before and after. Returns the number of groups.
     """
@@ -76,7 +77,7 @@ def place(
                     groups += 1
                     mark[keys[j]] = groups
                 start[mark[keys[j]] - 1] += 1
-        for g in range(first, groups):  # start becomes where the next member goes
+        for g in range(first, groups):  # turn counts into the position of the next member
             placed += start[g]
             start[g] = placed - start[g]
         for j in range(edges[b], edges[b + 1]):
@@ -94,7 +95,7 @@ def place(
 
 
 def grouped(keys: Int, edges: Int, mark: Int) -> Groups:
-    """Return the places of `keys` grouped by key within the spans between edges."""
+    """Return the positions in `keys` grouped by key within the spans between edges."""
     n, blocks = len(keys), len(edges) - 1
     block, start = np.zeros(blocks + 1, np.int32), np.zeros(n + 1, np.int32)
     members, row = np.empty(n, np.int32), np.empty(n, np.int32)
@@ -127,7 +128,7 @@ def inverse(segments: Groups, segment: Array) -> None:
 def sources(
     groups: Groups, links: Array, side: int, keys: Array, source: Array, ends: Array
 ) -> None:
-    """Append the links of each group's row, block by block; `ends` (blocks,) is where they go."""
+    """Append the links of each group's row, block by block; `ends` (blocks,) are the positions."""
     most = links.shape[1]
     for b in range(groups.block.size - 1):
         for g in range(groups.block[b], groups.block[b + 1]):
@@ -141,7 +142,7 @@ def sources(
 
 
 def values_of(chains: Groups, segments: Groups, tables: Tables, mark: Int) -> Groups:
-    """Return the attribute values behind the users and items of each block."""
+    """Return the groups of the attribute values of the users and items of each block."""
     blocks = len(chains.block) - 1
     counts = np.zeros(blocks, np.int64)
     for groups, links in ((chains, tables.user_links), (segments, tables.item_links)):
@@ -163,9 +164,9 @@ def order(
     marks: tuple[Int, Int, Int],
     linked: bool,
 ) -> Order:
-    """Return the order of a batch's blocks: `columns` are users, items and pairs (B, P).
+    """Return the order of a batch's blocks.
 
-    Where nothing is `linked` there are no values.
+    `columns` are users, items and uniform items (B, P). If nothing is `linked` there are no values.
     """
     user, item, pair = columns
     each = 1 + pair.shape[1]

@@ -1,13 +1,13 @@
-"""The phases of a block, and the blocks of a batch: what every worker does, between barriers.
+"""The phases of a block, and the loop over the blocks of a batch; barriers separate the phases.
 
-    1. items as the block begins, with their attribute values     (where there are any)
-    2. users: each one's interactions in order
-    3. items: sums of gradients, one step each, and what advances in order
-    4. attribute values: sums, one step each
-    5. the global terms: sums of what every interaction said, and at a border a step
+    1. compose the block's items with their attribute values      (if there are any)
+    2. users: learn each user's interactions in order
+    3. items: sum gradients, take one step each, and update what must advance in order
+    4. attribute values: sum gradients, take one step each
+    5. global terms: sum all contributions, and update the terms at an update point
 
-Which worker takes which user, item or value decides no bit: each is one worker's alone, and what
-workers hand on is summed in the order of the batch.
+Results do not depend on which worker handles which user, item or value: each is handled by one
+worker, and values passed between workers are summed in the order of the batch.
 """
 
 from stream.compiled import embedded
@@ -19,12 +19,12 @@ from stream.model.step.names import Array
 
 
 def barrier(worker: Worker, arrived: Array) -> None:
-    """What every worker wrote before is seen by every worker afterwards."""
+    """Synchronise the workers: what each wrote before is visible to all afterwards."""
     raise NotImplementedError("only compiled code calls it")
 
 
 def totals(w: Work, b: Block, at: int, worker: Worker, memory: float) -> None:
-    """Add what block `at` said of the global terms; move them where a border is."""
+    """Add the contributions of block `at` to the global terms; update these at an update point."""
     raise NotImplementedError("only compiled code calls it")
 
 
@@ -41,7 +41,7 @@ def block_at(w: Work, at: int) -> Block:
 
 @embedded
 def compose_items(w: Work, b: Block, at: int, worker: Worker, arrived: Array) -> None:
-    """Compose the block's items where any row has attribute values."""
+    """Compose the block's items if any row has attribute values."""
     if w.room.composed.shape[0] > 0:
         for segment in range(b.segment + worker.own, w.order.segments.block[at + 1], worker.all):
             compose(w, b, segment)
@@ -50,7 +50,7 @@ def compose_items(w: Work, b: Block, at: int, worker: Worker, arrived: Array) ->
 
 @embedded
 def step_items(w: Work, b: Block, at: int, worker: Worker, arrived: Array) -> None:
-    """Every item of the block takes its step."""
+    """Update every item of the block."""
     g = w.order.segments
     if g.tile_block[at + 1] > b.segment_tile:
         for tile in range(b.segment_tile + worker.own, g.tile_block[at + 1], worker.all):
@@ -63,7 +63,7 @@ def step_items(w: Work, b: Block, at: int, worker: Worker, arrived: Array) -> No
 
 @embedded
 def step_values(w: Work, b: Block, at: int, worker: Worker, arrived: Array) -> None:
-    """Every attribute value behind the block's users and items takes its step."""
+    """Update every attribute value of the block's users and items."""
     g = w.order.values
     if g.tile_block[at + 1] > b.value_tile:
         for tile in range(b.value_tile + worker.own, g.tile_block[at + 1], worker.all):

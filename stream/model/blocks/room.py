@@ -1,4 +1,4 @@
-"""Room for what the phases of blocks leave to each other, on the host."""
+"""Allocates the memory through which the phases of blocks communicate, on the host."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ from stream.model.step.names import Layouts
 
 
 def sum_size(at: Layouts) -> int:
-    """Return G: how many numbers a sum of gradients has."""
+    """Return G, the size of a sum of gradients."""
     i = at.item
     return i.D + i.E + i.S + 2 * i.C + 6
 
 
 def room(at: Layouts, order: Order) -> Room:
-    """Return room for the largest block of the order."""
+    """Return memory for the largest block of the order."""
 
     def most(edges: np.ndarray) -> int:
         return int(np.diff(edges).max(initial=0))
@@ -38,7 +38,7 @@ def room(at: Layouts, order: Order) -> Room:
 
 
 def hands(at: Layouts, links: int, lanes: int = 1) -> Hands:
-    """Return one worker's own room, for rows of at most so many links."""
+    """Return the memory of one worker, for rows with at most `links` links."""
     i = at.item
     return Hands(
         np.zeros(i.D + i.E + i.S + i.C, np.float32), np.zeros((4 + i.C, links), np.float32),

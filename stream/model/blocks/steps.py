@@ -1,8 +1,10 @@
-"""One step of an item or attribute value from the sum of its gradients.
+"""One step of an item or attribute value from the sum of its gradients in a block.
 
-The accumulator grows by the sum of squares, as one interaction after the other would make it. The
-step divides by what the square of the sum would give: the same for a row that comes once, and never
-above the rate for a row that comes a thousand times with one opinion.
+    value <- value - lr G / sqrt(S + m(G)),   then   S <- S + sum m(g_k)
+
+The accumulator S grows as if the interactions came one by one. Including the square of the sum G
+under the root gives the sequential step for a row that occurs once, and bounds the step by the
+learning rate for a row that occurs a thousand times with similar gradients (docs/model.md, Blocks).
 """
 
 from typing import NamedTuple
@@ -77,7 +79,7 @@ def step_bias_sum(
 
 @embedded
 def average_sum(w: Work, table: Array, bits: Array, row: int, at: Layout) -> None:
-    """Move the served means towards the row as often as its vector was touched."""
+    """Move the served means towards the row, once for all updates of its factors in the block."""
     touched = w.hands.sum[sums.scalars_of(at) + TOUCHED]
     if touched > 0:
         meet(w.m.lane)
@@ -86,7 +88,7 @@ def average_sum(w: Work, table: Array, bits: Array, row: int, at: Layout) -> Non
 
 @embedded
 def add_source(w: Work, b: Block, f: int, source: int) -> None:
-    """Add what a link of attribute value f hands on: its user's or its item's sum."""
+    """Add what a link of attribute value f contributes: the sum of its user or item."""
     t, most = w.m.tables, w.m.tables.item_links.shape[1]
     group, k = source // most, source % most
     chain, weight_at = group // 2, sums.scalars_of(w.m.at.item) + sums.LINK
@@ -112,7 +114,7 @@ def add_members(w: Work, b: Block, g: Groups, group: int, span: Span) -> None:
 
 @embedded
 def sum_tile(w: Work, b: Block, g: Groups, tile: int, of_items: bool) -> None:
-    """Leave the sum of a tile of a group."""
+    """Store the sum of a tile of an item's occurrences."""
     group = g.tile[tile]
     first = place(g.start[group] + TILE * (tile - g.tiles[group]))
     sums.clear(w)
@@ -141,7 +143,7 @@ def sum_group(w: Work, b: Block, g: Groups, group: int, of_items: bool) -> None:
 
 @embedded
 def step_segment(w: Work, b: Block, segment: int) -> None:
-    """The item of a segment advances and takes its step."""
+    """Advance and update the item of a segment."""
     m, groups = w.m, w.order.segments
     i, at, r = place(groups.row[segment]), m.at.item, m.rates
     sum_group(w, b, groups, segment, True)
@@ -151,7 +153,7 @@ def step_segment(w: Work, b: Block, segment: int) -> None:
     for c in range(m.lane.own, ends(0, at.C, m.lane), m.lane.all):
         if c >= 3 * at.Y:
             step_bias_sum(w, m.tables.items, i, at, c, r.exposure_bias, _ZERO)
-        elif c < at.Y or c >= 2 * at.Y:  # the control arm's advanced
+        elif c < at.Y or c >= 2 * at.Y:  # control biases were updated in `advance`
             step_bias_sum(w, m.tables.items, i, at, c, r.item_bias, r.shrink)
     if at.mean >= 0:
         average_sum(w, m.tables.items, m.tables.item_bits, i, at)
@@ -164,7 +166,7 @@ def step_segment(w: Work, b: Block, segment: int) -> None:
 
 @embedded
 def step_value(w: Work, b: Block, value: int) -> None:
-    """The attribute value takes its step."""
+    """Update the attribute value."""
     m, groups = w.m, w.order.values
     f, at, r = place(groups.row[value]), m.at.feature, m.rates
     sum_group(w, b, groups, value, False)

@@ -1,4 +1,4 @@
-"""Sums of gradients by row: of a user's interactions, of an item's occurrences, of a value's links.
+"""Sums of gradients by row: of a user's interactions, an item's occurrences, a value's links.
 
 A sum is [gradients W | squares of the biases' C | mean squares of the three vectors' | touched |
 treated | weight of a link]; see `names`.
@@ -18,18 +18,18 @@ from stream.model.step.update import Push
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
-VECTOR, EXPO, SESSION, TOUCHED, TREATED_SUM, LINK = range(6)  # behind W + C
+VECTOR, EXPO, SESSION, TOUCHED, TREATED_SUM, LINK = range(6)  # positions after W + C
 
 
 @embedded
 def scalars_of(at: Layout) -> int:
-    """Return where the five numbers behind gradients and squares begin."""
+    """Return where the six numbers after gradients and squares begin."""
     return width(at) + at.C
 
 
 @embedded
 def clear(w: Work) -> None:
-    """Nothing is summed in this worker's hands."""
+    """Set this worker's sum to 0."""
     for d in range(w.m.lane.own, ends(0, w.hands.sum.size, w.m.lane), w.m.lane.all):
         w.hands.sum[d] = _ZERO
     meet(w.m.lane)
@@ -37,7 +37,7 @@ def clear(w: Work) -> None:
 
 @embedded
 def keep(w: Work, rows: Array, at: int, links: int) -> None:
-    """Copy this worker's sum of a row with so many links to the room."""
+    """Store this worker's sum, of a row with `links` links, in the room."""
     if w.m.lane.own == 0:
         w.hands.sum[scalars_of(w.m.at.item) + LINK] = link_weight(links)
     meet(w.m.lane)
@@ -47,7 +47,7 @@ def keep(w: Work, rows: Array, at: int, links: int) -> None:
 
 @embedded
 def nothing(w: Work, e: Event) -> None:
-    """The interaction says nothing of any row."""
+    """Mark the interaction as one without contributions."""
     if w.m.lane.own == 0:
         account.begin(w.s.told[e.at], e, False)
         for p in range(1 + w.m.at.pairs):
@@ -56,7 +56,7 @@ def nothing(w: Work, e: Event) -> None:
 
 @embedded
 def add_bias(m: Model, to: Array, c: int, g: np.float32) -> None:
-    """Add the gradient of one bias and its square; the lane that has the column does."""
+    """Add the gradient of one bias and its square, in the lane that owns the column."""
     at = m.at.item
     first = at.D + at.E + at.S
     if c % m.lane.all == m.lane.own:
@@ -91,7 +91,7 @@ def add_user(w: Work, e: Event, seen: Seen, push: Push, off: np.float32) -> None
 
 @embedded
 def add_occurrence(w: Work, b: Block, occurrence: int) -> None:
-    """Add the gradients of an item where it is the target (p 0) or a pair of an interaction."""
+    """Add the gradients of an item, the target (p = 0) or a uniform item of an interaction."""
     m, room, to, at = w.m, w.room, w.hands.sum, w.m.at.item
     j = occurrence // (1 + m.at.pairs)
     p, k = place(occurrence - j * (1 + m.at.pairs)), place(j - b.event)
@@ -123,14 +123,14 @@ def add_occurrence(w: Work, b: Block, occurrence: int) -> None:
 
 @embedded
 def add_row(w: Work, rows: Array, at: int) -> None:
-    """Add a sum that another worker left."""
+    """Add a sum that another worker stored."""
     for d in range(w.m.lane.own, ends(0, w.hands.sum.size, w.m.lane), w.m.lane.all):
         w.hands.sum[d] += rows[at, d]
 
 
 @embedded
 def add_scaled(w: Work, rows: Array, at: int, x: np.float32) -> None:
-    """Add a sum through a link of strength x: gradients times x, squares times its square."""
+    """Add a sum through a link of strength x: gradients times x, squares times x squared."""
     m = w.m
     W, first = width(m.at.item), scalars_of(m.at.item)
     for d in range(m.lane.own, ends(0, w.hands.sum.size, m.lane), m.lane.all):

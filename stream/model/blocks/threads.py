@@ -1,7 +1,7 @@
-"""Blocks on threads of a CPU: how workers wait for each other, and who adds up.
+"""Blocks on threads of a CPU: the barrier, the sums of global terms, and the compiled driver.
 
-The barrier counts arrivals in one atomic word. A worker that waits spins for some microseconds, as
-long as a phase's end is uneven, and then lets the system run another thread.
+The barrier counts arrivals in one atomic word. A waiting worker spins for some microseconds, about
+as long as the workers' finishing times differ, and then yields to other threads.
 """
 
 import functools
@@ -18,12 +18,12 @@ from stream.model.blocks.phases import barrier, blocks, totals
 from stream.model.step import account
 from stream.model.step.names import Given, Lane, Layouts, Model
 
-SPINS = 2_000  # looks at the word before the system is asked for another thread
+SPINS = 2_000  # reads of the word before yielding to other threads
 _yield = types.ExternalFunction("sched_yield", types.int32())
 
 
 def _arrive(typing: Any, array: Any) -> Any:
-    """Return the count of arrivals before this one."""
+    """Increment the count of arrivals atomically; return its previous value."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         view = context.make_array(array)(context, builder, args[0])
@@ -76,7 +76,7 @@ def _totals(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
 
 @functools.cache
 def threaded(at: Layouts) -> Any:
-    """Return the driver compiled for rows of these layouts; each of its workers calls it."""
+    """Return the driver compiled for rows of these layouts; each worker calls it."""
     lane = Lane(0, 1)
 
     def learn(

@@ -1,4 +1,4 @@
-"""The first phase of a block: each user's interactions in order, on the user's exact row."""
+"""The first phase of a block: each user's interactions are learned in order on the exact row."""
 
 import numpy as np
 
@@ -36,7 +36,7 @@ _ONE, _ZERO = np.float32(1), np.float32(0)
 
 @embedded
 def compose(w: Work, b: Block, segment: int) -> None:
-    """Write the item of a segment as it stands, with its attribute values."""
+    """Write the composed row of a segment's item."""
     t, i = w.m.tables, place(w.order.segments.row[segment])
     to = w.room.composed[segment - b.segment]
     n = linked(t.item_links, i)
@@ -46,7 +46,7 @@ def compose(w: Work, b: Block, segment: int) -> None:
 
 @embedded
 def fetch(w: Work, b: Block, j: int, p: int, i: int) -> None:
-    """Write the composed row of item i, a target's (p 0) or a pair's, to scratch."""
+    """Write the composed row of item i, the target (p = 0) or a uniform item, to scratch."""
     m, s = w.m, w.s
     if w.room.composed.shape[0] > 0:
         at = place(w.order.segment[j * (1 + m.at.pairs) + p] - b.segment)
@@ -60,7 +60,7 @@ def fetch(w: Work, b: Block, j: int, p: int, i: int) -> None:
 
 @embedded
 def fetch_user(w: Work, u: int, n: int) -> None:
-    """Write the user's composed row to scratch: the exact row, and its attribute values' part."""
+    """Write the user's composed row to scratch: its exact row plus its attribute values' part."""
     m, s = w.m, w.s
     own_parts(s.user, m.tables.users, u, width(m.at.user), m.lane)
     if n > 0:
@@ -70,7 +70,7 @@ def fetch_user(w: Work, u: int, n: int) -> None:
 
 @embedded
 def kind_of(w: Work, e: Event) -> int:
-    """Return what the interaction does to its item, as bits."""
+    """Return how the interaction affects its item, as flags."""
     kind = OUTCOME * e.o + HEAD * e.head
     if closes(w.m, w.c, e):
         kind += CLOSES
@@ -91,7 +91,7 @@ def kind_of(w: Work, e: Event) -> int:
 
 @embedded
 def count(w: Work, e: Event, kind: int) -> None:
-    """Count the interaction to its user; one lane does."""
+    """Count the interaction in its user; only one lane calls it."""
     m, au = w.m, w.m.at.user
     bits = m.tables.user_bits
     if kind & CLOSES:
@@ -105,9 +105,9 @@ def count(w: Work, e: Event, kind: int) -> None:
 
 @embedded
 def withhold(w: Work, e: Event, f: Score, lin0: np.float32) -> np.float32:
-    """The user's part in a control outcome: return its error, leave the rest of its score.
+    """Handle the user's part of a control outcome: return its error, store the rest of its score.
 
-    Before the item's first control its row and its control bias are the treated ones.
+    Before the item's first control outcome, its control row and bias are the treated ones.
     """
     m, s, room = w.m, w.s, w.room
     ai, items = m.at.item, m.tables.items
@@ -128,7 +128,7 @@ def withhold(w: Work, e: Event, f: Score, lin0: np.float32) -> np.float32:
 
 @embedded
 def leave(w: Work, e: Event, seen: Seen, off: np.float32) -> None:
-    """Leave what the interaction says of its target, its pairs and their attribute values."""
+    """Store what the interaction contributes to its target, its uniform items and their values."""
     m, s, room, at = w.m, w.s, w.room, w.m.at.user
     for d in range(m.lane.own, ends(0, at.D + at.E + at.S, m.lane), m.lane.all):
         room.moment[e.at, d] = s.user[d]
@@ -147,11 +147,11 @@ def leave(w: Work, e: Event, seen: Seen, off: np.float32) -> None:
 
 @embedded
 def learn(w: Work, b: Block, e: Event, kind: int, n: int) -> None:
-    """Learn one interaction on its user's side: predict it, leave its errors, step its user."""
+    """Learn one interaction on the user's side: predict, store the errors, update the user."""
     m, c, s = w.m, w.c, w.s
     fetch_user(w, e.u, n)
     fetch(w, b, e.j, 0, e.i)
-    for p in range(1, 1 + m.at.pairs):  # before they are needed: each waits for memory
+    for p in range(1, 1 + m.at.pairs):  # early, to hide the memory latency
         if c.pair[e.j, p - 1] >= 0:
             fetch(w, b, e.j, p, place(c.pair[e.j, p - 1]))
     meet(m.lane)

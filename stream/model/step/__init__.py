@@ -1,15 +1,17 @@
-"""The step of one interaction, written once, and the drivers that take it.
+"""The learning step of one interaction, shared by all drivers, and the sequential driver.
 
-names         what its functions take: columns, tables, terms, rates, scratch
-lanes         what the lanes that work on one row do together
-compose       rows as they enter a score, with their attribute values
-score         shown, as observed, withheld
-exposure      who is shown what, and the propensity
-outcome       weight, errors of both heads, doubly robust pairs
+names         arguments: columns, tables, global terms, rates, scratch memory
+arguments     creates these from the configuration and from arrays
+lanes         what the lanes that work on one row do together (1 on a CPU, 32 on a GPU)
+link          the inverse of the logit link
+compose       rows with the parts of their attribute values added
+score         scores: if shown, as observed (the factual head), if withheld
+exposure      the exposure model and the propensity
+outcome       propensity weight, errors of both heads, doubly robust term
 control       the arm of withheld items
-popularity    an item's decayed count, and what is usual for it
-account       what an interaction says of the global terms
-rows, update  Adagrad, and the step of every row at once
-interaction   one interaction up to its errors
-sequential    the driver that takes one interaction after the other
+popularity    an item's decayed count, and its running means
+account       the contribution of an interaction to the global terms
+rows, update  Adagrad, and the update of every row of an interaction
+interaction   an interaction up to its errors
+sequential    the driver that learns one interaction after the other
 """

@@ -1,7 +1,8 @@
-"""What one interaction says of the global terms: a row of numbers, and how the rows are summed.
+"""The contributions of an interaction to the global terms: a row of numbers, and their summation.
 
-An interaction writes its row once; a driver adds rows to the pending sums in their order. So one
-interaction after the other, and a block whose rows are written by many threads, add up alike.
+An interaction writes its row (`told`) once, and a driver adds the rows to the pending sums in
+order. So the sequential driver and a block whose rows are written by many threads get the same
+sums.
 """
 
 import numpy as np
@@ -21,22 +22,23 @@ T_SCORE, T_SEEN = range(14, 16)  # examination of its position
 W_A, W_B, W_AA, W_AB, W_BB = range(16, 21)  # a control outcome's
 KIND, HEAD, ROW, PLACE, NEW_USER, NEW_ITEM, ONE = range(21, 28)
 FIRST = 28  # of 10 for each p: A, B, AA, AB, BB of the head, and of the head with the session
-# of KIND, as a sum
+# flags in KIND
 LEARNS, TREATED, EXPOSING, CALIBRATES = 1, 2, 4, 8
 CONTROL, EXAMINES, WEIGHED, WITHIN = 16, 32, 64, 128
 _CALIBRATION = 5
 
 
 def columns(pairs: int) -> int:
-    """Return how many numbers an interaction says."""
+    """Return the number of columns of an interaction's row."""
     return FIRST + 2 * _CALIBRATION * (1 + pairs)
 
 
 @embedded
 def tell_calibration(told: Array, q: int, head: Array, eta: np.float32) -> None:
-    """Write an exposure score's part in the calibration of its head (Platt 1999).
+    """Write an exposure score's contribution to the calibration of its head (Platt, 1999).
 
-    q is 2 p, and 1 more with the session; the target (p 0) was exposed, the pairs were not.
+    q is 2 p, plus 1 with the session. The target (p = 0) was exposed; the uniform items count as
+    not exposed.
     """
     raised = np.float64(eta)
     chance = np.float64(sigmoid(np.float32(head[sc.SCALE] * raised + head[sc.SHIFT])))
@@ -51,7 +53,7 @@ def tell_calibration(told: Array, q: int, head: Array, eta: np.float32) -> None:
 
 @embedded
 def begin(told: Array, e: Event, learns: bool) -> None:
-    """Write what the interaction is; nothing is said of it yet."""
+    """Write the interaction's kind, outcome, head and position, without contributions."""
     told[KIND] = LEARNS if learns else 0
     told[NEW_USER] = told[NEW_ITEM] = 0.0
     told[ONE] = 1.0
@@ -60,7 +62,7 @@ def begin(told: Array, e: Event, learns: bool) -> None:
 
 @embedded
 def collect_shown(o: Array, told: Array, kind: int) -> None:
-    """Add what an outcome if shown says to the pending sums of its row."""
+    """Add the contributions of an outcome if shown to the pending sums of its outcome."""
     if kind & WEIGHED:
         o[sc.W_PENDING] += told[RAW]
         o[sc.W_FRESH] += 1.0
@@ -84,7 +86,7 @@ def collect_shown(o: Array, told: Array, kind: int) -> None:
 
 @embedded
 def collect_control(g: GlobalTerms, o: int, told: Array) -> None:
-    """Add what a control outcome says of its arm's base and of the confounder path in it."""
+    """Add the contributions of a control outcome to the sums behind base0, delta and level0."""
     g.counters[sc.CONTROLS] += 1
     g.outcome[o, sc.TOTAL_NEW + 1] += told[TOTAL]
     g.outcome[o, sc.WEIGHT_NEW + 1] += 1.0
@@ -94,7 +96,7 @@ def collect_control(g: GlobalTerms, o: int, told: Array) -> None:
 
 @embedded
 def collect_exposure(m: Model, told: Array) -> None:
-    """Add an exposure to its head's sums, without and with the session."""
+    """Add an exposure to the sums of its head, without and with the session."""
     g, h = m.terms, int(told[HEAD])
     g.head[h, sc.EXPOSED_NEW] += 1.0
     g.head[HEADS + h, sc.EXPOSED_NEW] += 1.0
@@ -124,16 +126,16 @@ def collect(m: Model, told: Array) -> None:
         collect_control(g, o, told)
 
 
-OUTCOME_ROW, WITHHELD_ROW, HEAD_ROW, PLACE_ROW, COUNTER = range(5)  # what a cell is of
-ALWAYS = 0  # no bit is needed
+OUTCOME_ROW, WITHHELD_ROW, HEAD_ROW, PLACE_ROW, COUNTER = range(5)  # the array of a cell
+ALWAYS = 0  # no flag is needed
 
 
 def cells(outcomes: int, pairs: int) -> NDArray[np.int32]:
-    """Return what `collect` adds up, as rows that many workers can share out (n, 6).
+    """Return the sums that `collect` makes, as a table that many workers can share (n, 6).
 
-    Each is (column of an interaction's row; how many of the rows from this one on are added up, 0
-    in those behind it; the bit of its kind that is needed; what the cell is of; its row; its
-    column).
+    The columns are: column of an interaction's row; number of consecutive rows of this table that
+    are summed into one cell (0 in those after the first); flag of KIND that is needed; array of the
+    cell; its row; its column.
     """
     shown = (
         (RAW, WEIGHED, sc.W_PENDING), (ONE, WEIGHED, sc.W_FRESH), (TOTAL, TREATED, sc.TOTAL_NEW),

@@ -1,4 +1,4 @@
-"""The named tuples of the step, made of a configuration and of arrays."""
+"""Creates the step's named tuples from a configuration and from arrays."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ def tables_of(
     user_links: Links,
     item_links: Links,
 ) -> Tables:
-    """Return the tables on the host, with the links of their rows."""
+    """Return the tables on the host with the links of their rows."""
     return Tables(
         users,
         items,
@@ -47,7 +47,7 @@ def tables_of(
 
 
 def scratch(at: Layouts, rows: int) -> Scratch:
-    """Return room for one interaction, and for what `rows` of them say of the global terms."""
+    """Return scratch memory for one interaction, with `rows` rows of contributions (`told`)."""
     i, of_pairs = at.item, 1 + at.pairs
     composed = i.D + i.E + i.S + i.C
 

@@ -1,4 +1,4 @@
-"""Rows as they enter a score: their own parts plus those of their attribute values."""
+"""Composed rows: a row's own part plus the parts of its attribute values (g_u, h_i, the biases)."""
 
 import math
 
@@ -25,13 +25,13 @@ def linked(links: Array, row: int) -> int:
 
 @embedded
 def link_weight(n: int) -> np.float32:
-    """Return what each of n links counts: 1 / sqrt(n)."""
+    """Return the weight of each of n links, 1 / sqrt(n)."""
     return _ONE / np.float32(math.sqrt(np.float32(max(n, 1))))
 
 
 @embedded
 def share(features: Array, f: int, af: Layout, value: np.float32, weight: np.float32) -> np.float32:
-    """Return how strongly a link of that value enters its row; numbers are standardised."""
+    """Return x, the strength with which a link enters its row; numbers are standardised."""
     x: np.float32 = weight * (value - features[f, af.center]) * features[f, af.inverse]
     far = weight * _FAR
     if x > far:
@@ -43,7 +43,7 @@ def share(features: Array, f: int, af: Layout, value: np.float32, weight: np.flo
 
 @embedded
 def own_parts(to: Array, table: Array, row: int, width: int, lane: Lane) -> None:
-    """Write the row's own vectors and biases (W,): the parts with which every row begins."""
+    """Write the row's own vectors and biases (W,), which are its first columns."""
     for d in range(lane.own, ends(0, padded(width, lane), lane), lane.all):
         to[d] = table[row, d]
 
@@ -52,7 +52,7 @@ def own_parts(to: Array, table: Array, row: int, width: int, lane: Lane) -> None
 def add_links(
     to: Array, m: Model, links: Array, values: Array, row: int, n: int, weight: np.float32
 ) -> None:
-    """Add the parts of the row's n attribute values, each by its share."""
+    """Add the parts of the row's n attribute values, each with its strength x."""
     features, af = m.tables.features, m.at.feature
     for k in range(n):
         f = place(links[row, k] - 1)
@@ -63,7 +63,7 @@ def add_links(
 
 @embedded
 def width(at: Layout) -> int:
-    """Return W: vector, expo, session and biases stand in this order at the start of every row."""
+    """Return W, the size of vector, exposure, session and biases, with which every row begins."""
     return at.D + at.E + at.S + at.C
 
 
@@ -79,7 +79,7 @@ def compose_user(m: Model, s: Scratch, u: int) -> int:
 
 @embedded
 def compose_item(m: Model, s: Scratch, p: int, i: int) -> None:
-    """Write the composed row of the target (p 0) or of a pair to scratch."""
+    """Write the composed row of the target (p = 0) or of a uniform item to scratch."""
     t = m.tables
     n = linked(t.item_links, i)
     s.links[p], s.weight[p] = n, link_weight(n)

@@ -1,8 +1,9 @@
-"""The control arm: what comes of an item that is withheld.
+"""The control arm: the outcome of an item that is withheld.
 
     lin0 = base0 + a0_u + c0_i + g_u . (h_i - own part of h_i + control row)
 
-The control row starts as the treated one, and a tie holds it there until controls say otherwise.
+The control row starts as a copy of the treated row, and is shrunk towards it until control outcomes
+outweigh this prior.
 """
 
 import numpy as np
@@ -21,7 +22,7 @@ _ONE, _ZERO = np.float32(1), np.float32(0)
 
 @embedded
 def start(m: Model, s: Scratch, e: Event, f: Score, lin0: np.float32) -> np.float32:
-    """Copy the treated row into the item's control row if it has none; return lin0 as of then."""
+    """Copy the treated row into the item's control row if it has none; return lin0 after that."""
     t, ai, Y = m.tables, m.at.item, m.at.item.Y
     items, own = t.items, ai.bias + Y
     if items[e.i, ai.control_sum] > 0:
@@ -41,7 +42,7 @@ def start(m: Model, s: Scratch, e: Event, f: Score, lin0: np.float32) -> np.floa
 
 @embedded
 def tell_control(m: Model, told: Array, e: Event, f: Score, lin0: np.float32) -> None:
-    """Tell the arm's base, and beside it what this arm carries of the confounder path."""
+    """Add a control outcome to the sums behind base0, delta and level0."""
     w = m.terms.withheld[e.o]
     carried = lin0 + (f.alpha + np.float32(w[sc.CARRIED])) * f.z
     carried += np.float32(w[sc.LEVEL])
@@ -58,7 +59,7 @@ def tell_control(m: Model, told: Array, e: Event, f: Score, lin0: np.float32) ->
 
 @embedded
 def pull(m: Model, i: int) -> np.float32:
-    """Return how strongly the tie pulls the control row, after the controls that it had."""
+    """Return the strength of the shrinkage after n control outcomes: tie / (1 + tie n)."""
     tie = m.rates.tie
     n = np.float32(m.tables.item_bits[i, m.at.item.controls])
     strength: np.float32 = tie / (_ONE + tie * n)
@@ -67,7 +68,7 @@ def pull(m: Model, i: int) -> np.float32:
 
 @embedded
 def step_control_bias(m: Model, i: int, c: int, off: np.float32, treated: np.float32) -> None:
-    """Take one step on the item's control bias c, tied to its own part of the treated bias."""
+    """Take one step on the item's control bias c, shrunk towards the treated bias (own parts)."""
     own = m.tables.items[i, m.at.item.bias + c]
     g = off + pull(m, i) * (own - treated)
     step_bias(m.tables.items, i, m.at.item, c, g, m.rates.item_bias, _ZERO)

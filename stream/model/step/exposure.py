@@ -1,7 +1,8 @@
-"""Who is shown what: noise-contrastive estimation against uniform pairs, and the propensity.
+"""The exposure model: noise-contrastive estimation against uniform items, and the propensity.
 
-(Gutmann and Hyvarinen 2010.) eta = m_i + s_u . t_i is what lasts, and what weights and the
-confounder path know; what goes with the moment is fitted on top of it and serves consumption alone.
+(Gutmann and Hyvarinen, 2010.) eta_e = m_i + s_u . t_i, by the long-term exposure factors, is what
+propensities and the confounder path use. The session factors are fitted on top of it and only serve
+the ranking by consumption.
 """
 
 import math
@@ -20,12 +21,12 @@ from stream.roles import Role
 
 _CORRECTION = int(Role.CORRECTION)
 _ONE, _ZERO = np.float32(1), np.float32(0)
-_MOST = np.float32(40.0)  # of a score in an exponential
+_MOST = np.float32(40.0)  # caps the argument of an exponential
 
 
 @embedded
 def compose_pairs(m: Model, c: Columns, s: Scratch, j: int) -> None:
-    """Write the composed rows of the interaction's pairs to scratch."""
+    """Write the composed rows of the interaction's uniform items to scratch."""
     for p in range(m.at.pairs):
         if c.pair[j, p] >= 0:
             compose_item(m, s, 1 + p, place(c.pair[j, p]))
@@ -33,14 +34,14 @@ def compose_pairs(m: Model, c: Columns, s: Scratch, j: int) -> None:
 
 @embedded
 def exposes(m: Model, c: Columns, e: Event) -> bool:
-    """Return whether the interaction teaches who is shown what: it needs pairs to contrast with."""
+    """Return whether the interaction teaches exposure; it needs uniform items to contrast with."""
     P = m.at.pairs
     return bool(m.on.exposure and e.role != _CORRECTION and P > 0 and c.pair[e.j, 0] >= 0)
 
 
 @embedded
 def add_moment(m: Model, s: Scratch, u: int) -> None:
-    """Add the mean of the user's latest items to the session part of the composed user."""
+    """Add session_share * r_u, the mean of the latest items, to the user's session factors."""
     au = m.at.user
     for stride in range(strides(au.S, m.lane)):
         d = stride * m.lane.all + m.lane.own
@@ -51,7 +52,7 @@ def add_moment(m: Model, s: Scratch, u: int) -> None:
 
 @embedded
 def contrasts(m: Model, s: Scratch, e: Event, z: np.float32, exposing: bool) -> None:
-    """Write the contrast of target and pairs; 0 where the interaction teaches no exposure."""
+    """Write the exposure scores' derivatives for target and uniform items; 0 if not `exposing`."""
     at = m.at.item
     ce = at.bias + 3 * at.Y + e.head
     s.eta[0] = s.items[0, ce] + z
@@ -66,7 +67,7 @@ def contrasts(m: Model, s: Scratch, e: Event, z: np.float32, exposing: bool) -> 
 
 @embedded
 def moment(m: Model, s: Scratch, e: Event, session: bool) -> None:
-    """Write the contrasts with the session, and tell the calibration of both heads now and then."""
+    """Write the derivatives with the session; sometimes add to the sums behind A and B."""
     at, told = m.at.item, s.told[e.at]
     calibrates = e.step < sc.BLOCK or e.step % sc.CALIBRATES == 0
     for p in range(1 + m.at.pairs):
@@ -87,10 +88,10 @@ def moment(m: Model, s: Scratch, e: Event, session: bool) -> None:
 
 @embedded
 def propensity(m: Model, c: Columns, s: Scratch, e: Event) -> np.float32:
-    """Return the chance that the target was shown: the logged one, else pi = 1 - exp(-rate)."""
+    """Return the clipped propensity: logged, else pi = 1 - exp(-rho n exp(A eta_e + B))."""
     head = m.terms.head[e.head]
     pi = c.propensity[e.j]
-    if not pi >= 0:  # nan, or below 0 where a driver has no nan
+    if not pi >= 0:  # nan, or negative on a GPU, where fast-math excludes nan
         pi = _ONE
         if m.on.exposure and m.at.pairs > 0:
             size = np.float32(head[sc.SCALE]) * s.eta[0] + np.float32(head[sc.SHIFT])

@@ -1,4 +1,4 @@
-"""One interaction up to its errors: what every driver does with it before any row takes a step."""
+"""One interaction up to its errors: what every driver computes before any row is updated."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ _ZERO = np.float32(0)
 
 @embedded
 def interaction(m: Model, c: Columns, j: int, at: int, step: int) -> Event:
-    """Return interaction j, whose row of the scratch is `at`."""
+    """Return interaction j; `at` is its row of `Scratch.told`."""
     role, o = int(c.role[j]), place(c.outcome[j])
     treated = role == _FACTUAL or role == _EXPOSED or role == _CORRECTION or role == SYNTHETIC
     head = 0 if role == _FACTUAL or role == _CONSUMED else 1
@@ -33,32 +33,32 @@ def interaction(m: Model, c: Columns, j: int, at: int, step: int) -> Event:
 
 @embedded
 def learns(role: int) -> bool:
-    """Return whether an interaction of that role moves anything but counts of exposures."""
+    """Return whether an interaction of that role changes more than counts of exposures."""
     return role != _PREDICT and role != _CLOSED
 
 
 @embedded
 def closes(m: Model, c: Columns, e: Event) -> bool:
-    """Return whether the window of an exposure closes with the interaction."""
+    """Return whether the interaction closes the window of an exposure."""
     unanswered = e.role == _EXPOSED and e.logit and e.label == 0 and not c.counts[e.j]
     return bool(m.on.live and (e.role == _CLOSED or unanswered))
 
 
 class Seen(NamedTuple):
-    """What an interaction teaches, beside the errors in scratch."""
+    """What an interaction teaches, besides the errors in scratch."""
 
-    exposing: bool  # who is shown what
-    session: bool  # and the session
-    miss: np.float32  # of the factual head
-    lin0: np.float32  # of a control outcome
+    exposing: bool  # whether it teaches the long-term exposure factors
+    session: bool  # whether it teaches the session factors
+    miss: np.float32  # derivative of the loss of the factual head
+    lin0: np.float32  # score of a control outcome
 
 
 @embedded
 def observe(m: Model, c: Columns, s: Scratch, e: Event, f: Score, out: Predictions) -> Seen:
-    """Write the errors of an interaction that learns to scratch; its rows are composed there."""
+    """Write the errors of an interaction to scratch, where its composed rows are."""
     lin0 = expect(m, s, e, f, out) if e.role == _CONTROL else _ZERO
     exposing = exposure.exposes(m, c, e)
-    session = exposing and m.on.live and m.at.user.S > 0  # a replay has not the moment
+    session = exposing and m.on.live and m.at.user.S > 0  # a replay has no session
     exposure.contrasts(m, s, e, f.z, exposing)
     if session:
         exposure.add_moment(m, s, e.u)

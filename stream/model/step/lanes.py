@@ -1,8 +1,8 @@
-"""One row is worked on by one lane on a CPU and by 32 on a GPU: the sums over lanes.
+"""Operations shared by the lanes that work on one row: one lane on a CPU, 32 on a GPU.
 
-A driver supplies what its lanes do together; the functions of the step know nothing else of it. A
-function that loops over the components of a row takes those of its lane; what another lane wrote is
-seen after `meet`. With one lane the compiler sees plain loops.
+A driver implements these by overloads, and the functions of the step know nothing else about lanes.
+A function that loops over the components of a row handles those of its own lane; what another lane
+wrote is visible after `meet`. With one lane the loops compile to plain loops.
 """
 
 from typing import Any
@@ -14,17 +14,17 @@ from stream.model.step.names import Array, Lane
 
 
 def meet(lane: Lane) -> None:
-    """What every lane wrote before is seen by every lane afterwards."""
+    """Synchronise the lanes: what each wrote before is visible to all afterwards."""
     raise NotImplementedError("only compiled code calls it")
 
 
 def product(x: Array, y: Array, first: int, size: int, lane: Lane) -> np.float32:
-    """Return the inner product of one part of two rows, the same in every lane."""
+    """Return the inner product of one part of two rows; the result is the same in every lane."""
     raise NotImplementedError("only compiled code calls it")
 
 
 def padded(size: int, lane: Lane) -> int:
-    """Return the size up to which a row may be read, and a scratch row written: whole strides."""
+    """Return the size rounded up to whole strides: rows and scratch are accessible up to it."""
     raise NotImplementedError("only compiled code calls it")
 
 
@@ -37,7 +37,7 @@ def _padded(size: Any, lane: Any) -> Any:
 
 
 def ends(first: int, size: int, lane: Lane) -> int:
-    """Return where the components of this lane end, of `size` from `first` on."""
+    """Return the end of this lane's components, of `size` components from `first` on."""
     raise NotImplementedError("only compiled code calls it")
 
 
@@ -50,7 +50,7 @@ def _ends(first: Any, size: Any, lane: Any) -> Any:
 
 
 def strides(size: int, lane: Lane) -> int:
-    """Return how many strides a part of any size has: d = stride * lane.all + lane.own < size."""
+    """Return the number of strides of a part; components are d = stride * lane.all + lane.own."""
     raise NotImplementedError("only compiled code calls it")
 
 
@@ -63,14 +63,14 @@ def _strides(size: Any, lane: Any) -> Any:
 
 
 def inside(d: int, size: int, lane: Lane) -> bool:
-    """Return whether a component that a stride came to is one of the part."""
+    """Return whether component d, reached by a stride, belongs to the part."""
     raise NotImplementedError("only compiled code calls it")
 
 
 @on_cpu(inside)
 def _inside(d: Any, size: Any, lane: Any) -> Any:
     def always(d: Any, size: Any, lane: Any) -> Any:
-        return True  # known to the compiler, which then vectorises the loop
+        return True  # a constant, so that the compiler vectorises the loop
 
     return always
 
@@ -88,7 +88,7 @@ def _product(x: Any, y: Any, first: Any, size: Any, lane: Any) -> Any:
     def sums(x: Any, y: Any, first: Any, size: Any, lane: Any) -> Any:
         a, b, c, e = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
         tail = size - size % 4
-        for d in range(first, first + tail, 4):  # four sums that do not wait for each other
+        for d in range(first, first + tail, 4):  # four independent sums
             a += x[d] * y[d]
             b += x[d + 1] * y[d + 1]
             c += x[d + 2] * y[d + 2]
@@ -102,11 +102,11 @@ def _product(x: Any, y: Any, first: Any, size: Any, lane: Any) -> Any:
 
 @embedded
 def place(x: int) -> int:
-    """Return an index that is not below 0 as one that the compiler knows not to be."""
+    """Return a non-negative index in a form whose sign the compiler knows."""
     return np.int64(np.uint32(x))  # type: ignore[return-value]
 
 
 @embedded
 def square(x: Array, first: int, size: int, lane: Lane) -> np.float32:
-    """Return the mean of squares of one part of a row."""
+    """Return the mean square of one part of a row."""
     return product(x, x, first, size, lane) / np.float32(size)

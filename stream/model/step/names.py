@@ -1,9 +1,10 @@
-"""What the functions of the step take: named tuples of columns, tables, terms, rates and scratch.
+"""Arguments of the step's functions: named tuples of columns, tables, terms, rates and scratch.
 
-Alphabet: D factors, E exposure factors, S session factors, Y outcomes, C biases of a row, and
-W = D + E + S + C of a composed row; P uniform pairs an interaction; B interactions of one block;
-o an outcome, h an exposure head, j an interaction, p its target (0) or a pair (1..P), k a link,
-f a feature row, d a component.
+Symbols of dimensions: D factors, E exposure factors, S session factors, Y outcomes, C biases of a
+row, W = D + E + S + C values of a composed row, P uniform items per interaction, B interactions of
+a batch (in `stream.model.blocks`, of a block). Indices: o an outcome, h an exposure head, j an
+interaction, p its target (0) or one of its uniform items (1..P), k a link, f the row of an
+attribute value, d a component.
 """
 
 from typing import Any, NamedTuple
@@ -12,19 +13,19 @@ import numpy as np
 
 from stream.model.layout import Layout
 
-Array = Any  # of NumPy's, torch's or numba-cuda's, by where the tables stand
+Array = Any  # of NumPy, torch or numba-cuda, depending on where the tables are
 TERMS = ("intercept", "user", "item", "match", "popularity", "confounder")  # of a score
 
 
 class Lane(NamedTuple):
-    """Which of the lanes that work on one row this is, and how many there are: 0 of 1 on a CPU."""
+    """The index of a lane among those that work on one row, and their number; CPU: (0, 1)."""
 
     own: int
     all: int
 
 
 class Columns(NamedTuple):
-    """The interactions (B,), their uniform pairs (B, P), and how many were learned before each."""
+    """The interactions (B,), their uniform items (B, P), and the number learned before each."""
 
     user: Array
     item: Array
@@ -40,7 +41,7 @@ class Columns(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Packed rows, the same memory as the bits of counts, and the links of users and items."""
+    """Packed rows, uint32 views of them for the counts, and the links of users and items."""
 
     users: Array
     items: Array
@@ -55,7 +56,7 @@ class Tables(NamedTuple):
 
 
 class GlobalTerms(NamedTuple):
-    """The arrays of `stream.model.scalars`, with its columns."""
+    """The arrays of `stream.model.scalars.Scalars`."""
 
     outcome: Array
     head: Array
@@ -99,7 +100,7 @@ class Rates(NamedTuple):
 
 
 class Paths(NamedTuple):
-    """Which paths of the model are open; `live` where the interactions count (no replay)."""
+    """Which paths of the model are enabled; `live`: whether interactions count (not in replay)."""
 
     exposure: bool
     weights: bool
@@ -112,7 +113,7 @@ class Paths(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What a driver is called with: the interactions, and what they are learned by."""
+    """The arguments of a driver: the interactions, and everything they are learned with."""
 
     columns: Columns
     tables: Tables
@@ -123,7 +124,7 @@ class Given(NamedTuple):
 
 
 class Layouts(NamedTuple):
-    """Where the parts of the rows stand, and how many pairs an interaction has: constants."""
+    """The layouts of the rows and the number of uniform items; constants for the compiler."""
 
     user: Layout
     item: Layout
@@ -132,7 +133,7 @@ class Layouts(NamedTuple):
 
 
 class Model(NamedTuple):
-    """All that an interaction is learned by; `at` and `lane` are constants to the compiler."""
+    """All that an interaction is learned with; `at` and `lane` are compile-time constants."""
 
     at: Layouts
     lane: Lane
@@ -144,42 +145,42 @@ class Model(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Room for one interaction: rows as they enter its score, gradients, and per-p numbers."""
+    """Memory for one interaction: composed rows, gradients, and values of each of its items."""
 
-    user: Array  # (W,) its user's, composed
-    items: Array  # (1 + P, W) the target's and the pairs'
-    links: Array  # (1 + P,) how many attribute values each is linked to
-    weight: Array  # (1 + P,) of a link, 1 / sqrt(links)
-    grad: Array  # (D + E + S,) of the user's vectors
-    error: Array  # (1 + P,) of the outcome if shown
-    contrast: Array  # (1 + P,) of the exposure head
+    user: Array  # (W,) the user's composed row
+    items: Array  # (1 + P, W) composed rows of the target and the uniform items
+    links: Array  # (1 + P,) number of attribute values of each
+    weight: Array  # (1 + P,) weight of a link, 1 / sqrt(links)
+    grad: Array  # (D + E + S,) gradient of a row's vectors
+    error: Array  # (1 + P,) derivative of the loss of the outcome if shown
+    contrast: Array  # (1 + P,) derivative of the exposure loss
     session: Array  # (1 + P,) the same with the session
     eta: Array  # (1 + P,) exposure scores
-    raised: Array  # (2 (1 + P),) of each p, and with the session
-    told: Array  # (n, told columns) what the interactions say of the global terms
+    raised: Array  # (2 (1 + P),) exposure scores of each p without and with the session
+    told: Array  # (n, account.columns) contributions to the global terms
 
 
 class Predictions(NamedTuple):
-    """What was expected of each interaction before it was learned."""
+    """The prediction of each interaction before it was learned."""
 
     prediction: Array  # (B,) of the outcome, as it was shown
-    control: Array  # (B,) of the outcome if withheld; nan where nothing is known
-    terms: Array  # (B, 6) of the sampled ones' scores; else the user's alone
-    served: Array  # (B,) as a list by outcome would have said it; nan of no outcome
+    control: Array  # (B,) of the outcome if withheld; nan where unknown
+    terms: Array  # (B, 6) TERMS of sampled scores; of others the user's only
+    served: Array  # (B,) the served score; nan without an outcome if shown
 
 
 class Event(NamedTuple):
-    """One interaction as it is learned."""
+    """One interaction in the form in which it is learned."""
 
-    j: int  # its place among the columns
-    at: int  # its row of the scratch
-    step: int  # how many were learned before it
+    j: int  # its index in the columns
+    at: int  # its row of `Scratch.told`
+    step: int  # number of interactions learned before it
     u: int
     i: int
     o: int
     role: int
     label: np.float32
     logit: bool
-    place: int  # from 0
-    head: int  # of exposure: 0 self-selection, 1 the policy
-    treated: bool  # teaches the outcome if shown
+    place: int  # position, from 0
+    head: int  # exposure head: 0 self-selection, 1 the policy
+    treated: bool  # whether it teaches the outcome if shown

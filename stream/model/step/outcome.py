@@ -1,9 +1,10 @@
-"""What comes of it: the weight, the errors of both heads, and what they say of the global terms.
+"""The loss of an outcome: propensity weight, errors of both heads, contributions to global terms.
 
-    w L(mu, y) + d [ mean over uniform pairs L(mu', r') - w L(mu, r) ] + imputation
+    w L(mu, y) + d [ mean over uniform items L(mu', f') - w L(mu, f) ] + imputation
 
-self-normalised and doubly robust (StableDR, Li et al. 2023), L half the squared error or the log
-loss; at position k the log loss of theta_k mu.
+This is self-normalised and doubly robust (StableDR; Li et al., 2023), with f the imputed outcome of
+the factual head, and L half the squared error or the log loss; at position k it is the log loss of
+theta_k mu.
 """
 
 import math
@@ -22,26 +23,26 @@ from stream.model.step.names import Array, Columns, Event, Model, Predictions, S
 from stream.model.step.score import Score, factual, mean, within
 from stream.roles import SYNTHETIC, Role
 
-SAMPLE = 8  # one in so many interactions tells the regression of the paths
+SAMPLE = 8  # one in 8 interactions enters the regression on the score's terms
 _CORRECTION = int(Role.CORRECTION)
 _ONE, _ZERO = np.float32(1), np.float32(0)
 _TINY = np.float32(1e-6)
 
 
 class Errors(NamedTuple):
-    """How far both heads were off, as derivatives of the loss by their scores."""
+    """The errors of both heads, as derivatives of the loss by their scores."""
 
-    off: np.float32  # if shown, unweighted
-    miss: np.float32  # as observed
-    mu: np.float32
-    filled: np.float32  # the imputed outcome
-    curve: np.float32  # second derivative
-    said: np.float32  # the prediction
+    off: np.float32  # of the outcome if shown, unweighted
+    miss: np.float32  # of the factual head
+    mu: np.float32  # mu_1, expected outcome if shown at position 1
+    filled: np.float32  # f, the imputed outcome
+    curve: np.float32  # second derivative of the loss
+    said: np.float32  # the prediction of the factual head at the position
 
 
 @embedded
 def weight(m: Model, c: Columns, s: Scratch, e: Event) -> np.float32:
-    """Return the self-normalised weight of the interaction, pi ** (alpha - 1) over its mean."""
+    """Return the weight w = pi ** (alpha - 1) divided by its running mean (self-normalised)."""
     if not m.on.weights or e.role == SYNTHETIC:
         return _ONE
     so = m.terms.outcome[e.o]
@@ -55,7 +56,7 @@ def weight(m: Model, c: Columns, s: Scratch, e: Event) -> np.float32:
 
 @embedded
 def clicked(m: Model, s: Scratch, e: Event, f: Score, fact: np.float32) -> Errors:
-    """Return the errors of a click: log loss of theta mu, which the position explains in part."""
+    """Return the errors of a click under the log loss of theta_k mu (position-based model)."""
     mu, filled = sigmoid(f.lin), sigmoid(fact)
     said = f.theta * filled
     miss = (said - e.label) * (_ONE - filled) / max(_ONE - said, _TINY)
@@ -79,14 +80,14 @@ def rated(m: Model, e: Event, f: Score, fact: np.float32) -> Errors:
 
 @embedded
 def imagined(m: Model, e: Event, x: np.float32) -> np.float32:
-    """Return the error of an outcome that nobody observed: its label is a residual, added again."""
+    """Return the error of a synthetic outcome, whose label is a residual: c (clip mu' - y')."""
     near = within(m, e.o, x)
     return m.rates.synthetic * (near - within(m, e.o, near + e.label))
 
 
 @embedded
 def serves(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
-    """Return what a list by outcome would have said: first place, mean popularity, served means."""
+    """Return the served score: first position, mean popularity, served means."""
     fair = f.lin - f.slope * (f.q - np.float32(m.terms.outcome[e.o, sc.Q_MEAN]))
     if m.at.item.mean >= 0:
         fair += averaged(m, s, e) - (s.items[0, m.at.item.bias + e.o] + f.match)
@@ -95,7 +96,7 @@ def serves(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
 
 @embedded
 def averaged(m: Model, s: Scratch, e: Event) -> np.float32:
-    """Return what the item's served means add to its outcome: its bias, and its match."""
+    """Return what the item's served means add to its score: its bias, and its match."""
     t, ai, af, i = m.tables, m.at.item, m.at.feature, e.i
     mean = t.items[i, ai.mean :]
     total = t.items[i, ai.mean_bias + e.o] + product(s.user, mean, 0, ai.D, m.lane)
@@ -111,7 +112,7 @@ def averaged(m: Model, s: Scratch, e: Event) -> np.float32:
 def learn_outcome(
     m: Model, c: Columns, s: Scratch, e: Event, f: Score, out: Predictions
 ) -> np.float32:
-    """Write the errors of target and pairs to scratch; return the factual head's miss."""
+    """Write the errors of target and uniform items to scratch; return the factual head's error."""
     fact = factual(m, s, e, f)
     w = weight(m, c, s, e)
     r = clicked(m, s, e, f, fact) if e.logit else rated(m, e, f, fact)
@@ -136,7 +137,7 @@ def learn_outcome(
 
 @embedded
 def learn_pairs(m: Model, c: Columns, s: Scratch, e: Event) -> None:
-    """Write the doubly robust errors of uniform pairs: the outcome if shown against the imputed."""
+    """Write the doubly robust errors of the uniform items: predicted minus imputed outcome."""
     at, so = m.at.item, m.terms.outcome
     base, base_f = np.float32(so[e.o, sc.BASE]), np.float32(so[e.o, sc.BASE + 2])
     own, own_f = at.bias + e.o, at.bias + 2 * at.Y + e.o
@@ -155,7 +156,7 @@ def learn_pairs(m: Model, c: Columns, s: Scratch, e: Event) -> None:
 
 @embedded
 def tell_outcome(m: Model, told: Array, e: Event, f: Score, w: np.float32) -> None:
-    """Tell the bases and the mean popularity of the outcome."""
+    """Add the outcome to the sums behind its bases and its mean popularity."""
     new = _ZERO if e.role == _CORRECTION else _ONE
     told[account.TOTAL] = w * e.label / f.theta
     told[account.WEIGHT] = new * w
@@ -163,13 +164,16 @@ def tell_outcome(m: Model, told: Array, e: Event, f: Score, w: np.float32) -> No
     told[account.WEIGHT_F] = new
     told[account.POPULAR] = f.q
     told[account.KIND] += account.TREATED
-    if e.place == 0 or not e.logit:  # at the first place alone, where examination is certain
+    if e.place == 0 or not e.logit:  # clicks only at position 1, where examination is certain
         told[account.KIND] += account.WITHIN
 
 
 @embedded
 def tell_confounder(told: Array, e: Event, f: Score, r: Errors) -> None:
-    """Tell the confounder path: learned beside the model, it opens when it predicts better."""
+    """Add to the sums behind alpha and its gate, which opens if the path improves predictions.
+
+    alpha is learned whether or not the gate is open.
+    """
     shadow, kept = f.plain + f.alpha * f.z, f.plain
     if e.logit:
         shadow, kept = f.theta * sigmoid(shadow), f.theta * sigmoid(kept)
@@ -182,7 +186,7 @@ def tell_confounder(told: Array, e: Event, f: Score, r: Errors) -> None:
 
 @embedded
 def tell_terms(s: Scratch, m: Model, e: Event, f: Score, terms: Array) -> None:
-    """Write the terms of a sampled interaction's score behind a 1; of the others the user's."""
+    """Write a sampled interaction's score terms after a 1; of others only the user's term."""
     bias = m.at.user.bias + e.o
     terms[1] = s.user[bias]
     if e.step % SAMPLE == 0:

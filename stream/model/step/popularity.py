@@ -1,4 +1,4 @@
-"""The popularity path: an item's decayed count, and what is usual for it."""
+"""The popularity path: an item's decayed count, and its running means of popularity and outcome."""
 
 import math
 
@@ -10,13 +10,13 @@ from stream.model.step.names import Array, Model
 
 _ONE = np.float32(1)
 _LN_HALF = np.float32(-0.6931471805599453)
-_FLAT = np.float32(0.01)  # the least curvature of a mean of clicks
-_SLOW = np.float32(0.001)  # the least rate of what is usual
+_FLAT = np.float32(0.01)  # least curvature p (1 - p) of a mean of clicks
+_SLOW = np.float32(0.001)  # least rate of the running means
 
 
 @embedded
 def heat(m: Model, i: int, now: int) -> float:
-    """Return the item's decayed count of clicks and ratings as of now (s)."""
+    """Return the item's decayed count of clicks and ratings at time `now` (s)."""
     ai = m.at.item
     held = np.float64(m.tables.items[i, ai.heat])
     if held == 0.0:
@@ -34,7 +34,10 @@ def popular(count: float) -> np.float32:
 
 @embedded
 def apart(m: Model, i: int, o: int, q: np.float32) -> np.float32:
-    """Return q from what is usual for the item, so that its quality is not in it; 0 at first."""
+    """Return q - r_i, popularity minus the item's running mean of it; 0 before its first outcome.
+
+    Subtracting the item's own mean keeps its quality out of the popularity path.
+    """
     ai = m.at.item
     if m.tables.item_bits[i, ai.outcomes + o] > 0:
         return np.float32(q - m.tables.items[i, ai.usual + o])
@@ -43,7 +46,7 @@ def apart(m: Model, i: int, o: int, q: np.float32) -> np.float32:
 
 @embedded
 def warm(m: Model, i: int, count: float, now: int) -> None:
-    """Count a click or rating of now (s) towards the item's events and its decayed count."""
+    """Count a click or rating at time `now` (s) in the item's events and its decayed count."""
     t, ai = m.tables, m.at.item
     t.item_bits[i, ai.events] += np.uint32(1)
     t.items[i, ai.heat] = np.float32(count + 1.0)
@@ -52,10 +55,10 @@ def warm(m: Model, i: int, count: float, now: int) -> None:
 
 @embedded
 def remember(m: Model, i: int, o: int, label: np.float32, q: np.float32, told: Array) -> None:
-    """Move what is usual for the item, and tell the slope of popularity what is within the item.
+    """Update the item's running means, and add to the sums behind kappa (within-item regression).
 
-    The outcome from the item's mean against popularity from the item's mean, so that quality is in
-    neither (Mundlak 1978).
+    The outcome's deviation from the item's mean is regressed on the deviation of popularity from
+    the item's mean, so the item's quality is in neither (Mundlak, 1978).
     """
     t, ai = m.tables, m.at.item
     count = t.item_bits[i, ai.outcomes + o]

@@ -1,4 +1,7 @@
-"""Row-wise Adagrad: one accumulator a vector (Mudigere et al. 2022), one a bias; served means."""
+"""Row-wise Adagrad and the Polyak averages of served rows.
+
+Each vector and each bias has one accumulator (Duchi et al., 2011; row-wise: Mudigere et al., 2022).
+"""
 
 import math
 from typing import NamedTuple
@@ -14,12 +17,12 @@ _ONE = np.float32(1)
 
 
 class Part(NamedTuple):
-    """One vector of a row: where it stands, its accumulator, its rate and its pull to 0."""
+    """One vector of a row: its columns, its accumulator, its learning rate and its L2 penalty."""
 
     first: int  # its first column in the row
-    at: int  # and in its gradient
+    at: int  # its first column in the gradient
     size: int
-    total: int
+    total: int  # column of the accumulator
     lr: np.float32
     shrink: np.float32
 
@@ -56,7 +59,7 @@ def move_vector(table: Array, row: int, part: Part, g: Array, step: Step, lane: 
 def step_vector(
     table: Array, row: int, part: Part, g: Array, x: np.float32, size: np.float32, lane: Lane
 ) -> None:
-    """Take one step against the gradient x g; `size` is the mean square of g."""
+    """Take one Adagrad step against the gradient x g; `size` is the mean square of g."""
     total = table[row, part.total] + x * x * size
     move_vector(table, row, part, g, Step(rate_of(part.lr, total), x, total), lane)
 
@@ -75,17 +78,14 @@ def move_bias(
 def step_bias(
     table: Array, row: int, at: Layout, c: int, g: np.float32, lr: np.float32, shrink: np.float32
 ) -> None:
-    """Take one step on one bias of a row; one lane does."""
+    """Take one Adagrad step on bias c of a row; only one lane calls it."""
     total = table[row, at.bias_sum + c] + g * g
     move_bias(table, row, at, c, g, Step(rate_of(lr, total), _ONE, total), shrink)
 
 
 @embedded
 def average(table: Array, bits: Array, row: int, at: Layout, keep: np.float32, lane: Lane) -> None:
-    """Move the served means towards the row; the first ones are plain means (Polyak 1992).
-
-    `keep` is the share of the means that stays; means over n steps keep its n-th power.
-    """
+    """Move the served means towards the row; at first they are plain means (Polyak, 1992)."""
     count = np.float32(bits[row, at.events] + np.uint32(1))
     rate = max(_ONE - keep, _ONE / count)
     for d in range(lane.own, ends(0, at.D, lane), lane.all):
@@ -98,17 +98,17 @@ def average(table: Array, bits: Array, row: int, at: Layout, keep: np.float32, l
 
 @embedded
 def vector_part(at: Layout, lr: np.float32, shrink: np.float32) -> Part:
-    """Return the part that the match is made of."""
+    """Return the part of the factors (g or h)."""
     return Part(at.vector, at.vector, at.D, at.vector_sum, lr, shrink)
 
 
 @embedded
 def expo_part(at: Layout, lr: np.float32, shrink: np.float32) -> Part:
-    """Return the part of what lasts in who is shown what."""
+    """Return the part of the long-term exposure factors (s or t)."""
     return Part(at.expo, at.expo, at.E, at.expo_sum, lr, shrink)
 
 
 @embedded
 def session_part(at: Layout, lr: np.float32, shrink: np.float32) -> Part:
-    """Return the part of what goes with the moment."""
+    """Return the part of the session factors (s' or t')."""
     return Part(at.session, at.session, at.S, at.session_sum, lr, shrink)

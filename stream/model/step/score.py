@@ -1,7 +1,9 @@
-"""What is expected of an interaction: shown, as observed (the factual head), and withheld.
+"""The scores of an interaction: if shown, as observed (the factual head), and if withheld.
 
-lin = base + a_u + c_i + g_u . h_i + kappa (q_i - r_i) + alpha (s_u . t_i)
-lin0 = base0 + a0_u + c0_i + g_u . h0_i
+    lin  = base + a_u + c_i + g_u . h_i + kappa (q_i - r_i) + alpha (s_u . t_i)      (eta_1)
+    lin0 = base0 + a0_u + c0_i + g_u . h0_i                                          (eta_0)
+
+lin0 here is without alpha0 (s_u . t_i) + level0, which `control.tell_control` fits on top of it.
 """
 
 from typing import NamedTuple
@@ -19,37 +21,37 @@ _ONE, _ZERO = np.float32(1), np.float32(0)
 
 
 class Score(NamedTuple):
-    """The score of the outcome if shown and its terms; `plain` has no confounder path in it."""
+    """The score of the outcome if shown and its terms; `plain` is without the confounder term."""
 
     lin: np.float32
     plain: np.float32
     match: np.float32
     slope: np.float32  # kappa
-    apart: np.float32  # q - r
-    q: np.float32
-    heat: float
+    apart: np.float32  # q_i - r_i
+    q: np.float32  # log(1 + decayed count)
+    heat: float  # decayed count of clicks and ratings
     alpha: np.float32
-    z: np.float32  # s . t
+    z: np.float32  # s_u . t_i
     gate: bool  # whether the confounder path is open
-    theta: np.float32  # examination of the position
+    theta: np.float32  # examination probability of the position
 
 
 @embedded
 def within(m: Model, o: int, x: np.float32) -> np.float32:
-    """Return x within the bounds of the outcome's labels."""
+    """Return x clipped to the bounds of the outcome's labels."""
     inside: np.float32 = min(max(x, m.outcomes.low[o]), m.outcomes.high[o])
     return inside
 
 
 @embedded
 def mean(m: Model, o: int, x: np.float32) -> np.float32:
-    """Return the inverse link of a score; an identity's within the bounds."""
+    """Return the inverse link of a score; with the identity link it is clipped to the bounds."""
     return sigmoid(x) if m.outcomes.logit[o] else within(m, o, x)
 
 
 @embedded
 def shown(m: Model, c: Columns, s: Scratch, e: Event) -> Score:
-    """Return the score of the outcome if shown, of composed rows in scratch."""
+    """Return the score of the outcome if shown, from the composed rows in scratch (eta_1)."""
     at, so = m.at.user, m.terms.outcome
     count = popularity.heat(m, e.i, c.ts_s[e.j])
     q = popularity.popular(count)
@@ -68,7 +70,7 @@ def shown(m: Model, c: Columns, s: Scratch, e: Event) -> Score:
 
 @embedded
 def factual(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
-    """Return the score of what is observed: it predicts, imputes and shapes the vectors."""
+    """Return the factual head's score (eta_f), which predicts, imputes and shapes the vectors."""
     bias = m.at.user.bias + 2 * m.at.user.Y + e.o
     base = np.float32(m.terms.outcome[e.o, sc.BASE + 2])
     lin = base + s.user[bias] + s.items[0, bias] + f.match + f.slope * f.apart
@@ -77,7 +79,10 @@ def factual(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
 
 @embedded
 def withheld(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
-    """Return the score of the outcome if withheld; before the item's first control, as if shown."""
+    """Return the score if withheld; before the item's first control outcome, the treated score.
+
+    The treated score is then taken with base0 in place of base.
+    """
     so, ai, items = m.terms.outcome, m.at.item, m.tables.items
     base, base0 = np.float32(so[e.o, sc.BASE]), np.float32(so[e.o, sc.BASE + 1])
     if items[e.i, ai.control_sum] > 0:
@@ -90,7 +95,7 @@ def withheld(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
 
 @embedded
 def expect(m: Model, s: Scratch, e: Event, f: Score, out: Predictions) -> np.float32:
-    """Write what is expected of both arms of a pair that is not learned as shown; return lin0."""
+    """Write the predictions of both arms for an interaction not learned as shown; return lin0."""
     mu = f.theta * sigmoid(f.lin) if e.logit else within(m, e.o, f.lin)
     lin0 = withheld(m, s, e, f)
     mu0 = mean(m, e.o, lin0)

@@ -1,6 +1,7 @@
 """The sequential driver: one interaction after the other, on one core.
 
-Nothing here looks beyond its interaction, so how a stream is cut into batches cannot matter.
+Nothing here looks beyond the current interaction, so the division of a stream into batches does not
+matter.
 """
 
 import functools
@@ -45,7 +46,7 @@ _ONE, _ZERO = np.float32(1), np.float32(0)
 
 @embedded
 def count(m: Model, c: Columns, told: Any, e: Event, f: Score) -> None:
-    """Count an accepted click or rating to its user and its item."""
+    """Count an accepted click or rating in its user and its item."""
     t, au, ai = m.tables, m.at.user, m.at.item
     told[account.NEW_USER] = 1.0 if t.user_bits[e.u, au.events] == 0 else 0.0
     told[account.NEW_ITEM] = 1.0 if t.item_bits[e.i, ai.events] == 0 else 0.0
@@ -55,7 +56,7 @@ def count(m: Model, c: Columns, told: Any, e: Event, f: Score) -> None:
 
 @embedded
 def learn_control(m: Model, s: Scratch, e: Event, seen: Seen, score: Score, n: int) -> None:
-    """The control arm's rows take their steps."""
+    """Update the control arm by a control outcome."""
     t, au, ai, af, r = m.tables, m.at.user, m.at.item, m.at.feature, m.rates
     lin0 = control.start(m, s, e, score, seen.lin0)
     off = sigmoid(lin0) - e.label if e.logit else lin0 - e.label
@@ -88,7 +89,7 @@ def learn_control(m: Model, s: Scratch, e: Event, seen: Seen, score: Score, n: i
 
 @embedded
 def learn_one(m: Model, c: Columns, s: Scratch, out: Predictions, e: Event) -> None:
-    """Predict the interaction, then learn it, if its role teaches anything."""
+    """Predict the interaction, then learn it if its role teaches anything."""
     if closes(m, c, e):
         m.tables.user_bits[e.u, m.at.user.exposures] += np.uint32(1)
         m.tables.item_bits[e.i, m.at.item.exposures] += np.uint32(1)

@@ -1,4 +1,4 @@
-"""One step of every row that an interaction touches, taken at once."""
+"""One Adagrad step of every row that an interaction touches."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ _ONE, _ZERO = np.float32(1), np.float32(0)
 
 
 class Push(NamedTuple):
-    """What pushes a row: the mean squares of its vectors' gradients, and its outcome's error."""
+    """Mean squares of the gradients of a row's vectors, and the error of its outcome bias."""
 
     vector: np.float32
     expo: np.float32
@@ -63,7 +63,7 @@ def user_gradient(m: Model, s: Scratch, seen: Seen) -> Push:
 
 @embedded
 def step_user(m: Model, s: Scratch, e: Event, seen: Seen, push: Push) -> None:
-    """The user's own row takes its step."""
+    """Update the user's own row."""
     users, at, r = m.tables.users, m.at.user, m.rates
     if e.treated:
         part = vector_part(at, r.user_factor, r.shrink)
@@ -81,7 +81,7 @@ def step_user(m: Model, s: Scratch, e: Event, seen: Seen, push: Push) -> None:
 
 @embedded
 def follow(m: Model, s: Scratch, u: int) -> None:
-    """Move the running mean of the user's latest items towards the target."""
+    """Update r_u, the running mean of t' of the user's latest items, by the target."""
     users, at = m.tables.users, m.at.user
     for stride in range(strides(at.S, m.lane)):
         d = stride * m.lane.all + m.lane.own
@@ -92,7 +92,7 @@ def follow(m: Model, s: Scratch, u: int) -> None:
 
 @embedded
 def step_user_links(m: Model, s: Scratch, e: Event, seen: Seen, push: Push, n: int) -> None:
-    """The user's n attribute values take their steps."""
+    """Update the user's n attribute values."""
     t, af, r = m.tables, m.at.feature, m.rates
     weight = link_weight(n)
     for k in range(n):
@@ -113,7 +113,7 @@ def step_user_links(m: Model, s: Scratch, e: Event, seen: Seen, push: Push, n: i
 
 @embedded
 def item_gradient(m: Model, s: Scratch, e: Event, seen: Seen, p: int) -> Push:
-    """Write the gradient of the target's (p 0) or a pair's vectors to scratch."""
+    """Write the gradient of the vectors of the target (p = 0) or of a uniform item to scratch."""
     at, push = m.at.item, push_of(m, s, seen, p)
     for d in range(at.vector + m.lane.own, ends(at.vector, at.D, m.lane), m.lane.all):
         s.grad[d] = push * s.user[d]
@@ -127,7 +127,7 @@ def item_gradient(m: Model, s: Scratch, e: Event, seen: Seen, p: int) -> Push:
 
 @embedded
 def step_item(m: Model, s: Scratch, e: Event, seen: Seen, p: int, i: int) -> None:
-    """Item i, the target's or a pair's, and its attribute values take their steps."""
+    """Update item i, the target (p = 0) or a uniform item, and its attribute values."""
     items, at, r = m.tables.items, m.at.item, m.rates
     push = item_gradient(m, s, e, seen, p)
     if s.error[p] != 0:
@@ -150,7 +150,7 @@ def step_item(m: Model, s: Scratch, e: Event, seen: Seen, p: int, i: int) -> Non
 
 @embedded
 def step_item_links(m: Model, s: Scratch, e: Event, seen: Seen, push: Push, p: int, i: int) -> None:
-    """The attribute values of item i take their steps."""
+    """Update the attribute values of item i."""
     t, af, r = m.tables, m.at.feature, m.rates
     for k in range(s.links[p]):
         f = place(t.item_links[i, k] - 1)
@@ -176,7 +176,7 @@ def step_item_links(m: Model, s: Scratch, e: Event, seen: Seen, push: Push, p: i
 
 @embedded
 def count_user_links(m: Model, u: int, n: int) -> None:
-    """Count the interaction to the user's attribute values, and move their served means."""
+    """Count the interaction in the user's attribute values, and update their served means."""
     t, af = m.tables, m.at.feature
     for k in range(n):
         f = place(t.user_links[u, k] - 1)
