@@ -57,13 +57,14 @@ def embedded(function: Callable[..., Any]) -> Any:
     return numba.njit(nogil=True, error_model="numpy", **EMBEDDED)(function)
 
 
-def on_cpu(function: Callable[..., Any]) -> Any:
+def on_cpu(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     """Return the decorator by which the CPU supplies what an `embedded` function calls.
 
     The decorated function takes the arguments' types, and returns a function of their values.
     """
-    how: dict[str, Any] = EMBEDDED | {"error_model": "numpy", "nogil": True}
-    return overload(function, target="cpu", jit_options=how)
+    how: Any = EMBEDDED | {"error_model": "numpy", "nogil": True}
+    supply: Callable[[Callable[..., Any]], Any] = overload(function, target="cpu", jit_options=how)
+    return supply
 
 
 @functools.cache
