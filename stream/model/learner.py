@@ -116,7 +116,7 @@ class Learner:
         torch.set_num_threads(1)  # leave other cores to fetching and Redis
         sizes = (
             c.factors, c.exposure_factors, c.session_factors, len(c.outcomes), c.average > 0,
-            LINE if self.device.type == "cpu" else STRIDE,
+            STRIDE if self.choice.driver == "blocks on a GPU" else LINE,
         )  # fmt: skip
         self.user = Table(c.max_users, layout("user", *sizes), self.device)
         self.item = Table(c.max_items, layout("item", *sizes), self.device)

@@ -187,7 +187,7 @@ class Device:
 
     def _receive(self, sent: Tensor, terms: GlobalTerms, out: Predictions) -> None:
         """Copy predictions and global terms to the host, the step's only synchronisation."""
-        host = torch.empty(sent.shape, pin_memory=True).copy_(sent).numpy()
+        host = torch.empty(sent.shape, pin_memory=self.device.type == "cuda").copy_(sent).numpy()
         n = len(out.prediction)
         for to, part in zip(
             (out.prediction, out.control, out.served), host[: 3 * n].reshape(3, n), strict=True

@@ -118,7 +118,8 @@ def _totals(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
             if w.order.border[at]:
                 cuda.cg.this_grid().sync()
                 if lane.own == 0:
-                    refresh_one(w, worker.own, memory)
+                    for task in range(worker.own, tasks(w), worker.all):
+                        refresh_one(w, task, memory)
 
     return shared_out
 
@@ -189,26 +190,32 @@ def add_cell(w: Work, cell: int, tiles: int) -> None:
 
 
 @embedded
+def tasks(w: Work) -> int:
+    """Return how many tasks move the global terms at a border."""
+    g = w.m.terms
+    return 4 * g.outcome.shape[0] + g.head.shape[0] + g.place.shape[0]
+
+
+@embedded
 def refresh_one(w: Work, task: int, memory: float) -> None:
     """Do one of the independent tasks that update the global terms at an update point."""
     g, n = w.m.terms, w.m.terms.counters
     Y, H = g.outcome.shape[0], g.head.shape[0]
-    if task < 4 * Y + H + g.place.shape[0]:
-        keep, keen = sc.fading(n, memory)
-        if task < Y:
-            sc.refresh_means(g.outcome[task], keep, keen)
-        elif task < 2 * Y:
-            sc.refresh_slopes(g.outcome[task - Y], keep, keen)
-        elif task < 3 * Y:
-            sc.refresh_gate(g.outcome[task - 2 * Y], keep)
-        elif task < 4 * Y:
-            sc.fit(g.withheld[task - 3 * Y], keen, sc.PRIOR_SLOPE)
-        elif task < 4 * Y + H:
-            sc.refresh_head(g.head[task - 4 * Y], n, keen)
-        elif task == 4 * Y + H:
-            n[sc.SETTLED] = n[sc.CONTROLS]
-        else:
-            sc.refresh_place(g.place[task - 4 * Y - H], keen)
+    keep, keen = sc.fading(n, memory)
+    if task < Y:
+        sc.refresh_means(g.outcome[task], keep, keen)
+    elif task < 2 * Y:
+        sc.refresh_slopes(g.outcome[task - Y], keep, keen)
+    elif task < 3 * Y:
+        sc.refresh_gate(g.outcome[task - 2 * Y], keep)
+    elif task < 4 * Y:
+        sc.fit(g.withheld[task - 3 * Y], keen, sc.PRIOR_SLOPE)
+    elif task < 4 * Y + H:
+        sc.refresh_head(g.head[task - 4 * Y], n, keen)
+    elif task == 4 * Y + H:
+        n[sc.SETTLED] = n[sc.CONTROLS]
+    else:
+        sc.refresh_place(g.place[task - 4 * Y - H], keen)
 
 
 @functools.cache
