@@ -1,6 +1,7 @@
-"""The command line: reads settings, constructs, runs. Nothing else constructs.
+"""The command line: parse the arguments, load the settings and run one command.
 
-Exit codes: 0 done, 1 failed (the reason on stderr in one line, a remedy in the next), 2 wrong use.
+Exit codes: 0 the command succeeded; 1 it failed, and stderr has the reason on one line and the
+remedy on the next; 2 the command line or a setting is wrong.
 """
 
 import argparse
@@ -16,14 +17,25 @@ from stream.memory import SMALLER
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments without the program's name; `sys.argv[1:]` if omitted.
+
+    Returns
+    -------
+    int
+        0 success, 1 failure, 2 wrong usage.
+    """
     args = parser().parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if args.verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    # The client repeats itself at every attempt; what it says last is part of our own error.
+    # kafka-python logs every failed attempt; its last error is in the message we print anyway.
     logging.getLogger("kafka").setLevel(logging.WARNING)
     logging.getLogger("kafka").propagate = args.verbose
     try:
@@ -41,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # of a file or folder that was named
+    except OSError as error:  # raised for a file or folder that an argument or setting names
         return said(CounterflowError(f"{error}", "check the path, its permissions and its disk"), 1)
     except MemoryError as error:
         return said(CounterflowError(f"out of memory: {error}", SMALLER), 1)
@@ -50,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def said(error: CounterflowError, code: int) -> int:
-    """Print the reason in one line and the remedy in the next; return the code."""
+    """Print the error's message on one line of stderr and its remedy on the next; return `code`."""
     print(f"counterflow: {' '.join(error.message.split())}", file=sys.stderr)
     if error.remedy:
         print(f"  {' '.join(error.remedy.split())}", file=sys.stderr)
@@ -65,7 +77,7 @@ def _version() -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+    """Return the argument parser with all commands."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", metavar="FILE", help="a TOML file of settings")
     common.add_argument(
