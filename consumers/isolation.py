@@ -70,7 +70,7 @@ class Blame:
             raise Inconsistent(
                 f"{self._buried} records raised while only {self._learned} were learned, the last"
                 f" with {type(error).__name__}: {error}",
-                "report it with the log; records behind the newest snapshot are kept in Kafka, and"
+                "report it with the log; records behind the newest snapshot are not skipped:"
                 " a corrected version learns them from there",
             ) from error
 

@@ -251,7 +251,7 @@ def test_a_topic_that_is_made_anew_under_it_stops_the_trainer_and_no_snapshot_mi
         place.send(ratings(600, seed=1, start=60))
         os.kill(trainer.process.pid, signal.SIGCONT)
         assert trainer.process.wait(60) == 1
-        assert trainer.said("has the id") and trainer.said("was made anew")
+        assert trainer.said("has the id") and trainer.said("was created again")
     for snapshot in Snapshots(place.settings.snapshots.dir).list():
         offsets = [offset for name, _, offset in snapshot.meta["positions"] if name == topic]
         assert sum(offsets) == snapshot.meta["learned"] <= 60
@@ -268,7 +268,7 @@ def test_a_topic_that_is_deleted_under_it_stops_the_trainer_with_the_remedy(
         admin.delete_topics([topics.name(place.prefix, "rating")])
         until(lambda: trainer.get("/readyz")[0] == 503)
         assert trainer.process.wait(60) == 1
-        assert trainer.said("was deleted while it was read")
+        assert trainer.said("was deleted while reading")
 
 
 def test_a_probe_survives_what_its_client_raises_and_tells_of_it():
