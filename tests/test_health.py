@@ -192,7 +192,7 @@ def test_redis_that_hangs_is_seen_within_5_s_and_what_it_lacks_is_counted(place,
             status, body = trainer.get("/readyz")
             assert status == 503 and "redis" in orjson.loads(body)["reasons"][0]
             assert trainer.get("/livez")[0] == 200
-            assert trainer.said("redis is away, holding")
+            assert trainer.said("redis is unavailable, waiting")
             stood = trainer.figure("last_progress_timestamp_seconds")
             place.send(ratings(10, seed=2, start=600))
             assert until(lambda: trainer.figure("lag_records") > least) < PROMISED_S
@@ -216,7 +216,9 @@ def test_a_broker_that_is_gone_is_said_within_a_second_and_read_on_when_it_is_ba
         place.send(ratings(100))
         until(lambda: place.counts() == expected(ratings(100)))
         line.cut()
-        assert until(lambda: trainer.said("kafka is away, holding")) < 1.5  # with a scrape's time
+        assert (
+            until(lambda: trainer.said("kafka is unavailable, waiting")) < 1.5
+        )  # with a scrape's time
         assert until(lambda: trainer.figure("dependency_up", dependency="kafka") == 0) < PROMISED_S
         assert trainer.figure("holding", store="kafka") == 1
         assert trainer.figure("store_errors_total", store="kafka") > 0
