@@ -203,7 +203,7 @@ def test_redis_that_hangs_is_seen_within_5_s_and_what_it_lacks_is_counted(place,
             os.kill(pid, signal.SIGCONT)
         until(trainer.ready)
         until(lambda: trainer.figure("lag_records") == 0)
-        assert trainer.said("redis is back")
+        assert trainer.said("redis is available again")
         every = [*ratings(100), *ratings(500, seed=1, start=100), *ratings(10, seed=2, start=600)]
         assert place.counts() == expected(every)
 
@@ -225,7 +225,7 @@ def test_a_broker_that_is_gone_is_said_within_a_second_and_read_on_when_it_is_ba
         assert trainer.get("/readyz")[0] == 503 and trainer.get("/livez")[0] == 200
         line.mend()
         until(trainer.ready)
-        assert trainer.said("kafka is back")
+        assert trainer.said("kafka is available again")
         place.send(ratings(100, seed=1, start=100))
         every = [*ratings(100), *ratings(100, seed=1, start=100)]
         until(lambda: place.counts() == expected(every))

@@ -52,7 +52,10 @@ ASSUMED = {
     "individual": "random influences on the outcome are the same in both worlds",
 }
 
-CLOSED = "no path from {} to the {} has been learned, so the effect is 0 and has no interval"
+CLOSED = (
+    "no path from {} to the {} has been learned: it is closed, so the effect is reported as 0 and"
+    " has no interval"
+)
 
 
 class Effects:
