@@ -81,9 +81,11 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", metavar="FILE", help="a TOML file of settings")
     common.add_argument(
-        "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="one setting"
+        "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="set one setting"
     )
-    common.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    common.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     common.add_argument("--verbose", action="store_true", help="log more")
     top = argparse.ArgumentParser(
         "counterflow", description="Streaming online learning for causal recommendation."
@@ -105,24 +107,28 @@ def parser() -> argparse.ArgumentParser:
     replay = command("replay", commands.replay, "send a data set to Kafka in time order")
     replay.add_argument("dataset", choices=["ml-100k"])
     simulate = command(
-        "simulate", commands.simulate, "make the events of a world whose causal answers are known"
+        "simulate", commands.simulate, "simulate the events of a world whose true effects are known"
     )
     _simulate(simulate)
-    topics = command("topics", commands.topics, "make the topics, or check them")
+    topics = command("topics", commands.topics, "create the topics, or check them")
     topics.add_argument("action", choices=["create", "check"])
     topics.add_argument("--partitions", type=int, default=4)
     topics.add_argument("--replication", type=int, default=1)
-    events = command("events", commands.events, "the JSON Schemas of the events")
+    events = command("events", commands.events, "print the JSON Schemas of the events")
     events.add_argument("action", choices=["schema"])
-    vectors = command("vectors", commands.vectors, "the rows in Redis, one JSON object a line")
+    vectors = command(
+        "vectors", commands.vectors, "print the rows in Redis, one JSON object a line"
+    )
     vectors.add_argument("action", choices=["export"])
-    snapshots = command("snapshots", commands.snapshots, "the snapshots, or what is damaged")
+    snapshots = command(
+        "snapshots", commands.snapshots, "list the snapshots, or verify their checksums"
+    )
     snapshots.add_argument("action", choices=["list", "verify"])
     config = command(
-        "config", commands.config, "the settings as they hold, secrets hidden, and what would learn"
+        "config", commands.config, "print the effective settings and the driver that would learn"
     )
     config.add_argument("action", choices=["show"])
-    measured = sub.add_parser("evaluate", help="measure the model on data with known answers")
+    measured = sub.add_parser("evaluate", help="evaluate the model on data with known answers")
     measured.set_defaults(run=commands.evaluate)
     evaluate.arguments(measured, common)
     command("compile", commands.compile_kernels, "compile the kernels now, not at the first start")
@@ -134,19 +140,19 @@ def parser() -> argparse.ArgumentParser:
 
 def _train(train: argparse.ArgumentParser) -> None:
     train.add_argument(
-        "--until-end", action="store_true", help="end at the high watermarks of the start"
+        "--until-end", action="store_true", help="end at the high watermarks as of the start"
     )
     train.add_argument(
-        "--close-windows", action="store_true", help="close the open exposures at the end"
+        "--close-windows", action="store_true", help="close and learn the open exposures at the end"
     )
     where = train.add_mutually_exclusive_group()
     where.add_argument(
         "--from-earliest", action="store_true",
-        help="begin afresh from the earliest offsets; the snapshots that are there are kept aside",
+        help="learn a new model from the earliest offsets; existing snapshots are set aside",
     )  # fmt: skip
     where.add_argument(
         "--skip-gap", action="store_true",
-        help="keep the model and go on where the log begins, if the snapshot's offsets are gone",
+        help="where the snapshot's offsets are gone, keep the model and go to the earliest record",
     )  # fmt: skip
 
 
@@ -157,16 +163,20 @@ def _simulate(simulate: argparse.ArgumentParser) -> None:
     )
     simulate.add_argument("world", choices=[*commands.WORLDS], metavar="WORLD", help="see below")
     simulate.add_argument(
-        "--events", type=evaluate.count, default=20_000, metavar="N", help="how many (20,000)"
+        "--events",
+        type=evaluate.count,
+        default=20_000,
+        metavar="N",
+        help="number of events (20,000)",
     )
     simulate.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="another seed, another world"
+        "--seed", type=int, default=0, metavar="S", help="random seed of the world"
     )
     to = simulate.add_mutually_exclusive_group()
     to.add_argument("--to-kafka", action="store_true", help="send the events, as replay does")
     to.add_argument(
         "--out",
         metavar="FILE",
-        help="write the events, one JSON object a line; without either they go to stdout, and the "
-        "planted answers to stderr instead of stdout",
+        help="write the events, one JSON object a line; without --to-kafka and --out they go to "
+        "stdout, and the true effects to stderr instead of stdout",
     )

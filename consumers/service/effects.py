@@ -71,7 +71,7 @@ class Effects:
 
     def _shelf(self) -> Shelf:
         """Return the items with links of their own; building those beats waiting for a lock."""
-        return self._all().alone()  # an item's links are found faster than waited for
+        return self._all().alone()
 
     async def effect(self, request: Request) -> Response:
         """Answer with the factual and counterfactual outcome and the effect of an intervention."""
