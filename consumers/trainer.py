@@ -172,7 +172,7 @@ class Trainer:
         self.snapshots.lock()
         log.info("learning step: %s", self.engine.learner.choice)
         if from_earliest and (aside := self.snapshots.set_aside()):
-            log.warning("beginning afresh; the snapshots that were here are kept in %s", aside)
+            log.warning("starting a new model; the existing snapshots were moved to %s", aside)
         self.engine.warm_up()
         gc.collect()
         gc.freeze()  # imported objects live on; scanning them again would take 150 ms

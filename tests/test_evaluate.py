@@ -293,7 +293,7 @@ def test_logistic_regression_finds_the_coefficients():
         ({"t": [0, 0], "y": [0, 1]}, ("t", "y", []), "no row is treated"),
         ({"t": [1, 1], "y": [0, 1]}, ("t", "y", []), "no row is control"),
         ({"t": [0, 1], "y": [0, "much"]}, ("t", "y", []), "line 3: 'y' is 'much', not a number"),
-        ({"t": [0, 1], "y": [0, 1]}, ("t", "y", ["y"]), "is a feature and the treatment"),
+        ({"t": [0, 1], "y": [0, 1]}, ("t", "y", ["y"]), "is both a feature and the treatment"),
         ({"t": [0, 0, 1, 1], "y": [0, 1, 0, 1]}, ("t", "y", []), "first half of the rows"),
         ({"t": [0, 1, 0, 1], "y": [7] * 4}, ("t", "y", []), "the outcome is always 7"),
         ({"t": [], "y": []}, ("t", "y", []), "has no rows"),
