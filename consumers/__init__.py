@@ -1,1 +1,1 @@
-"""What runs: the trainer, the service, the commands. The only package that constructs."""
+"""The programs: trainer, HTTP service and command line. Components are constructed only here."""

@@ -1,4 +1,4 @@
-"""`python -m consumers` is `counterflow`."""
+"""Let `python -m consumers` run the `counterflow` command."""
 
 import sys
 

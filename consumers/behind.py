@@ -1,6 +1,6 @@
-"""A thread that writes behind the trainer: with a backlog, one poll's rows go out during the next.
+"""A writer thread: with a backlog, one poll's rows are written while the next poll is learned.
 
-What is learned, in which order, and what a snapshot holds does not change by it.
+It changes neither what is learned, nor the order, nor what a snapshot holds.
 """
 
 from collections.abc import Callable
@@ -9,14 +9,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from stream.errors import Unavailable
 
 Write = Callable[[], object]
-Moment = tuple[float, float]  # the wall clock, for stamps, and the monotonic one; seconds
+Moment = tuple[float, float]  # (wall clock, monotonic clock) in seconds
 Done = Callable[[Moment], None]
 
 
 class Behind:
-    """Writes the change of one poll while its caller learns the next; one write at a time.
+    """Writes one poll's changes in a thread of its own; one write at a time.
 
-    `hold` runs a write that its store refused until it is taken, as the caller would.
+    Parameters
+    ----------
+    hold : callable
+        Runs a write and retries it until its store accepts it.
+    clock : callable
+        Returns the wall clock and the monotonic clock, in seconds.
     """
 
     def __init__(self, hold: Callable[[Write], object], clock: Callable[[], Moment]) -> None:
@@ -26,18 +31,18 @@ class Behind:
         self._going: tuple[Future[Moment], Write, Done] | None = None
 
     def now(self, write: Write, done: Done) -> None:
-        """The write stands after the call, and `done` knows since when."""
+        """Write in the calling thread, then call `done` with the time of completion."""
         self.finish()
         self._hold(write)
         done(self._clock())
 
     def begin(self, write: Write, done: Done) -> None:
-        """The write is on its way after the call, behind all those before."""
+        """Start the write in the thread, after all previous ones."""
         self.finish()
         self._going = self._thread.submit(self._timed, write), write, done
 
     def finish(self) -> None:
-        """Everything begun stands after the call."""
+        """Wait until every write that was begun is complete."""
         if self._going is None:
             return
         (going, write, done), self._going = self._going, None
@@ -49,7 +54,7 @@ class Behind:
         done(at)
 
     def close(self) -> None:
-        """The thread has ended after the call."""
+        """End the thread."""
         self._thread.shutdown()
 
     def _timed(self, write: Write) -> Moment:

@@ -1,4 +1,4 @@
-"""From settings to running parts: the only place that constructs them."""
+"""Construct every component from the settings; no other module constructs them."""
 
 import logging
 import secrets
@@ -28,7 +28,7 @@ log = logging.getLogger("counterflow")
 
 
 def engine(settings: Settings) -> Engine:
-    """Return an engine that has learned nothing."""
+    """Return an engine that has not learned anything yet."""
     return Engine(
         model_config(settings),
         seed=settings.trainer.seed,
@@ -40,24 +40,24 @@ def engine(settings: Settings) -> Engine:
 
 
 def redis_client(settings: Settings) -> redis.Redis:
-    """Return a client of the vector cache; it connects when first used."""
+    """Return a Redis client for the vector cache; it connects on first use."""
     return connect(settings.redis.url)
 
 
 def vectors(settings: Settings) -> RedisVectors:
-    """Return the trainer's side of the vector cache."""
+    """Return the writer that stores rows in the vector cache."""
     r, t = settings.redis, settings.trainer
     return RedisVectors(redis_client(settings), r.prefix, r.ttl_s, rank=t.rank, world=t.world)
 
 
 def seen(settings: Settings) -> Seen:
-    """Return the lists of what each user has clicked or rated."""
+    """Return the writer of the lists of items that each user has clicked or rated."""
     r = settings.redis
     return Seen(redis_client(settings), r.prefix, r.ttl_s, settings.service.seen_max)
 
 
 def source(settings: Settings) -> KafkaSource:
-    """Return a source of this rank's share of the topics; it has not started."""
+    """Return a Kafka source for this rank's share of the partitions; it is not started."""
     k = settings.kafka
     return KafkaSource(
         bootstrap_servers=k.bootstrap_servers,
@@ -72,14 +72,22 @@ def source(settings: Settings) -> KafkaSource:
 
 
 def health() -> Health:
-    """Return what a trainer's port tells of it, which has not started."""
+    """Return the health state that the trainer's HTTP port reports; the trainer has not started."""
     return Health(time.time, time.monotonic)
 
 
 def asked(
     settings: Settings, of: KafkaSource, told: Health, metrics: TrainerMetrics
 ) -> probes.Probes:
-    """Return the threads that ask the stores, each on a connection of its own."""
+    """Return the probes: one thread per store, each with its own connection.
+
+    Parameters
+    ----------
+    of : KafkaSource
+        The source whose partitions' ends the Kafka probe asks for.
+    told : Health
+        Receives the answers of all probes.
+    """
     k = settings.kafka
     ends = Ends(k.bootstrap_servers, clients.options(k), k.isolation_level)
     return probes.Probes(
@@ -97,7 +105,22 @@ def asked(
 def trainer(
     settings: Settings, registry: CollectorRegistry, stop: Event, told: Health | None = None
 ) -> Trainer:
-    """Return a trainer that has not started, and tells `told` of itself."""
+    """Return a trainer that is not started.
+
+    Parameters
+    ----------
+    registry : CollectorRegistry
+        Receives the trainer's metrics.
+    stop : Event
+        Ends the trainer's loop when set.
+    told : Health, optional
+        The health state that the trainer updates; a new one if omitted.
+
+    Raises
+    ------
+    Inconsistent
+        If a topic is missing or misconfigured.
+    """
     k = settings.kafka
     client = clients.options(k)
     topics.require(topics.check(k.bootstrap_servers, k.topic_prefix, client=client))
@@ -127,5 +150,5 @@ def trainer(
 
 
 def model(settings: Settings) -> dict[str, Any]:
-    """Return what the servers are told of the model beside its shape."""
+    """Return what `/v1/model` publishes about the settings: the default outcome."""
     return {"outcome": settings.service.outcome}

@@ -1,10 +1,10 @@
-"""Progress that is not yet safe, and how it becomes safe.
+"""How a step's results become durable.
 
     1. effects   vectors and dead letters are written before a step returns
-    2. state     the engine and the next offsets in one snapshot: draft, fsync, rename
-    3. offsets   Kafka's own commits, for lag tools only; nothing is ever read back from them
+    2. state     the engine and the next offsets, in one snapshot: draft, fsync, rename
+    3. offsets   Kafka's own commits, for lag tools only; the trainer never reads them
 
-A crash between any two repeats work and loses none.
+A crash between any two of them repeats work and loses nothing.
 """
 
 import logging
@@ -25,7 +25,15 @@ Positions = dict[tuple[str, int], int]
 
 
 class Checkpoint:
-    """Saves in a thread of its own, one at a time; the caller's copy of the state is its input."""
+    """Saves snapshots in a thread of its own, one at a time.
+
+    Parameters
+    ----------
+    commit : callable
+        Commits the offsets of a saved snapshot to Kafka.
+    clock, monotonic : callable
+        Wall clock and monotonic clock, in seconds.
+    """
 
     def __init__(
         self,
@@ -45,20 +53,20 @@ class Checkpoint:
 
     @property
     def busy(self) -> bool:
-        """Return whether a snapshot is being written."""
+        """Whether a snapshot is being written."""
         return self._saving is not None and not self._saving[0].done()
 
     def begin(
         self, state: dict[str, NDArray[Any]], meta: dict[str, Any], positions: Positions
     ) -> None:
-        """The state is on its way to disk after the call; it must not change any more."""
+        """Start writing the state to disk; the caller must not change the arrays any more."""
         self.finish()
         self._saving = (self._thread.submit(self._save, state, meta), positions)
 
     def finish(self) -> Path | None:
-        """The begun snapshot is safe and its offsets are committed after the call.
+        """Wait for the started snapshot, commit its offsets and return its path.
 
-        None if none was begun. Raises Unavailable where the disk did not take it.
+        Returns None if none was started. Raises Unavailable if the disk did not accept it.
         """
         if self._saving is None:
             return None
@@ -66,12 +74,12 @@ class Checkpoint:
         path = future.result()
         try:
             self._commit(positions)
-        except Unavailable as error:  # only lag tools read them; the next commit tells them more
-            log.warning("offsets are not told to Kafka: %s", error)
+        except Unavailable as error:  # only lag tools read them, and the next commit is newer
+            log.warning("committing offsets to Kafka failed: %s", error)
         return path
 
     def close(self) -> None:
-        """The thread has ended after the call."""
+        """End the thread."""
         self._thread.shutdown()
 
     def _save(self, state: dict[str, NDArray[Any]], meta: dict[str, Any]) -> Path:
@@ -84,10 +92,10 @@ class Checkpoint:
 
 
 def pack_positions(positions: Positions) -> list[list[Any]]:
-    """Return the offsets as they stand in a manifest."""
+    """Return the offsets in the manifest's form: (topic, partition, offset) sorted."""
     return [[topic, partition, offset] for (topic, partition), offset in sorted(positions.items())]
 
 
 def unpack_positions(packed: Iterable[Sequence[Any]]) -> Positions:
-    """Return the offsets that a manifest holds."""
+    """Return the offsets of a manifest."""
     return {(str(topic), int(partition)): int(offset) for topic, partition, offset in packed}

@@ -1,6 +1,7 @@
-"""The command line: reads settings, constructs, runs. Nothing else constructs.
+"""The command line: parse the arguments, load the settings and run one command.
 
-Exit codes: 0 done, 1 failed (the reason on stderr in one line, a remedy in the next), 2 wrong use.
+Exit codes: 0 the command succeeded; 1 it failed, and stderr has the reason on one line and the
+remedy on the next; 2 the command line or a setting is wrong.
 """
 
 import argparse
@@ -16,14 +17,25 @@ from stream.memory import SMALLER
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments without the program's name; `sys.argv[1:]` if omitted.
+
+    Returns
+    -------
+    int
+        0 success, 1 failure, 2 wrong usage.
+    """
     args = parser().parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if args.verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    # The client repeats itself at every attempt; what it says last is part of our own error.
+    # kafka-python logs every failed attempt; its last error is in the message we print anyway.
     logging.getLogger("kafka").setLevel(logging.WARNING)
     logging.getLogger("kafka").propagate = args.verbose
     try:
@@ -41,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # of a file or folder that was named
+    except OSError as error:  # raised for a file or folder that an argument or setting names
         return said(CounterflowError(f"{error}", "check the path, its permissions and its disk"), 1)
     except MemoryError as error:
         return said(CounterflowError(f"out of memory: {error}", SMALLER), 1)
@@ -50,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def said(error: CounterflowError, code: int) -> int:
-    """Print the reason in one line and the remedy in the next; return the code."""
+    """Print the error's message on one line of stderr and its remedy on the next; return `code`."""
     print(f"counterflow: {' '.join(error.message.split())}", file=sys.stderr)
     if error.remedy:
         print(f"  {' '.join(error.remedy.split())}", file=sys.stderr)
@@ -65,13 +77,15 @@ def _version() -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+    """Return the argument parser with all commands."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", metavar="FILE", help="a TOML file of settings")
     common.add_argument(
-        "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="one setting"
+        "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="set one setting"
     )
-    common.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    common.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     common.add_argument("--verbose", action="store_true", help="log more")
     top = argparse.ArgumentParser(
         "counterflow", description="Streaming online learning for causal recommendation."
@@ -93,24 +107,28 @@ def parser() -> argparse.ArgumentParser:
     replay = command("replay", commands.replay, "send a data set to Kafka in time order")
     replay.add_argument("dataset", choices=["ml-100k"])
     simulate = command(
-        "simulate", commands.simulate, "make the events of a world whose causal answers are known"
+        "simulate", commands.simulate, "simulate the events of a world whose true effects are known"
     )
     _simulate(simulate)
-    topics = command("topics", commands.topics, "make the topics, or check them")
+    topics = command("topics", commands.topics, "create the topics, or check them")
     topics.add_argument("action", choices=["create", "check"])
     topics.add_argument("--partitions", type=int, default=4)
     topics.add_argument("--replication", type=int, default=1)
-    events = command("events", commands.events, "the JSON Schemas of the events")
+    events = command("events", commands.events, "print the JSON Schemas of the events")
     events.add_argument("action", choices=["schema"])
-    vectors = command("vectors", commands.vectors, "the rows in Redis, one JSON object a line")
+    vectors = command(
+        "vectors", commands.vectors, "print the rows in Redis, one JSON object a line"
+    )
     vectors.add_argument("action", choices=["export"])
-    snapshots = command("snapshots", commands.snapshots, "the snapshots, or what is damaged")
+    snapshots = command(
+        "snapshots", commands.snapshots, "list the snapshots, or verify their checksums"
+    )
     snapshots.add_argument("action", choices=["list", "verify"])
     config = command(
-        "config", commands.config, "the settings as they hold, secrets hidden, and what would learn"
+        "config", commands.config, "print the effective settings and the driver that would learn"
     )
     config.add_argument("action", choices=["show"])
-    measured = sub.add_parser("evaluate", help="measure the model on data with known answers")
+    measured = sub.add_parser("evaluate", help="evaluate the model on data with known answers")
     measured.set_defaults(run=commands.evaluate)
     evaluate.arguments(measured, common)
     command("compile", commands.compile_kernels, "compile the kernels now, not at the first start")
@@ -122,19 +140,19 @@ def parser() -> argparse.ArgumentParser:
 
 def _train(train: argparse.ArgumentParser) -> None:
     train.add_argument(
-        "--until-end", action="store_true", help="end at the high watermarks of the start"
+        "--until-end", action="store_true", help="end at the high watermarks as of the start"
     )
     train.add_argument(
-        "--close-windows", action="store_true", help="close the open exposures at the end"
+        "--close-windows", action="store_true", help="close and learn the open exposures at the end"
     )
     where = train.add_mutually_exclusive_group()
     where.add_argument(
         "--from-earliest", action="store_true",
-        help="begin afresh from the earliest offsets; the snapshots that are there are kept aside",
+        help="learn a new model from the earliest offsets; existing snapshots are set aside",
     )  # fmt: skip
     where.add_argument(
         "--skip-gap", action="store_true",
-        help="keep the model and go on where the log begins, if the snapshot's offsets are gone",
+        help="where the snapshot's offsets are gone, keep the model and go to the earliest record",
     )  # fmt: skip
 
 
@@ -145,16 +163,20 @@ def _simulate(simulate: argparse.ArgumentParser) -> None:
     )
     simulate.add_argument("world", choices=[*commands.WORLDS], metavar="WORLD", help="see below")
     simulate.add_argument(
-        "--events", type=evaluate.count, default=20_000, metavar="N", help="how many (20,000)"
+        "--events",
+        type=evaluate.count,
+        default=20_000,
+        metavar="N",
+        help="number of events (20,000)",
     )
     simulate.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="another seed, another world"
+        "--seed", type=int, default=0, metavar="S", help="random seed of the world"
     )
     to = simulate.add_mutually_exclusive_group()
     to.add_argument("--to-kafka", action="store_true", help="send the events, as replay does")
     to.add_argument(
         "--out",
         metavar="FILE",
-        help="write the events, one JSON object a line; without either they go to stdout, and the "
-        "planted answers to stderr instead of stdout",
+        help="write the events, one JSON object a line; without --to-kafka and --out they go to "
+        "stdout, and the true effects to stderr instead of stdout",
     )

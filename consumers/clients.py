@@ -1,4 +1,4 @@
-"""The kafka-python clients' options from the settings: TLS, SASL, and what is passed through."""
+"""Options of the kafka-python clients, derived from the settings."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from consumers.settings import Kafka
 
 
 def options(kafka: Kafka) -> dict[str, Any]:
-    """Return the keyword arguments that every client of this broker takes."""
+    """Return the keyword arguments of every client of this broker: TLS, SASL and `options`."""
     chosen: dict[str, Any] = {
         "client_id": kafka.client_id,
         "request_timeout_ms": kafka.request_timeout_ms,

@@ -1,4 +1,4 @@
-"""A Prometheus histogram that takes a whole column of observations at once."""
+"""A Prometheus histogram that takes an array of observations at once."""
 
 from collections.abc import Iterable, Sequence
 from threading import Lock
@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 
 class ColumnHistogram(Collector):
-    """Counts by bucket in one array: 65,536 observations cost .5 ms instead of 80 ms."""
+    """A histogram with vectorised observation: 65,536 values take 0.5 ms instead of 80 ms."""
 
     def __init__(
         self, name: str, documentation: str, buckets: Sequence[float], registry: CollectorRegistry
@@ -25,7 +25,7 @@ class ColumnHistogram(Collector):
         registry.register(self)
 
     def observe(self, values: NDArray[np.float64]) -> None:
-        """Every value is counted after the call."""
+        """Count every value of the array."""
         counts = np.bincount(
             np.searchsorted(self._bounds, values, side="left"), minlength=len(self._counts)
         )

@@ -1,4 +1,7 @@
-"""What each command does; heavy parts are imported by the command that needs them."""
+"""The functions behind the commands of the command line.
+
+Modules that are slow to import (torch, numba) are imported inside the commands that need them.
+"""
 
 import argparse
 import ctypes
@@ -16,15 +19,15 @@ from consumers.gpu import Advice
 from consumers.settings import Settings, show
 from stream.errors import CounterflowError
 
-M_ARENA_MAX = -8  # of glibc's mallopt
+M_ARENA_MAX = -8  # parameter number of glibc's mallopt: the largest number of malloc arenas
 WORLDS = {
-    "adversarial": "what is liked anyway is shown most: ranking by outcome is exactly wrong",
-    "change-point": "from one rating on, the best items are the worst",
-    "confounded": "a latent trait decides what is seen and how it ends",
-    "heterogeneous": "the effect of showing depends on the user's segment and the item's sort",
-    "popularity": "what was clicked is shown more, and what is popular is clicked more",
-    "position": "lower places are examined less, and the policy puts the worst items first",
-    "price": "prices change, and good items cost more: over items the slope has the wrong sign",
+    "adversarial": "items liked anyway are shown most: ranking by outcome is exactly wrong",
+    "change-point": "from one rating on, the best items become the worst",
+    "confounded": "a latent trait decides both what a user sees and how the user likes it",
+    "heterogeneous": "the effect of showing depends on the user's segment and the item's kind",
+    "popularity": "clicked items are shown more, and popular items are clicked more",
+    "position": "lower positions are examined less, and the policy puts the worst items first",
+    "price": "prices change, and good items cost more: across items the slope has the wrong sign",
 }
 
 
@@ -35,7 +38,7 @@ def emit(value: Any) -> None:
 
 
 def stop_on_signals() -> threading.Event:
-    """SIGTERM and SIGINT set the returned event after the call."""
+    """Return an event that SIGTERM and SIGINT set from now on."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -43,7 +46,7 @@ def stop_on_signals() -> threading.Event:
 
 
 def compile_kernels(args: argparse.Namespace, settings: Settings) -> int:
-    """Everything compiled is in the cache after the call: no start takes the time and memory."""
+    """Compile every kernel into the cache, so that later starts need no compilation."""
     keep_compiled(settings)
     from consumers import build
 
@@ -55,20 +58,23 @@ def compile_kernels(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def keep_compiled(settings: Settings) -> None:
-    """Kernels are kept in `model.cache_dir`, if it is set; call it before the first import."""
+    """Make numba cache compiled code in `model.cache_dir`, if set; call before importing numba."""
     if settings.model.cache_dir:
         os.environ["NUMBA_CACHE_DIR"] = settings.model.cache_dir
 
 
 def share_one_arena() -> None:
-    """Threads leave no memory behind in arenas of their own, where the C library is glibc."""
+    """Limit glibc's malloc to one arena, so that threads do not retain memory in their own arenas.
+
+    Does nothing where the C library is not glibc.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 1)
 
 
 def train(args: argparse.Namespace, settings: Settings) -> int:
-    """Learn until the end or a signal, snapshot, and print the summary."""
+    """Learn until the end or a signal, save a snapshot, and print the summary."""
     keep_compiled(settings)
     share_one_arena()
     stop = stop_on_signals()
@@ -101,7 +107,7 @@ def train(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def serve(args: argparse.Namespace, settings: Settings) -> int:
-    """Answer over HTTP until a signal."""
+    """Serve HTTP until a signal arrives."""
     from consumers.service.run import run
 
     run(settings)
@@ -109,7 +115,7 @@ def serve(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def replay(args: argparse.Namespace, settings: Settings) -> int:
-    """Every event of the data set is acknowledged by Kafka after the call."""
+    """Send every event of the data set to Kafka and wait until all are acknowledged."""
     from consumers.replay import replay as send
 
     count = send(args.dataset, settings)
@@ -119,7 +125,7 @@ def replay(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def up(args: argparse.Namespace, settings: Settings) -> int:
-    """Run all of it, until Ctrl-C or the last event."""
+    """Run broker, Redis, trainer and service until Ctrl-C or, with `--once`, the last event."""
     from consumers import up as everything
 
     return everything.run(
@@ -133,7 +139,7 @@ def up(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def topics(args: argparse.Namespace, settings: Settings) -> int:
-    """Make the missing topics, or name what is wrong with them."""
+    """Create the missing topics, or print what is wrong with the existing ones."""
     from consumers import clients
     from consumers import topics as all_topics
 
@@ -152,7 +158,7 @@ def topics(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def events(args: argparse.Namespace, settings: Settings) -> int:
-    """Print the JSON Schemas."""
+    """Print the JSON Schemas of the events."""
     from stream.schemas import schemas
 
     emit(schemas())
@@ -160,7 +166,7 @@ def events(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def evaluate(args: argparse.Namespace, settings: Settings) -> int:
-    """Print the figures of one measurement."""
+    """Run one evaluation and print its figures."""
     if settings.model.cache_dir:
         os.environ["NUMBA_CACHE_DIR"] = settings.model.cache_dir
     from consumers import evaluate as measurements
@@ -174,7 +180,7 @@ def evaluate(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def simulate(args: argparse.Namespace, settings: Settings) -> int:
-    """Every event of the world is where it was asked for after the call; print the truth."""
+    """Write the events of a simulated world where asked, and print its true effects."""
     if settings.model.cache_dir:
         os.environ["NUMBA_CACHE_DIR"] = settings.model.cache_dir
     from consumers import simulate as to
@@ -193,7 +199,7 @@ def simulate(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def vectors(args: argparse.Namespace, settings: Settings) -> int:
-    """Print every row."""
+    """Print every user and item row in Redis, one JSON object a line."""
     from consumers.build import vectors as store
 
     for row in store(settings).export():
@@ -202,7 +208,7 @@ def vectors(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def snapshots(args: argparse.Namespace, settings: Settings) -> int:
-    """List the snapshots, or verify the checksums of each."""
+    """List the snapshots, or verify the checksums of each; return 1 if any is damaged."""
     from model_store.snapshots import Snapshots
 
     folder = Snapshots(settings.snapshots.dir, keep=settings.snapshots.keep)
@@ -224,7 +230,7 @@ def snapshots(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def config(args: argparse.Namespace, settings: Settings) -> int:
-    """Print the settings as they hold, secrets hidden, and which driver would learn."""
+    """Print the effective settings, with secrets hidden, and the driver that would learn."""
     from consumers.gpu import shown
     from consumers.model_config import model_config
 
@@ -233,7 +239,10 @@ def config(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def doctor(args: argparse.Namespace, settings: Settings) -> int:
-    """Print what works and what does not, with the remedy; 1 if anything is wrong."""
+    """Check Kafka, Redis, the snapshot folder and the GPU; return 1 if any check fails.
+
+    Each check prints one line and, where it fails or could be improved, a remedy.
+    """
     from consumers import clients
     from consumers import topics as all_topics
     from consumers.build import redis_client
@@ -266,12 +275,15 @@ def doctor(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def checks(*runs: Callable[[], str]) -> list[tuple[str, Callable[[], str]]]:
-    """Return the checks by their names."""
+    """Return (name, check) pairs; the name is the function's."""
     return [(run.__name__, run) for run in runs]
 
 
 def healthy(name: str, run: Callable[[], str]) -> bool:
-    """Print one line of a check, its remedy below it if it failed or could be better."""
+    """Run one check, print its result, and return whether it passed.
+
+    A check that raises `Advice` prints a warning and still passes.
+    """
     try:
         print(f"ok    {name}: {run()}")
     except CounterflowError as error:

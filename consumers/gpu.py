@@ -1,4 +1,4 @@
-"""What the doctor and `config show` say of the GPU and of the driver that would learn."""
+"""The GPU and the learning driver, as `doctor` and `config show` report them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +11,18 @@ GIB = 1 << 30
 
 
 class Advice(CounterflowError):
-    """Everything works, and a remedy would make it work better."""
+    """Everything works, but following the remedy would improve it."""
 
 
 def check(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> str:
-    """Return what GPU is there and where the step runs.
+    """Return a sentence on the GPU and on where the learning step runs.
 
-    Raises Advice where a GPU is seen that the settings allow and libraries do not, Inconsistent
-    where the settings demand one that cannot be used.
+    Raises
+    ------
+    Advice
+        If the settings allow a GPU that is present, but libraries for it are missing.
+    Inconsistent
+        If the settings require a GPU that cannot be used.
     """
     choice, found = choose(config, gpu), gpu()
     if not found.name:
@@ -32,7 +36,7 @@ def check(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> str:
 
 
 def shown(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> dict[str, Any]:
-    """Return the driver that would learn, and why; or why none would."""
+    """Return the driver that would learn and why; if none can, the reason and the remedy."""
     try:
         choice = choose(config, gpu)
     except Inconsistent as error:

@@ -1,8 +1,8 @@
-"""One record that raises when it is learned, found by halving its poll; all others are learned.
+"""Finding the record that raises when it is learned, by bisection of its poll.
 
-A step that raised may have changed half of the engine. So the trainer goes back to its newest
-snapshot and learns again up to the poll that raised; that one it learns with care: from a copy of
-the state, in halves, until what raises stands alone.
+A step that raised may have changed part of the engine. So the trainer restores its newest snapshot
+and learns again up to the poll that raised. That poll it learns in halves, each from a saved copy
+of the state, until the record that raises is alone. All other records are learned.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,26 +13,26 @@ from stream.pieces import Piece, Place
 from stream.records import RecordBatch
 
 State = TypeVar("State")
-Range = tuple[int, int]  # offsets, the second left out
-BURIED_MIN = 64  # a producer that sends only such records is heard before
-BURIED_SHARE = 8
+Range = tuple[int, int]  # first offset, and the offset behind the last
+BURIED_MIN = 64  # below this many dead letters, the share below is not checked
+BURIED_SHARE = 8  # most dead letters for each record that was learned
 
 
 def blames_a_record(error: Exception) -> bool:
-    """Tell whether the error may come of what a record holds: no store, disk or memory is at it."""
+    """Return whether a record's content may have caused the error, not a store, disk or memory."""
     if isinstance(error, CounterflowError):
         return isinstance(error, Unservable)
     return not isinstance(error, MemoryError | OSError)
 
 
 class Suspects:
-    """The stretches of the stream in which something raised."""
+    """The offset ranges in which something raised."""
 
     def __init__(self) -> None:
         self._ranges: dict[Place, Range] = {}
 
     def widen(self, ranges: Mapping[Place, Range]) -> bool:
-        """These are suspect too after the call; returns whether any of it was not before."""
+        """Add these ranges; return whether any of them was not suspect before."""
         before = dict(self._ranges)
         for place, (begin, end) in ranges.items():
             if begin < end:
@@ -41,7 +41,7 @@ class Suspects:
         return self._ranges != before
 
     def among(self, batches: Sequence[RecordBatch]) -> bool:
-        """Tell whether any of the batches reaches into a suspect stretch."""
+        """Return whether any of the batches overlaps a suspect range."""
         for batch in batches:
             begin, end = self._ranges.get((batch.topic, batch.partition), (0, 0))
             if batch.next_offset > begin and batch.fetch_offset < end:
@@ -50,32 +50,33 @@ class Suspects:
 
 
 class Blame:
-    """How many records were learned apart, and how many were buried for what they raised.
+    """Counts the records that were learned one by one, and those sent to dead letters.
 
-    Where nearly all raise the fault is not theirs: they are not given up for it.
+    If nearly all of them raise, the fault is in the program and not in the records, so the search
+    ends with an error.
     """
 
     def __init__(self) -> None:
         self._learned = self._buried = 0
 
     def learned(self, count: int) -> None:
-        """So many were learned after all."""
+        """Count records that were learned."""
         self._learned += count
 
     def bury(self, error: Exception) -> None:
-        """One more is to blame; Inconsistent where that can no longer be."""
+        """Count one more dead letter; raise Inconsistent if too many records raise."""
         self._buried += 1
         if self._buried >= BURIED_MIN and self._buried > BURIED_SHARE * self._learned:
             raise Inconsistent(
-                f"{self._buried} records raised and {self._learned} beside them did not, the last"
-                f" for {type(error).__name__}: {error}",
-                "report it with the log; nothing behind the newest snapshot is given up, and the"
-                " records are learned from there by a version that can",
+                f"{self._buried} records raised while only {self._learned} were learned, the last"
+                f" with {type(error).__name__}: {error}",
+                "report it with the log; records behind the newest snapshot are not skipped:"
+                " a corrected version learns them from there",
             ) from error
 
 
 def ranges(batches: Sequence[RecordBatch]) -> dict[Place, Range]:
-    """Return which offsets the batches hold."""
+    """Return the offset range of each partition that the batches cover."""
     found: dict[Place, Range] = {}
     for batch in batches:
         place = batch.topic, batch.partition
@@ -91,10 +92,18 @@ def halve(
     load: Callable[[State], None],
     bury: Callable[[Piece, Exception], None],
 ) -> None:
-    """Every record is learned after the call, but those that raise alone: they are buried.
+    """Learn all records; those that raise on their own are passed to `bury`.
 
-    `learn` gets records, and those that are still to come; what it leaves where it raises is
-    undone by `load` of what `save` returned before.
+    Parameters
+    ----------
+    records : list of Piece
+        The records to learn, in order.
+    learn : callable
+        Learns its first argument; the second holds the records still to come.
+    save, load : callable
+        Return and restore the state; `load` undoes a `learn` that raised.
+    bury : callable
+        Takes a record that raised and its error.
     """
     waiting = [records]
     held = save()

@@ -1,4 +1,4 @@
-"""From settings to what can be chosen about the model; neither torch nor numba is loaded for it."""
+"""Convert settings into the model's configuration without importing torch or numba."""
 
 from dataclasses import fields
 
@@ -9,7 +9,13 @@ from stream.model.config import ModelConfig, Outcome, Paths
 
 
 def model_config(settings: Settings) -> ModelConfig:
-    """Return what the settings choose about the model; WrongSetting where they do not fit."""
+    """Return the model configuration that the settings describe.
+
+    Raises
+    ------
+    WrongSetting
+        If `model.without` names an unknown path or the settings contradict each other.
+    """
     m = msgspec.structs.asdict(settings.model)
     names = [name.strip() for name in m.pop("without").split(",") if name.strip()]
     known = [f.name for f in fields(Paths)]

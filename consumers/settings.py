@@ -1,8 +1,10 @@
-"""Settings: command line > environment > TOML > defaults; an unknown name is an error.
+"""Settings from the command line, the environment, a TOML file and the defaults, in this order.
 
-Each section is a frozen struct, each field carries its description, from which `config show` and
-deploy/config.example.toml are made. In the environment a setting is `COUNTERFLOW_SECTION__KEY`;
-names without a double underscore are not settings. A secret can also be read from a file:
+Each section is a frozen struct. Each field carries a description; `config show` and
+deploy/config.example.toml are generated from them. An unknown setting is an error.
+
+In the environment a setting is named `COUNTERFLOW_SECTION__KEY`; names without a double underscore
+are ignored. A secret can also be read from a file:
 `COUNTERFLOW_KAFKA__SASL_PLAIN_PASSWORD_FILE=/run/secrets/kafka`.
 """
 
@@ -24,185 +26,194 @@ from stream.model.config import BLOCK_MAX, FORMER, THREADS_MAX, Device, Step
 PREFIX = "COUNTERFLOW_"
 HIDDEN = "********"
 
-MOST = 2**63 - 1  # what a 64-bit integer holds
+MOST = 2**63 - 1  # the largest 64-bit integer
 Count = Annotated[int, Meta(ge=1, le=MOST)]
 Natural = Annotated[int, Meta(ge=0, le=MOST)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
-Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # up to 30 years; in milliseconds it stays exact
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # up to 30 years; exact when in milliseconds
 Elapsed = Annotated[float, Meta(ge=0, le=1e9)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 
 
 def described(text: str, secret: bool = False) -> Meta:
-    """Return the description of a field, and whether its value is ever printed."""
+    """Return the metadata of a field: its description, and whether its value must be hidden."""
     return Meta(description=text, extra={"secret": secret})
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A group of settings under one name."""
+    """A group of settings under one section name."""
 
 
 class Kafka(Section, frozen=True, kw_only=True):
-    """The broker that events come from and dead letters go to."""
+    """The Kafka cluster that holds the event topics and the dead-letter topic."""
 
     bootstrap_servers: Annotated[
-        Name, described("Brokers to ask first, host:port, separated by commas.")
+        Name, described("Bootstrap servers, host:port, separated by commas.")
     ] = "127.0.0.1:9092"
     topic_prefix: Annotated[
         Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}$")],
-        described("Topics are {prefix}.rating.v1 and so on."),
+        described("Prefix of the topic names: {prefix}.rating.v1 and so on."),
     ] = "counterflow"
     group_id: Annotated[
-        Name, described("Group whose commits show the lag to other tools; never read back.")
+        Name, described("Consumer group of the offsets that lag tools read; never read back.")
     ] = "counterflow"
-    client_id: Annotated[Name, described("Name of the clients in the broker's logs.")] = (
+    client_id: Annotated[Name, described("Name of this client in the broker's logs.")] = (
         "counterflow"
     )
     isolation_level: Annotated[
         Literal["read_committed", "read_uncommitted"],
-        described("read_committed leaves out the records of aborted transactions."),
+        described("read_committed skips the records of aborted transactions."),
     ] = "read_committed"
     fetch_max_wait_ms: Annotated[
-        Natural, described("Longest wait of the broker for data; part of the freshness.")
+        Natural, described("Longest time the broker waits for data; it adds to freshness.")
     ] = 10
-    fetch_max_bytes: Annotated[Count, described("Most bytes of one fetch, all partitions.")] = (
+    fetch_max_bytes: Annotated[Count, described("Largest fetch over all partitions, in bytes.")] = (
         64 << 20
     )
-    request_timeout_ms: Annotated[Count, described("Longest wait for an answer.")] = 30_000
+    request_timeout_ms: Annotated[Count, described("Timeout of a request to the broker.")] = 30_000
     security_protocol: Annotated[
         Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
-        described("How connections are protected."),
+        described("Protocol of the connections."),
     ] = "PLAINTEXT"
     ssl_cafile: Annotated[str, described("Certificate authority, a PEM file.")] = ""
     ssl_certfile: Annotated[str, described("Certificate of this client, a PEM file.")] = ""
     ssl_keyfile: Annotated[str, described("Private key of this client, a PEM file.")] = ""
     ssl_password: Annotated[str, described("Password of the private key.", secret=True)] = ""
-    ssl_check_hostname: Annotated[bool, described("Compare the broker's name.")] = True
+    ssl_check_hostname: Annotated[bool, described("Verify the broker's host name.")] = True
     sasl_mechanism: Annotated[
         Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER"],
-        described("How this client proves who it is; empty without SASL."),
+        described("SASL mechanism; empty without SASL."),
     ] = ""
-    sasl_plain_username: Annotated[str, described("User of PLAIN and SCRAM.")] = ""
-    sasl_plain_password: Annotated[str, described("Password of PLAIN and SCRAM.", secret=True)] = ""
+    sasl_plain_username: Annotated[str, described("User name for PLAIN and SCRAM.")] = ""
+    sasl_plain_password: Annotated[str, described("Password for PLAIN and SCRAM.", secret=True)] = (
+        ""
+    )
     options: Annotated[
         dict[str, Any],
-        described("Any further settings of the kafka-python clients (a table; JSON elsewhere)."),
+        described("Further options of the kafka-python clients (a table; JSON outside TOML)."),
     ] = {}
 
 
 class Redis(Section, frozen=True, kw_only=True):
-    """The cache of vectors."""
+    """The Redis cache of the served rows."""
 
     url: Annotated[
         Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")],
-        described("redis://, rediss:// or unix://; may carry user and password.", secret=True),
+        described("redis://, rediss:// or unix://; may contain user and password.", secret=True),
     ] = "redis://127.0.0.1:6379/0"
     prefix: Annotated[
         Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")],
-        described("First part of every key."),
+        described("Prefix of every key."),
     ] = "cf"
     ttl_s: Annotated[
         Annotated[int, Meta(ge=2)],
-        described("Rows vanish when no trainer rewrites them for so long."),
+        described("Time after which a row expires unless a trainer has rewritten it."),
     ] = 86_400
     read_timeout_s: Annotated[
         Seconds,
         described(
-            "Longest wait of a request for Redis; then lists come from memory, as for an unknown"
-            " user."
+            "Longest time a request waits for Redis; after it the request is answered from memory"
+            " as for an unknown user."
         ),
     ] = 0.25
 
 
 class Snapshots(Section, frozen=True, kw_only=True):
-    """The trainer's state on disk."""
+    """Snapshots of the trainer's state on disk."""
 
-    dir: Annotated[Name, described("Folder of the snapshots; one trainer a folder.")] = "snapshots"
+    dir: Annotated[Name, described("Folder of the snapshots; one folder per trainer.")] = (
+        "snapshots"
+    )
     interval_s: Annotated[
-        Seconds, described("Time between two snapshots; a crash repeats at most this much.")
+        Seconds, described("Time between two snapshots; a crash repeats at most this much work.")
     ] = 5.0
-    keep: Annotated[Count, described("How many snapshots stay.")] = 3
+    keep: Annotated[Count, described("Number of snapshots to keep.")] = 3
 
 
 class Trainer(Section, frozen=True, kw_only=True):
-    """The learning process."""
+    """The process that learns."""
 
     batch_max: Annotated[
-        Count, described("Most events of one step; steps are as large as the queue below it.")
+        Count, described("Most events of one step; a step takes what is queued, up to this many.")
     ] = 65_536
-    seed: Annotated[Natural, described("Same seed and same polls, same bits on a CPU.")] = 0
-    metrics_host: Annotated[Name, described("Address of the trainer's /metrics.")] = "127.0.0.1"
+    seed: Annotated[
+        Natural, described("Random seed; on a CPU the same seed and polls give the same bits.")
+    ] = 0
+    metrics_host: Annotated[
+        Name, described("Address of the trainer's /metrics, /livez and /readyz.")
+    ] = "127.0.0.1"
     metrics_port: Annotated[
-        Port, described("Port of its /metrics, /livez, /readyz; 0: a free one.")
+        Port, described("Port of /metrics, /livez and /readyz; 0 takes a free one.")
     ] = 9108
     duplicates_window: Annotated[
         Natural,
-        described("How many (type, event_id) are remembered; a repetition is ignored. 0: none."),
+        described("Number of (type, event_id) pairs remembered to ignore duplicates; 0: none."),
     ] = 1_000_000
     rank: Annotated[
-        Natural, described("Which of `world` trainers this is; partition p goes to rank p % world.")
+        Natural, described("Number of this trainer, from 0; partition p goes to rank p % world.")
     ] = 0
     world: Annotated[
-        Count, described("How many trainers share the users' partitions; each reads all items.")
+        Count, described("Number of trainers that share the user partitions; each reads all items.")
     ] = 1
 
 
 class Service(Section, frozen=True, kw_only=True):
-    """The HTTP process."""
+    """The HTTP service."""
 
     host: Annotated[
-        Name, described("Address to listen on; one that is not loopback wants allowed_hosts too.")
+        Name, described("Address to listen on; beyond loopback, allowed_hosts must be set too.")
     ] = "127.0.0.1"
     port: Annotated[Port, described("Port to listen on; 0 takes a free one.")] = 8080
     allowed_hosts: Annotated[
         str,
         described(
-            "Names, by commas, with a port or for any, by which it may be asked beside its own"
-            " address; *: by any."
+            "Host names accepted beside the service's own address: name (any port) or name:port,"
+            " separated by commas; *: any."
         ),
     ] = ""
     allowed_origins: Annotated[
         str,
         described(
-            "Origins of web pages, by commas, that may ask it (https://shop.example); *: any."
+            "Origins of web pages that may call the service, separated by commas"
+            " (https://shop.example); *: any."
         ),
     ] = ""
     outcome: Annotated[
-        Literal["rating", "click"], described("Outcome of a request that names none.")
+        Literal["rating", "click"], described("Outcome of requests that name none.")
     ] = "rating"
     exclude_seen: Annotated[
-        bool, described("Items that the user has clicked or rated leave the recommendations.")
+        bool, described("Leave items that the user has clicked or rated out of recommendations.")
     ] = True
-    seen_max: Annotated[Count, described("How many seen items of a user are remembered.")] = 2_000
-    body_max_bytes: Annotated[Count, described("Largest body of a request.")] = 4 << 20
+    seen_max: Annotated[Count, described("Number of seen items remembered for each user.")] = 2_000
+    body_max_bytes: Annotated[Count, described("Largest request body.")] = 4 << 20
     connections_max: Annotated[
         Count,
         described(
-            "Most connections that are served; the health is told on a few beyond them. Leave room"
-            " below the limit of open files."
+            "Most connections served at once; /livez, /readyz and /metrics are answered on a few"
+            " more. Stay below the limit of open files."
         ),
     ] = 512
     head_timeout_s: Annotated[
-        Seconds, described("Time for the headers of a request, however slowly they come.")
+        Seconds, described("Time in which all headers of a request must have arrived.")
     ] = 10.0
     body_timeout_s: Annotated[
-        Seconds, described("Time for the body of a request, and for reading on in its answer.")
+        Seconds, described("Time for a request's body to arrive, and for a client to read on.")
     ] = 30.0
     produce_timeout_s: Annotated[
-        Seconds, described("Longest wait for the broker's acknowledgement of posted events.")
+        Seconds, described("Longest wait for the broker to acknowledge posted events.")
     ] = 10.0
     ready_lag_s: Annotated[
         Annotated[float, Meta(ge=0)],
         described(
-            "Without word from Redis for so long, /readyz says no; 0: not while lists can be"
-            " served from memory."
+            "/readyz fails once Redis has been silent for this long; 0: it does not fail while"
+            " lists can be served from memory."
         ),
     ] = 0.0
 
 
 class Exploration(Section, frozen=True, kw_only=True):
-    """What chance decides in recommendations, and whether they are logged as impressions."""
+    """Randomisation of recommendations, and the logging of impressions."""
 
     epsilon: Annotated[
         Annotated[float, Meta(ge=0, le=1)],
@@ -211,135 +222,150 @@ class Exploration(Section, frozen=True, kw_only=True):
     withhold: Annotated[
         Annotated[float, Meta(ge=0, le=0.5)],
         described(
-            "Chance of each placed item to be withheld as a control, for a user and a window."
+            "Probability that a placed item is withheld as a control; one draw per user, item and"
+            " join window."
         ),
     ] = 0.0
     seed: Annotated[
         Natural,
         described(
-            "Seed of these draws and key of withholding, kept secret; 0: the system's, in Redis.",
+            "Seed of the permutations and secret key of withholding; 0: random, the key shared in"
+            " Redis.",
             secret=True,
         ),
     ] = 0
-    log_impressions: Annotated[
-        bool, described("Recommendations go to the impression topic by themselves.")
-    ] = False
+    log_impressions: Annotated[bool, described("Log recommendations to the impression topic.")] = (
+        False
+    )
     queue_max: Annotated[
-        Count, described("Most impressions not yet acknowledged; further ones are dropped.")
+        Count, described("Most unacknowledged impressions; further ones are dropped and counted.")
     ] = 10_000
 
 
 class Model(Section, frozen=True, kw_only=True):
-    """What is learned, and how."""
+    """The model and its learning step."""
 
-    factors: Annotated[Annotated[int, Meta(ge=1, le=1024)], described("Length of the vectors.")] = (
-        32
-    )
+    factors: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)], described("Length of the outcome vectors.")
+    ] = 32
     device: Annotated[
         Device,
-        described("Where the step runs; auto: a GPU that is usable and holds full tables, or cpu."),
+        described("Device of the step; auto: a usable GPU with room for full tables, else cpu."),
     ] = "auto"
     step: Annotated[
         Step,
         described(
-            "sequential: one interaction after the other, on the CPU; blocks: on a GPU or threads;"
+            "sequential: one interaction at a time on the CPU; blocks: on a GPU or CPU threads;"
             " auto: blocks on a GPU, else sequential."
         ),
     ] = "auto"
     block: Annotated[
         Annotated[int, Meta(ge=1, le=BLOCK_MAX)],
-        described("Interactions that one block learns; a smaller one is closer to sequential."),
+        described("Interactions per block; smaller blocks are closer to the sequential step."),
     ] = 256
     threads: Annotated[
         Annotated[int, Meta(ge=0, le=THREADS_MAX)],
-        described("Threads of blocks on the CPU; 0: one a core, at most 4. The bits are the same."),
+        described("CPU threads for blocks; 0: one per core, at most 4. Results are identical."),
     ] = 0
-    rating_min: Annotated[float, described("Lowest rating; a lower one is a bad event.")] = 1.0
-    rating_max: Annotated[float, described("Highest rating; a higher one is a bad event.")] = 5.0
+    rating_min: Annotated[float, described("Lowest valid rating; lower ones are bad events.")] = 1.0
+    rating_max: Annotated[float, described("Highest valid rating; higher ones are bad events.")] = (
+        5.0
+    )
     exposure_factors: Annotated[
         Annotated[int, Meta(ge=1, le=256)],
-        described("Length of the exposure vectors: what lasts in who is shown what."),
+        described("Length of the exposure vectors: long-term factors of who is shown what."),
     ] = 16
     session_factors: Annotated[
         Annotated[int, Meta(ge=0, le=256)],
-        described("Length of the session vectors: what goes with the items just chosen; 0: none."),
+        described("Length of the session vectors: factors of recently chosen items; 0: none."),
     ] = 16
     without: Annotated[
         str,
         described(
-            "Paths to close, by commas: exposure, weights, robust, popularity, position,"
-            " confounder, control."
+            "Model paths to close, separated by commas: exposure, weights, robust, popularity,"
+            " position, confounder, control."
         ),
     ] = ""
     pairs: Annotated[
-        Annotated[int, Meta(ge=0, le=16)], described("Uniform pairs an event is contrasted with.")
+        Annotated[int, Meta(ge=0, le=16)],
+        described("Uniformly drawn items with which each event is contrasted."),
     ] = 2
     alpha: Annotated[
-        Share, described("Weights are propensity ** (alpha - 1): 0 corrects in full, 1 not at all.")
+        Share,
+        described(
+            "Weights are propensity ** (alpha - 1): 0 corrects selection in full, 1 not at all."
+        ),
     ] = 0.5
-    clip: Annotated[Share, described("A propensity below it counts as it.")] = 0.02
-    robust_share: Annotated[Share, described("Of the doubly robust term in the loss.")] = 0.3
-    mix: Annotated[Share, described("Share of the corrected error in what shapes the vectors.")] = (
-        0.25
-    )
+    clip: Annotated[Share, described("Smaller propensities are replaced by this value.")] = 0.02
+    robust_share: Annotated[Share, described("Share of the doubly robust term in the loss.")] = 0.3
+    mix: Annotated[
+        Share, described("Share of the weighted error in the vectors' gradient; rest: factual.")
+    ] = 0.25
     average: Annotated[
-        Share, described("Polyak average of the served item terms; 0: served as learned.")
+        Share,
+        described("Decay of the Polyak average of served item and attribute terms; 0: no average."),
     ] = 0.0
-    half_life_s: Annotated[Seconds, described("In which an item's popularity falls to half.")] = (
-        604_800.0
-    )
+    half_life_s: Annotated[Seconds, described("Half-life of an item's popularity.")] = 604_800.0
     synthetic: Annotated[
         Share,
         described(
-            "Weight of unobserved outcomes, made of observed ones; 0: none. Costs the same bits."
+            "Weight of counterfactual outcomes generated from observed ones; 0: none. Above 0,"
+            " results depend on the polls."
         ),
     ] = 0.0
     replay: Annotated[
         Annotated[int, Meta(ge=0, le=64)],
-        described("Times an event is learned again while the queue is empty; costs the same bits."),
+        described(
+            "How often an event is learned again while the queue is empty. Above 0, results depend"
+            " on idle time."
+        ),
     ] = 0
-    max_users: Annotated[Count, described("Rows of users; memory is taken as they come.")] = (
+    max_users: Annotated[Count, described("Most users; memory grows with those that occur.")] = (
         2_000_000
     )
-    max_items: Annotated[Count, described("Rows of items; memory is taken as they come.")] = 500_000
-    max_features: Annotated[Count, described("Rows of attribute values.")] = 65_536
+    max_items: Annotated[Count, described("Most items; memory grows with those that occur.")] = (
+        500_000
+    )
+    max_features: Annotated[Count, described("Most attribute values.")] = 65_536
     cache_dir: Annotated[
-        str, described("Folder of the compiled code; empty: beside the code, else uncached.")
+        str, described("Folder of compiled code; empty: beside the code if writable, else none.")
     ] = ""
 
 
 class Join(Section, frozen=True, kw_only=True):
-    """How exposures and outcomes find each other."""
+    """How exposures are joined with outcomes."""
 
-    window_s: Annotated[Seconds, described("How long an exposure stays open.")] = 3_600.0
+    window_s: Annotated[Seconds, described("Time for which an exposure waits for outcomes.")] = (
+        3_600.0
+    )
     idle_s: Annotated[
-        Seconds, described("A partition without records for so long leaves the watermark.")
+        Seconds, described("A partition silent for this long no longer holds back the watermark.")
     ] = 60.0
     ahead_s: Annotated[
-        Elapsed, described("How far a record may be ahead of its Kafka time; beyond, it is wrong.")
+        Elapsed, described("How far an event's time may be ahead of the record's Kafka time.")
     ] = 1.0
-    open_max: Annotated[Count, described("Most open exposures; the oldest then closes early.")] = (
-        1_000_000
-    )
+    open_max: Annotated[
+        Count, described("Most open exposures; beyond it the oldest is closed early.")
+    ] = 1_000_000
     closed_max: Annotated[
-        Count, described("Closed exposures remembered, for outcomes that come late.")
+        Count, described("Closed exposures remembered, to recognise late outcomes.")
     ] = 1_000_000
     pending_max: Annotated[
-        Count, described("Outcomes that wait for an impression which comes after them.")
+        Count, described("Outcomes kept waiting for an impression that has not arrived yet.")
     ] = 100_000
 
 
 class Settings(Section, frozen=True, kw_only=True):
-    """All sections."""
+    """All settings, by section."""
 
-    kafka: Annotated[Kafka, described("The broker.")] = Kafka()
-    redis: Annotated[Redis, described("The cache of vectors.")] = Redis()
+    kafka: Annotated[Kafka, described("The Kafka cluster.")] = Kafka()
+    redis: Annotated[Redis, described("The vector cache.")] = Redis()
     snapshots: Annotated[Snapshots, described("The trainer's state on disk.")] = Snapshots()
-    trainer: Annotated[Trainer, described("The learning process.")] = Trainer()
-    service: Annotated[Service, described("The HTTP process.")] = Service()
-    exploration: Annotated[Exploration, described("Chance and logging.")] = Exploration()
-    model: Annotated[Model, described("What is learned, and how.")] = Model()
-    join: Annotated[Join, described("Exposures and outcomes.")] = Join()
+    trainer: Annotated[Trainer, described("The process that learns.")] = Trainer()
+    service: Annotated[Service, described("The HTTP service.")] = Service()
+    exploration: Annotated[Exploration, described("Randomisation and logging.")] = Exploration()
+    model: Annotated[Model, described("The model and its learning step.")] = Model()
+    join: Annotated[Join, described("Join of exposures and outcomes.")] = Join()
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -355,7 +381,7 @@ SECTIONS: dict[str, type[Section]] = {
 
 
 class WrongSetting(Inconsistent):
-    """A setting is unknown or its value does not fit; the remedy names what would."""
+    """A setting is unknown or has an invalid value; the remedy describes a valid one."""
 
 
 def load(
@@ -363,9 +389,21 @@ def load(
     environ: Mapping[str, str] | None = None,
     toml_path: str | os.PathLike[str] | None = None,
 ) -> Settings:
-    """Return the settings of all sources, the command line before the environment before TOML.
+    """Return the settings of all sources.
 
-    `cli` maps `section.key` to text. Raises WrongSetting, naming the source and the nearest name.
+    Parameters
+    ----------
+    cli : mapping, optional
+        `section.key` to text, from `--set`; wins over the other sources.
+    environ : mapping, optional
+        Environment variables; they win over the TOML file.
+    toml_path : path, optional
+        A TOML file of settings.
+
+    Raises
+    ------
+    WrongSetting
+        If a name is unknown (the nearest known name is the remedy) or a value is invalid.
     """
     chosen = _chosen(cli, environ, toml_path)
     sections: dict[str, Any] = {name: kind(**chosen[name]) for name, kind in SECTIONS.items()}
@@ -390,7 +428,7 @@ def named(
     environ: Mapping[str, str] | None = None,
     toml_path: str | os.PathLike[str] | None = None,
 ) -> set[str]:
-    """Return `section.key` of each setting that a source gives; all others are defaults."""
+    """Return `section.key` of each setting that a source sets; all others are defaults."""
     chosen = _chosen(cli, environ, toml_path)
     return {f"{section}.{key}" for section, values in chosen.items() for key in values}
 
@@ -400,7 +438,7 @@ def _chosen(
     environ: Mapping[str, str] | None,
     toml_path: str | os.PathLike[str] | None,
 ) -> dict[str, dict[str, Any]]:
-    """Return what the sources give, by section and key, the stronger source winning."""
+    """Return the values that the sources set, by section and key; the strongest source wins."""
     chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     if toml_path is not None:
         for source, section, key, value in read_toml(Path(toml_path)):
@@ -416,7 +454,7 @@ def _chosen(
 
 
 def read_toml(path: Path) -> Iterator[tuple[str, str, str, Any]]:
-    """Yield (source, section, key, value) of each setting in the file."""
+    """Yield (source, section, key, value) for each setting in the file."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -441,7 +479,15 @@ def place(
     *,
     strict: bool,
 ) -> None:
-    """Check one value and put it where its section keeps it."""
+    """Validate one value and store it in `chosen[section][key]`.
+
+    Parameters
+    ----------
+    source : str
+        Where the value comes from, for error messages.
+    strict : bool
+        Whether the value's type must match; else text is converted.
+    """
     if section not in SECTIONS:
         raise unknown(source, f"{section}.{key}", every_name())
     hints = get_type_hints(SECTIONS[section], include_extras=True)
@@ -453,7 +499,7 @@ def place(
         if hints[key].__origin__ == dict[str, Any] and isinstance(value, str):
             value = json.loads(value)
         if hints[key].__origin__ is str and isinstance(value, list):
-            value = ",".join(map(str, value))  # a list of TOML for names by commas
+            value = ",".join(map(str, value))  # names by commas, written as a TOML list
         chosen[section][key] = msgspec.convert(value, hints[key], strict=strict)
     except (msgspec.ValidationError, json.JSONDecodeError) as error:
         said = "" if is_secret(hints[key]) else f"={value!r}"
@@ -462,7 +508,7 @@ def place(
 
 
 def read_secret(source: str, path: Any) -> str:
-    """Return the text of a secret's file, without the line's end."""
+    """Return the content of a secret's file without trailing line breaks."""
     try:
         return Path(str(path)).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -470,7 +516,7 @@ def read_secret(source: str, path: Any) -> str:
 
 
 def unknown(source: str, name: str, names: Mapping[str, Any] | list[str]) -> WrongSetting:
-    """Return the error for a name that no setting has, with the nearest one that exists."""
+    """Return the error for an unknown setting, with the nearest known name as the remedy."""
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
     return WrongSetting(f"{source}: no such setting", f"the nearest is {near[0]}" if near else "")
 
@@ -485,7 +531,7 @@ def every_name() -> list[str]:
 
 
 def is_secret(hint: Any) -> bool:
-    """Return whether a field's value is never printed."""
+    """Return whether a field's value must never be printed."""
     return any(
         isinstance(meta, Meta) and (meta.extra or {}).get("secret")
         for meta in getattr(hint, "__metadata__", ())
@@ -493,14 +539,14 @@ def is_secret(hint: Any) -> bool:
 
 
 def describe(section: str, key: str) -> str:
-    """Return the description of one setting."""
+    """Return `section.key: description` of one setting."""
     hint = get_type_hints(SECTIONS[section], include_extras=True)[key]
     texts = [meta.description for meta in hint.__metadata__ if isinstance(meta, Meta)]
     return f"{section}.{key}: {next(text for text in texts if text)}"
 
 
 def show(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return the settings as plain values, secrets hidden; a URL keeps all but its password."""
+    """Return the settings as plain values with secrets and the passwords in URLs hidden."""
     shown: dict[str, dict[str, Any]] = {}
     for section, kind in SECTIONS.items():
         values = msgspec.to_builtins(getattr(settings, section))
@@ -520,16 +566,16 @@ def show(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def hide_password(url: str) -> str:
-    """Return the URL with its password, in the authority or the query, hidden."""
+    """Return the URL with its password hidden, in the authority or in the query."""
     url = re.sub(r"(?<=://)([^:/?#]*):.*@", rf"\1:{HIDDEN}@", url)
     return re.sub(r"(?i)([?&]password=)[^&#]*", rf"\1{HIDDEN}", url)
 
 
 def to_toml(settings: Settings) -> str:
-    """Return the settings as commented TOML that `load` reads back; secrets hidden."""
+    """Return the settings as commented TOML that `load` can read; secrets are hidden."""
     lines = [
         "# Every setting with its value.",
-        f"# Each can also be given as {PREFIX}SECTION__KEY, which wins over this file.",
+        f"# The environment variable {PREFIX}SECTION__KEY overrides the value in this file.",
     ]
     for section, values in show(settings).items():
         lines += ["", f"# {(SECTIONS[section].__doc__ or '').strip()}", f"[{section}]"]
@@ -540,7 +586,10 @@ def to_toml(settings: Settings) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """Return one value in TOML; JSON's text and numbers are TOML's, but for tables and null."""
+    """Return one value in TOML syntax.
+
+    JSON and TOML write strings, numbers, booleans and arrays alike; only tables differ.
+    """
     if isinstance(value, dict):
         pairs = ", ".join(f"{json.dumps(key)} = {toml_value(each)}" for key, each in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
@@ -548,5 +597,5 @@ def toml_value(value: Any) -> str:
 
 
 def example() -> str:
-    """Return deploy/config.example.toml: the defaults, described."""
+    """Return the text of deploy/config.example.toml: all defaults with their descriptions."""
     return to_toml(Settings())

@@ -1,4 +1,4 @@
-"""A world with a known answer as events: to Kafka, to a file, or to stdout."""
+"""The events of a simulated world, sent to Kafka or written to a file or stdout."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,11 +14,11 @@ from consumers.settings import Settings
 from stream.errors import Inconsistent
 from stream.worlds import Wire
 
-PART = 10_000  # events sent before their acknowledgements are waited for
+PART = 10_000  # events sent between two waits for acknowledgement
 
 
 def send(events: Iterable[Wire], count: int, name: str, settings: Settings) -> None:
-    """Every event is acknowledged by Kafka after the call; raises Unacknowledged if one is not."""
+    """Send all events to Kafka; raise Unacknowledged if one is not acknowledged."""
     k = settings.kafka
     progress = Progress(count, name)
     waiting = iter(events)
@@ -32,7 +32,7 @@ def send(events: Iterable[Wire], count: int, name: str, settings: Settings) -> N
 
 
 def write(events: Iterable[Wire], path: str | None) -> None:
-    """The events' values are in the file, or on stdout, one JSON object a line after the call."""
+    """Write the events' values to the file, or to stdout, one JSON object a line."""
     with _opened(path) as out:
         for event in events:
             out.write(event.value + b"\n")
@@ -49,5 +49,5 @@ def _opened(path: str | None) -> Iterator[BinaryIO]:
             yield out
     except OSError as error:
         raise Inconsistent(
-            f"{path} is not writable: {error.strerror}", "choose another --out"
+            f"cannot write {path}: {error.strerror}", "choose another --out"
         ) from error

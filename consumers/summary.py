@@ -1,4 +1,4 @@
-"""One JSON object that says what a trainer did."""
+"""The JSON summary of a training run."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from consumers.trainer import Trainer
 
 
 def of(trainer: Trainer) -> dict[str, Any]:
-    """Return the contract's summary of `train`, and the freshness of the newest events."""
+    """Return the summary of `train`: counts, errors, freshness quantiles and lag."""
     figures = trainer.engine.progressive.figures("rating")
     first, last = trainer.first_poll_s, trainer.last_write_s
     seconds = last - first if first is not None and last is not None else 0.0

@@ -1,4 +1,4 @@
-"""The project's topics: their names, how they are made, and what about them would be wrong."""
+"""The topics: their names, how they are created, and checks of existing ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 from consumers.kafka.connection import NO_TOPIC, broker_errors, connect
 from stream.errors import CounterflowError
 
-EVENTS = ("impression", "click", "rating", "user", "item")  # what a trainer reads
-BY_USER = ("impression", "click", "rating", "user")  # keyed by user_id: equally many partitions
+EVENTS = ("impression", "click", "rating", "user", "item")  # topics that a trainer reads
+BY_USER = ("impression", "click", "rating", "user")  # keyed by user_id; equal partition counts
 COMPACTED = ("user", "item")
 DEAD_LETTERS = "dlq"
-DLQ_MESSAGE_BYTES = 4 * 1024 * 1024  # a record at the broker's default of 1 MiB, and our headers
+DLQ_MESSAGE_BYTES = 4 * 1024 * 1024  # a record of the default maximum, 1 MiB, and our headers fit
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something about a topic that the engine cannot work with, and what to do."""
+    """Something about a topic that prevents correct operation, with the remedy."""
 
     topic: str
     problem: str
@@ -41,10 +41,10 @@ def names(prefix: str) -> dict[str, str]:
 
 
 def settings_of(kind: str) -> dict[str, str]:
-    """Return the settings that a topic of this kind is made with.
+    """Return the configuration with which a topic of this kind is created.
 
-    Events carry the broker's clock, so that freshness is measured on one clock; a dead letter keeps
-    the timestamp it came with.
+    Events are timestamped by the broker, so that freshness is measured on one clock; a dead letter
+    keeps the timestamp of its record.
     """
     if kind == DEAD_LETTERS:
         return {
@@ -65,9 +65,9 @@ def create(
     replication: int = 1,
     client: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Make the topics that are missing and return their names; those that exist stay as they are.
+    """Create the missing topics and return their names; existing topics are not changed.
 
-    With a replication of three or more a record is acknowledged by two replicas.
+    With a replication factor of three or more, `min.insync.replicas` is 2.
     """
     made = []
     with Admin(bootstrap_servers, client) as admin, broker_errors("creating topics"):
@@ -95,9 +95,9 @@ def check(
     *,
     client: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
-    """Return what is wrong with the topics: missing, unequally cut, or without the broker's clock.
+    """Return the problems: missing topics, unequal partition counts, wrong configuration.
 
-    A broker that does not tell a topic's settings is not held against the topic.
+    A broker that does not report a topic's configuration is not treated as a problem.
     """
     with Admin(bootstrap_servers, client) as admin, broker_errors("checking topics"):
         present = set(admin.list_topics())
@@ -121,9 +121,9 @@ def _unequal(cut: Mapping[str, int]) -> list[Problem]:
     return [
         Problem(
             topic,
-            f"has {count} partitions where another topic keyed by user has {most}",
-            "topics keyed by user_id need equally many partitions; make this one anew with "
-            f"{most} and move its events over",
+            f"has {count} partitions, but another topic keyed by user_id has {most}",
+            "topics keyed by user_id must have the same number of partitions; create this one again"
+            f" with {most} and copy its events",
         )
         for topic, count in cut.items()
         if count != most
@@ -154,7 +154,7 @@ def _settings(admin: Any, topics: list[str]) -> dict[str, dict[str, str]]:
             [ConfigResource("TOPIC", topic) for topic in topics], config_filter="all"
         )
     except (KafkaError, KeyError, ValueError):
-        return {}  # Tansu among others: no answer is no evidence
+        return {}  # some brokers (Tansu) do not answer; then there is nothing to check
     return {
         topic: {key: entry["value"] for key, entry in entries.items() if entry["value"] is not None}
         for topic, entries in told.get("topic", {}).items()
@@ -162,7 +162,7 @@ def _settings(admin: Any, topics: list[str]) -> dict[str, dict[str, str]]:
 
 
 class Admin:
-    """A connected admin client for the length of a with statement."""
+    """Context manager of a connected admin client."""
 
     def __init__(self, bootstrap_servers: str, client: Mapping[str, Any] | None = None) -> None:
         self._client = connect(

@@ -1,10 +1,11 @@
-"""The trainer's loop: poll, learn, write, and now and then make it safe.
+"""The trainer's loop: poll Kafka, learn, write to Redis, and save snapshots periodically.
 
-Stamps are of the wall clock, which may be set; intervals are of the monotonic one, which may not.
+Timestamps use the wall clock, which may be adjusted; intervals use the monotonic clock.
 
-One thread learns and writes; a second one saves snapshots, and with a backlog a third one writes
-(behind.py). When Redis, the disk or the dead-letter topic is away, the loop holds its place and
-tries again: nothing is learned meanwhile, nothing lost.
+One thread learns and writes; a second one saves snapshots. With a backlog, a third thread writes
+one poll's rows while the next poll is learned (behind.py). When Kafka, Redis, the disk or the
+dead-letter topic is unavailable, the loop keeps its position and retries: it learns nothing
+meanwhile and loses nothing.
 """
 
 import gc
@@ -42,15 +43,48 @@ log = logging.getLogger("counterflow.trainer")
 
 T = TypeVar("T")
 
-FRESHNESS = 2_000  # newest observations kept as they are, for the summary's quantiles
-BACKLOG = 4_096  # records of a poll from which on its rows are written while the next is learned
-REPLAYED = 512  # interactions learned again in one turn: less than a millisecond
-OWED_MAX = 65_536
-WARN_S = 60.0  # between two log lines of the same cause
+FRESHNESS = 2_000  # newest freshness observations, kept for the summary's quantiles
+BACKLOG = 4_096  # a poll of at least this many records is written while the next one is learned
+REPLAYED = 512  # interactions replayed in one turn; takes less than a millisecond
+OWED_MAX = 65_536  # most interactions that may be queued for replay
+WARN_S = 60.0  # time between two log lines about the same cause
 
 
 class Trainer:
-    """Owns the engine and its place in the stream; a Publisher tells Redis of it."""
+    """Learns the event stream exactly once and publishes the model.
+
+    The trainer owns the engine and its position in the stream; a `Publisher` writes the rows to
+    Redis.
+
+    Parameters
+    ----------
+    engine : Engine
+        The model and the join of exposures and outcomes.
+    source : KafkaSource
+        This rank's partitions; positioned by `start`.
+    vectors : RedisVectors
+        Writer of the vector cache; also claims the epoch.
+    snapshots : Snapshots
+        Folder of the state that a restart resumes from.
+    sink, dead_letters : Sink, DeadLetters
+        Producer, and the dead letters that are written through it.
+    clock, monotonic : callable
+        Wall clock for timestamps and monotonic clock for intervals, in seconds.
+    health, probes : Health, Probes
+        What the trainer's HTTP port reports, and the threads that check the stores.
+    interval_s : float
+        Seconds between two snapshots.
+    ttl_s : int
+        Lifetime of the rows in Redis, in seconds.
+    stop : Event, optional
+        Ends the loop when set.
+    seen : Seen, optional
+        Lists of seen items; omitted if recommendations do not exclude seen items.
+    model : dict, optional
+        Additional fields of the published model description.
+    replay : int
+        How often each event is learned again while the queue is empty.
+    """
 
     def __init__(
         self,
@@ -85,10 +119,10 @@ class Trainer:
         self._probes = probes
         self.bad_events = 0
         self.duplicates = 0
-        self._unacknowledged = 0  # refusals of dead letters that are counted
+        self._unacknowledged = 0  # failed dead-letter deliveries already counted in the metric
         self.learned = 0
-        self.skipped = 0  # offsets that the log had no longer
-        self.learned_before = 0  # in the snapshot that it resumed from
+        self.skipped = 0  # offsets that Kafka no longer had at the start
+        self.learned_before = 0  # clicks and ratings learned before the snapshot we resumed from
         self.snapshot = ""
         self.first_poll_s: float | None = None
         self.last_write_s: float | None = None
@@ -103,41 +137,49 @@ class Trainer:
         self._refreshed_s = monotonic()
         self._dirty = False
         self._leaving = False
-        self._replay = replay  # how often an event is learned again while the queue is empty
+        self._replay = replay
         self._owed = 0
         self._warned_s: dict[str, float] = {}
-        self._blank: dict[str, NDArray[Any]] | None = None  # the state where no snapshot was
-        self._began: Positions = {}  # of each partition, the first offset polled
-        self._before = (0, 0)  # bad and repeated records, in the snapshot that it resumed from
+        self._blank: dict[str, NDArray[Any]] | None = None  # initial state, if there is no snapshot
+        self._began: Positions = {}  # first offset polled from each partition
+        self._before = (0, 0)  # bad and duplicate records counted before the resumed snapshot
         self._suspects, self._blame = Suspects(), Blame()
-        self._counted: Positions = {}  # what lies below is learned again, and counted no more
-        self._joined = (0, 0, 0, 0)  # late, corrected, contradicted, evicted, as they were counted
+        self._counted: Positions = {}  # records below these offsets are already in the metrics
+        self._joined = (0, 0, 0, 0)  # join counters as last added to the metrics; see `_joins`
 
     @property
     def epoch(self) -> int:
-        """Return the epoch under which it writes."""
+        """The epoch under which this trainer writes to Redis."""
         return self.publisher.epoch
 
     # start ---------------------------------------------------------------------------------------
 
     def start(self, *, from_earliest: bool = False, skip_gap: bool = False) -> None:
-        """The engine is the newest valid snapshot, the source stands at its offsets.
+        """Load the newest valid snapshot, seek to its offsets and publish the model.
 
-        `from_earliest` keeps what snapshots there are aside and begins anew; `skip_gap` goes on
-        where Kafka's log begins, should it begin behind those offsets. Raises Inconsistent where
-        the snapshot is of another stream, share, format or model.
+        Parameters
+        ----------
+        from_earliest : bool
+            Set existing snapshots aside and learn a new model from the earliest offsets.
+        skip_gap : bool
+            Where Kafka no longer has the snapshot's offsets, continue at the earliest record.
+
+        Raises
+        ------
+        Inconsistent
+            If the snapshot belongs to another stream, partition share, format or model.
         """
         self.snapshots.lock()
         log.info("learning step: %s", self.engine.learner.choice)
         if from_earliest and (aside := self.snapshots.set_aside()):
-            log.warning("beginning afresh; the snapshots that were here are kept in %s", aside)
+            log.warning("starting a new model; the existing snapshots were moved to %s", aside)
         self.engine.warm_up()
         gc.collect()
-        gc.freeze()  # what was imported lives on: to look through it again would take 150 ms
+        gc.freeze()  # imported objects live on; scanning them again would take 150 ms
         found = self.snapshots.newest_valid()
         positions: Positions = {}
         epoch = 0
-        self._identity = self.source.identify()  # of the topics that the positions are taken in
+        self._identity = self.source.identify()  # ids of the topics that the offsets refer to
         if found is not None:
             meta = resume.meta(found)
             resume.verify(meta, self.source)
@@ -161,7 +203,7 @@ class Trainer:
         self.health.turned()
 
     def _publish(self, above: int) -> None:
-        """Redis holds the whole model under an epoch above all others after the call."""
+        """Claim an epoch above all others and write the whole model under it."""
 
         safe = max(above, self.snapshots.epoch())
         claimed = int(self._until_done("redis", lambda: self.vectors.claim_epoch(safe)))
@@ -172,9 +214,9 @@ class Trainer:
     # one turn ------------------------------------------------------------------------------------
 
     def turn(self, timeout_s: float = 0.05) -> int:
-        """What was polled is learned after the call; returns how many records that were.
+        """Poll once, learn what was polled, and return the number of records polled.
 
-        It is in Redis too, or with a backlog on its way.
+        The changed rows are in Redis on return, or with a backlog on their way.
         """
         batches = self._kafka(partial(self.source.poll, timeout_s)) or []
         try:
@@ -193,6 +235,7 @@ class Trainer:
         return sum(b.count for b in batches)
 
     def _learn(self, batches: Sequence[RecordBatch]) -> None:
+        """Learn a poll; records repeated after `_step_back` go first and are not counted again."""
         for batch in batches:
             self._began.setdefault((batch.topic, batch.partition), batch.fetch_offset)
         learn = self._learn_apart if self._suspects.among(batches) else self._learn_whole
@@ -205,7 +248,7 @@ class Trainer:
     def _learn_whole(
         self, batches: Sequence[RecordBatch], rest: Sequence[RecordBatch], again: bool
     ) -> bool:
-        """Learn a poll, or the part of it that comes `again`; tell whether nothing raised."""
+        """Learn a poll, or its repeated part if `again`; return whether it succeeded."""
         try:
             learned, change = self._digest(batches, rest)
         except Exception as error:
@@ -227,7 +270,10 @@ class Trainer:
     def _digest(
         self, batches: Sequence[RecordBatch], rest: Sequence[RecordBatch]
     ) -> tuple[Learned, Callable[[], object]]:
-        """Learn the batches, behind which the rest will come; return what changed and its write."""
+        """Learn `batches`; return what was learned and the function that writes the changed rows.
+
+        `rest` is learned next: its partitions count as pending, so their windows stay open.
+        """
         start = self._monotonic()
         more = {(b.topic, b.partition) for b in rest if b.kind not in ATTRIBUTE_KINDS}
         learned = self.engine.learn(batches, self.source.pending() | more)
@@ -235,7 +281,10 @@ class Trainer:
         return learned, self.publisher.change(learned)
 
     def _written(self, kafka_ts_ms: NDArray[np.int64], ends: Positions, at: Moment) -> None:
-        """The poll's change is in Redis since then; a Kafka time still to come is clock skew."""
+        """Record that a poll's rows became readable in Redis at the moment `at`.
+
+        A Kafka timestamp in the future counts as clock skew and not as freshness.
+        """
         self.health.readable |= ends
         at_s, self.last_write_s = at
         freshness_s = at_s - kafka_ts_ms[kafka_ts_ms >= 0] / 1e3
@@ -247,23 +296,24 @@ class Trainer:
             self.freshness_s.extend(freshness_s[-FRESHNESS:].tolist())
 
     def _learn_again(self) -> None:
-        """Some of what was learned is learned once more, while nothing else waits."""
+        """Replay some learned interactions while no new records are waiting."""
         count = min(self._owed, REPLAYED)
         self._owed -= count
         update = self.engine.learner.replay(count)
         self.publisher.moved(update.users, update.items)
         self._dirty = True
 
-    # what raises when it is learned ---------------------------------------------------------------
+    # records that raise when they are learned -----------------------------------------------------
 
     def _step_back(self, error: Exception, batches: Sequence[RecordBatch] = ()) -> None:
-        """The engine and the source stand where the newest snapshot left them after the call.
+        """Restore the newest snapshot and mark the records that raised as suspects.
 
-        What is read again is not counted again, and the stretch that raised is learned with care:
-        these batches, or all since the snapshot. Raises the error where it was learned so before.
+        The suspects are `batches`, or everything since the snapshot. They are later learned in
+        halves to find the record at fault (isolation.py); repeated records are not counted again.
+        Raises `error` if all these records were already suspects.
         """
         reached: Positions = self._until_done("kafka", partial(patient, self.source.positions))
-        log.warning("something cannot be learned or written; it is looked for", exc_info=error)
+        log.warning("an error while learning or writing; searching for its record", exc_info=error)
         began = self._restore()
         stretch = ranges(batches) or {p: (offset, reached[p]) for p, offset in began.items()}
         if not self._suspects.widen(stretch):
@@ -273,16 +323,16 @@ class Trainer:
             self._counted[place] = max(offset, self._counted.get(place, 0))
 
     def _restore(self) -> Positions:
-        """All is as in the newest snapshot, or as at the start; returns where the source stands."""
+        """Restore the newest snapshot, or the initial state; return the offsets sought to."""
         try:
             self._behind.finish()
         except Unservable as error:
-            log.warning("a change is not written: %s", error)
+            log.warning("a change was not written: %s", error)
         try:
             path = self._checkpoint.finish()
             self.snapshot = self.snapshot if path is None else path.name
         except Unavailable as error:
-            log.warning("the snapshot is not safe, the one before it counts: %s", error)
+            log.warning("saving a snapshot failed; falling back to the one before: %s", error)
         found = self.snapshots.newest_valid() if self._blank is None or self.snapshot else None
         if found is not None:
             said = resume.meta(found)
@@ -292,11 +342,12 @@ class Trainer:
             self.engine.load(self._blank)
         else:
             raise Inconsistent(
-                "there is no valid snapshot to go back to", "start again, and look into the log"
+                "no valid snapshot is left to go back to",
+                "restart the trainer; the log has the error that made it go back",
             )
         self.publisher.went_back()
         offsets = said.offsets()
-        # the log may have begun behind the snapshot's offsets
+        # with --skip-gap a partition was begun behind the snapshot's offset
         began = offsets | {p: max(n, offsets.get(p, 0)) for p, n in self._began.items()}
         self.source.seek(began)
         self.learned = said.learned - self.learned_before
@@ -308,7 +359,7 @@ class Trainer:
     def _learn_apart(
         self, batches: Sequence[RecordBatch], rest: Sequence[RecordBatch], again: bool
     ) -> bool:
-        """Every record of the batches is learned after the call, or buried if it raises alone."""
+        """Learn every record of the batches; send those that raise on their own to dead letters."""
         self._behind.finish()
         proved = False
 
@@ -326,7 +377,7 @@ class Trainer:
         def bury(piece: Piece, error: Exception) -> None:
             nonlocal proved
             if not proved:
-                self.engine.warm_up()  # where nothing can be learned, it is not for the record
+                self.engine.warm_up()  # raises if the engine itself is broken, not the record
                 proved = True
             self._blame.bury(error)
             bad = unlearnable(piece, error)
@@ -341,11 +392,11 @@ class Trainer:
 
         halve(pieces(batches), learn, self.engine.state, load, bury)
         self._dirty = True
-        self._saved_s = -np.inf  # the next snapshot lies behind it
+        self._saved_s = -np.inf  # save soon, so that a restart does not repeat the search
         return True
 
     def _bury(self, batches: Sequence[RecordBatch], bad: list[BadRecord]) -> None:
-        """Every bad record of the poll is acknowledged in the dead-letter topic after the call."""
+        """Send the bad records of a poll to the dead-letter topic and wait for acknowledgement."""
 
         def flush() -> None:
             try:
@@ -359,7 +410,7 @@ class Trainer:
         self._until_done("kafka", flush)
 
     def _count(self, learned: Learned, again: bool = False) -> None:
-        """Count what was learned; of what is learned again, only what the summary tells."""
+        """Update the counters; records learned again change only the summary's counters."""
         self.bad_events += len(learned.bad)
         self.duplicates += learned.duplicates
         self.learned += learned.learned
@@ -374,7 +425,7 @@ class Trainer:
         if learned.bad:
             self._warn(
                 "bad events", "%d events of a poll went to the dead-letter topic, the first as %s:"
-                " %.200s (more in counterflow_bad_events_total, each place in the letters)",
+                " %.200s (counterflow_bad_events_total counts them; each letter has its offset)",
                 len(learned.bad), learned.bad[0].reason, learned.bad[0].detail,
             )  # fmt: skip
         m.duplicate_events.inc(learned.duplicates)
@@ -384,15 +435,15 @@ class Trainer:
                 m.refused_ids.labels(kind=kind).inc(n)
                 self._warn(
                     f"room for {kind}s",
-                    "there is no room for more %ss: events of new ones are not learned, see"
-                    " counterflow_refused_ids_total; raise model.max_%ss and start again",
+                    "the table of %ss is full: events of new ones are not learned, see"
+                    " counterflow_refused_ids_total; raise model.max_%ss and restart",
                     kind, kind,
                 )  # fmt: skip
         m.ahead_events.inc(learned.ahead)
         if learned.ahead:
             self._warn(
-                "ahead", "%d events are ahead of Kafka's clock by more than join.ahead_s, and count"
-                " as of then: a producer's clock is wrong, see counterflow_ahead_events_total",
+                "ahead", "%d events are ahead of Kafka's clock by more than join.ahead_s and are"
+                " dated back: a producer's clock is wrong, see counterflow_ahead_events_total",
                 learned.ahead,
             )  # fmt: skip
         for signal in learned.drifted:
@@ -407,20 +458,21 @@ class Trainer:
         self._joined = now
 
     def _warn(self, cause: str, text: str, *values: object) -> None:
-        """Say in the log, once a minute at most for each cause."""
+        """Log a warning, at most once a minute for each cause."""
         now = self._monotonic()
         if now - self._warned_s.get(cause, -np.inf) >= WARN_S:
             self._warned_s[cause] = now
             log.warning(text, *values)
 
     def _joins(self) -> tuple[int, int, int, int]:
-        """Return late outcomes, corrections, contradicted and evicted exposures so far."""
+        """Return the join's late outcomes, corrections, contradicted and evicted exposures."""
         j = self.engine.joiner
         return j.late_outcomes, j.corrections, j.contradicted, j.evicted
 
     # upkeep --------------------------------------------------------------------------------------
 
     def _upkeep(self) -> None:
+        """Do the periodic work: save a snapshot when due; once a second refresh rows and gauges."""
         now = self._monotonic()
         if not self._checkpoint.busy:
             self._finish_save()
@@ -431,14 +483,14 @@ class Trainer:
             self._tell_lag(self._kafka(self.source.discover) or [])
             self.source.verify(self._identity)
             if self.vectors.lost:
-                log.warning("Redis has forgotten the model; all of it is written again")
+                log.warning("Redis has lost data; writing the whole model again")
                 self._publish(self.epoch)
             self.publisher.refresh(now - self._refreshed_s)
             self._refreshed_s = now
             self._gauges()
 
     def _tell(self) -> None:
-        """From now on a scrape asks for itself, however long the loop hangs."""
+        """Register gauges that are computed at each scrape, even while the loop hangs."""
         m, health, engine = self.metrics, self.health, self.engine
         m.open_exposures.set_function(lambda: engine.joiner.open_exposures)
         m.rows.labels(kind="user").set_function(lambda: len(engine.users))
@@ -450,20 +502,24 @@ class Trainer:
         self._tell_lag(self.source.assigned())
 
     def _tell_lag(self, places: list[tuple[str, int]]) -> None:
+        """Register the lag gauge of each of these partitions."""
         for place in places:
             lag = self.metrics.lag_records.labels(topic=place[0], partition=str(place[1]))
             lag.set_function(partial(self.health.lag, place))
 
     def _gauges(self) -> None:
-        self.health.readable |= self._kafka(self.source.positions) or {}  # past markers and gaps
+        """Update the readable offsets and the loss gauges."""
+        # positions also move past transaction markers and compaction gaps, which have no rows
+        self.health.readable |= self._kafka(self.source.positions) or {}
         for outcome in self.engine.progressive.outcomes:
             for kind, value in self.engine.progressive.figures(outcome).items():
                 if kind != "count":
                     self.metrics.loss.labels(outcome=outcome, kind=kind).set(value)
 
     def _begin_save(self) -> None:
+        """Start saving a snapshot of the engine together with the offsets it corresponds to."""
         self._behind.finish()
-        self.publisher.check()  # a snapshot is what is gone back to: it must be sound itself
+        self.publisher.check()  # a restart must not resume from a state that cannot be served
         positions = self._until_done("kafka", partial(patient, self.source.positions))
         self._same_topics()
         meta = {
@@ -481,16 +537,16 @@ class Trainer:
         self._dirty = False
 
     def _same_topics(self) -> None:
-        """Raise Inconsistent where a topic was made anew: its offsets are not those of before.
+        """Raise Inconsistent if a topic was deleted and created again: its offsets changed meaning.
 
-        A broker that is away now has told us nothing since.
+        An unavailable broker is not an error here: nothing was polled from it since the last check.
         """
         with suppress(Unavailable):
             patient(self.source.look_again)
         self.source.verify(self._identity)
 
     def _finish_save(self) -> None:
-        """The begun snapshot, if any, is safe; a disk that does not take it holds the loop."""
+        """Wait for the started snapshot; retry while the disk does not accept it."""
         while True:
             try:
                 path = self._checkpoint.finish()
@@ -507,11 +563,11 @@ class Trainer:
                 return
 
     def _commit(self, positions: Positions) -> None:
-        """Lag tools hear of the snapshot: at the end for certain, before it without a wait."""
+        """Commit the snapshot's offsets for lag tools; wait for the result only at the end."""
         (self.source.commit if self._leaving else self.source.tell)(positions)
 
     def save(self) -> None:
-        """All that was learned is in a snapshot and its offsets are committed after the call."""
+        """Save everything learned in a snapshot and commit its offsets."""
         self._leaving = True
         self._finish_save()
         if self._dirty or not self.snapshot:
@@ -521,22 +577,22 @@ class Trainer:
     # run -----------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """The stream was followed until `stop` was set; all is safe after the call."""
+        """Follow the stream until `stop` is set, then save a snapshot."""
         while not self.stop.is_set():
             self.turn()
         self.save()
 
     def run_until(self, ends: Positions, close_windows: bool = False) -> None:
-        """Everything below `ends` is learned and safe after the call, or `stop` was set.
+        """Learn everything below `ends`, then save a snapshot; return early if `stop` is set.
 
-        With `close_windows` no exposure is open any more, unless `stop` was set.
+        With `close_windows`, open exposures are closed and learned before the snapshot.
         """
         while not self._settled(ends, close_windows):
             pass
         self.save()
 
     def _settled(self, ends: Positions, close_windows: bool) -> bool:
-        """Learn up to `ends` and write all of it; tell whether nothing raised."""
+        """Learn up to `ends` and write everything; return whether no record raised."""
         while not self.stop.is_set() and not _reached(
             self._kafka(self.source.positions) or {}, ends
         ):
@@ -554,7 +610,7 @@ class Trainer:
         return True
 
     def close(self) -> None:
-        """The thread, the clients and the lock are released after the call."""
+        """Stop all threads, close the clients and release the snapshot folder's lock."""
         self._probes.close()
         self._behind.close()
         self._checkpoint.close()
@@ -563,7 +619,7 @@ class Trainer:
         self.snapshots.close()
 
     def _until_done(self, store: str, action: Callable[[], Any]) -> Any:
-        """Return what the action returns once its store is there; hold the place meanwhile."""
+        """Return the action's result; retry while its store is away and `stop` is not set."""
         while True:
             try:
                 result = action()
@@ -577,7 +633,7 @@ class Trainer:
                 return result
 
     def _kafka(self, action: Callable[[], T]) -> T | None:
-        """Return what Kafka says once it is there; None if `stop` is set before."""
+        """Return the result of a Kafka call once the broker is available; None if `stop` is set."""
         try:
             return self._until_done("kafka", partial(patient, action))  # type: ignore[no-any-return]
         except Unavailable:
@@ -587,4 +643,5 @@ class Trainer:
 
 
 def _reached(positions: Positions, ends: Positions) -> bool:
+    """Return whether every position is at or beyond its end."""
     return all(positions.get(place, 0) >= end for place, end in ends.items())

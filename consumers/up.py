@@ -1,7 +1,7 @@
-"""All of it in one command: embedded broker and Redis, trainer, service, and a data set replayed.
+"""Run everything with one command: embedded broker and Redis, trainer, service, and a replay.
 
-The trainer and the service are processes of their own, as in production; all end with this one,
-however it ends.
+Trainer and service are separate processes, as in production; all of them end with this one, however
+it ends.
 """
 
 import os
@@ -29,8 +29,8 @@ from consumers.settings import Settings
 from model_store.snapshots import Snapshots
 from stream.errors import CounterflowError
 
-READY_S = 180.0  # the first start compiles the learning step
-WATCH_S = 1.0  # between two snapshots: the commit behind each tells how far the trainer is
+READY_S = 180.0  # the first start compiles the kernels
+WATCH_S = 1.0  # snapshot interval: the commit after each snapshot shows the trainer's progress
 
 
 def run(
@@ -42,9 +42,20 @@ def run(
     once: bool,
     json: bool,
 ) -> int:
-    """Everything ran until Ctrl-C, or until the last event was learned, and has ended.
+    """Run everything until Ctrl-C, or until the last event is learned, and return the exit code.
 
-    `given` and `config` are the command line's settings and file, handed on to the children.
+    Parameters
+    ----------
+    settings : Settings
+        The effective settings.
+    given, config : dict, str
+        Settings and file of the command line, passed on to the child processes.
+    dataset : str, optional
+        A data set to replay.
+    once : bool
+        End after the last event.
+    json : bool
+        Print the trainer's summary as JSON.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -95,6 +106,7 @@ def run(
 
 
 def _say(result: dict[str, Any], json: bool) -> None:
+    """Print the trainer's summary."""
     if json:
         sys.stdout.buffer.write(orjson.dumps(result) + b"\n")
     else:
@@ -105,19 +117,19 @@ def _say(result: dict[str, Any], json: bool) -> None:
 
 @contextmanager
 def _folder(settings: Settings) -> Iterator[Path]:
-    """Yield a fresh snapshot folder: the broker keeps nothing, so no older snapshot fits it."""
+    """Yield a new snapshot folder: the embedded broker is empty, so no older snapshot fits."""
     at = Path(settings.snapshots.dir)
     try:
         at.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix="new-up-", dir=at))
     except OSError as error:
         raise CounterflowError(
-            f"{at} cannot be written: {error.strerror}", "choose another snapshots.dir"
+            f"cannot write {at}: {error.strerror}", "choose another snapshots.dir"
         ) from error
     old = [run for run in at.glob("up-*") if not Snapshots(run).in_use()]
     if old:
         print(
-            f"the embedded broker keeps nothing: beginning afresh, older runs in {at} are removed",
+            f"the embedded broker keeps no data: starting afresh, removing older runs in {at}",
             file=sys.stderr,
         )
         for run in old:
@@ -127,7 +139,7 @@ def _folder(settings: Settings) -> Iterator[Path]:
 
 @contextmanager
 def _child(command: str, chosen: list[str], more: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run one of our own commands; it ends with this process."""
+    """Run one of our commands as a child process that ends with this one."""
     process = subprocess.Popen(
         [
             sys.executable, "-c", playground.LAUNCHER, str(os.getpid()),
@@ -155,24 +167,29 @@ def _wait(
     *children: "subprocess.Popen[bytes]",
     limit_s: float | None = READY_S,
 ) -> None:
-    """Return when it is done or `stop` was set; a child's end or the limit is an error."""
+    """Wait until `done` or `stop`; raise if a child ends or the limit is exceeded."""
     until = time.monotonic() + limit_s if limit_s else None
     while not stop.is_set() and not done():
         for child in children:
             if child.poll() is not None:
                 raise _ended(child)
         if until and time.monotonic() > until:
-            raise CounterflowError(f"{what} did not come within {limit_s:.0f} s", "see the log")
+            raise CounterflowError(
+                f"{what} did not come within {limit_s:.0f} s", "see the log for the cause"
+            )
         stop.wait(0.05)
 
 
 def _ended(child: "subprocess.Popen[bytes]") -> CounterflowError:
+    """Return the error for a child that ended unexpectedly."""
     return CounterflowError(
-        f"a child process ended with exit status {child.returncode}", "its own message stands above"
+        f"a child process ended with exit status {child.returncode}",
+        "see the child's own message above",
     )
 
 
 def _get(url: str) -> bytes | None:
+    """Return the response body, None if there was no response."""
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return bytes(answer.read())
@@ -181,12 +198,13 @@ def _get(url: str) -> bytes | None:
 
 
 def _answers(url: str) -> bool:
+    """Return whether the URL answers."""
     return _get(url) is not None
 
 
 @contextmanager
 def watched(settings: Settings) -> Iterator[Callable[[], bool]]:
-    """Yield what tells whether the trainer has learned, and made safe, all that is in Kafka now."""
+    """Yield a predicate: has the trainer saved everything that is in Kafka now?"""
     k = settings.kafka
     with KafkaSource(
         bootstrap_servers=k.bootstrap_servers,
@@ -205,6 +223,8 @@ def watched(settings: Settings) -> Iterator[Callable[[], bool]]:
 
 
 def _greeting(url: str) -> str:
+    """Return the service's address and example curl commands."""
+
     def curl(path: str, body: dict[str, Any]) -> str:
         return (
             f"  curl -s {url}{path} -H 'content-type: application/json'"

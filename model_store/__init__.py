@@ -1,1 +1,1 @@
-"""Where it is kept: vectors in Redis, snapshots on disk."""
+"""Storage: vectors in Redis, snapshots on disk."""

@@ -1,8 +1,8 @@
-"""One packed row of the vector cache: the bytes that Redis holds, and nothing else.
+"""The binary format of one row in the vector cache.
 
 A row is a header of 32 bytes (big-endian), then the biases (float32) and the vector (float16), both
 little-endian. Its first twelve bytes are the stamp, (epoch, sequence) of the writer, so that a
-script compares writers without knowing the rest; a stamp with nothing behind it is a tombstone.
+script can compare writers without decoding the rest. A stamp with nothing behind it is a tombstone.
 docs/redis.md draws the layout; tests/golden/row-v4.json holds golden bytes.
 """
 
@@ -18,7 +18,7 @@ from stream.errors import Inconsistent, Unservable
 
 Kind = Literal["user", "item", "feature"]
 
-LAYOUT: Final = 4  # rises with every change of the bytes below; also the generation of the keys
+LAYOUT: Final = 4  # increases with every change of the bytes below; also the keys' generation
 KINDS: Final[tuple[Kind, ...]] = ("user", "item", "feature")  # codes 1, 2, 3 in the row
 HEADER: Final = struct.Struct(">IQBBBxHHIII")
 STAMP: Final = struct.Struct(">IQ")
@@ -28,7 +28,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class Shape(NamedTuple):
-    """How many biases a row of one kind has, and how long its vector is."""
+    """The number of biases and the length of the vector of a row."""
 
     biases: int
     length: int
@@ -39,7 +39,7 @@ Shapes = Mapping[Kind, Shape]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as it was written: (epoch, sequence) orders the writers of one key."""
+    """One decoded row; (epoch, sequence) orders the writers of a key."""
 
     kind: Kind
     epoch: int
@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Many rows side by side; where `present` is false the other columns are zero."""
+    """Many decoded rows as columns; where `present` is false the other columns are zero."""
 
     present: npt.NDArray[np.bool_]  # (n,)
     epoch: npt.NDArray[np.uint32]  # (n,)
@@ -66,7 +66,7 @@ class Columns:
 
 
 def layout(shape: Shape) -> np.dtype[np.void]:
-    """The structured dtype of a row of that shape; no padding."""
+    """Return the structured dtype of a row of this shape, without padding."""
     return np.dtype(
         [
             ("epoch", ">u4"),
@@ -87,20 +87,20 @@ def layout(shape: Shape) -> np.dtype[np.void]:
 
 
 def stamp(epoch: int, sequence: int) -> bytes:
-    """What every value of this writer begins with; alone it is a tombstone."""
+    """Return the first bytes of every value of this writer; alone, they are a tombstone."""
     if not (0 <= epoch < 2**32 and 0 <= sequence < 2**64):
         raise Inconsistent(f"epoch {epoch} or sequence {sequence} is out of range")
     return STAMP.pack(epoch, sequence)
 
 
 def order(value: bytes) -> tuple[int, int]:
-    """(epoch, sequence) of a stamped value, without decoding the rest."""
+    """Return (epoch, sequence) of a stamped value without decoding the rest."""
     epoch, sequence = STAMP.unpack_from(value)
     return epoch, sequence
 
 
 def body(value: bytes | None) -> bytes | None:
-    """What stands behind the stamp; None for no value and for a tombstone."""
+    """Return the bytes behind the stamp; None for no value and for a tombstone."""
     return None if value is None or len(value) <= STAMP.size else value[STAMP.size :]
 
 
@@ -108,26 +108,43 @@ def pack(
     kind: Kind,
     epoch: int,
     sequence: int,
-    events: npt.ArrayLike,  # (n,)
-    exposures: npt.ArrayLike,  # (n,)
-    controls: npt.ArrayLike,  # (n,)
-    bias: npt.NDArray[np.floating],  # (n, B)
-    vector: npt.NDArray[np.floating],  # (n, L)
+    events: npt.ArrayLike,
+    exposures: npt.ArrayLike,
+    controls: npt.ArrayLike,
+    bias: npt.NDArray[np.floating],
+    vector: npt.NDArray[np.floating],
 ) -> list[bytes]:
-    """Each row is one bytes object of equal length, ready to be written.
+    """Encode rows of one kind, all with the same stamp.
 
-    Vector components beyond float16 are cut to its largest; counts beyond 32 bits likewise. A value
-    that is not finite raises Unservable: a diverged model must not reach the servers.
+    Vector components beyond float16's range are clipped to it, and counts to 32 bits.
+
+    Parameters
+    ----------
+    events, exposures, controls : array_like, shape (n,)
+        Counts of each row.
+    bias : array, shape (n, B) vector : array, shape (n, L)
+
+    Returns
+    -------
+    list of bytes
+        The rows, all of the same length.
+
+    Raises
+    ------
+    Unservable
+        If a value is not finite: a diverged model must not be served.
+    Inconsistent
+        If the arrays do not form rows, or epoch or sequence is out of range.
     """
     stamp(epoch, sequence)
     if not (np.isfinite(bias).all() and np.isfinite(vector).all()):
         raise Unservable(
-            f"a {kind} row to be written is not finite: the model has diverged",
+            f"a {kind} row is not finite and cannot be written: the model has diverged",
             "start from an older snapshot with a lower learning rate",
         )
     shape = Shape(bias.shape[1], vector.shape[1])
     if shape.biases > 255 or shape.length > 65535 or len(vector) != len(bias):
-        raise Inconsistent(f"bias {bias.shape} and vector {vector.shape} do not make a row")
+        raise Inconsistent(f"bias {bias.shape} and vector {vector.shape} do not form a row")
     rows = np.zeros(len(bias), layout(shape))
     rows["epoch"] = epoch
     rows["sequence"] = sequence
@@ -143,14 +160,16 @@ def pack(
 
 
 def unpack(payload: bytes) -> Row:
-    """The row is decoded and its length proved; other bytes raise Inconsistent."""
+    """Decode one row; raise Inconsistent for bytes that are not a row of this layout."""
     if len(payload) < HEADER.size:
-        raise Inconsistent(f"a row of {len(payload)} bytes is cut short", _REMEDY)
+        raise Inconsistent(f"a row of {len(payload)} bytes is shorter than its header", _REMEDY)
     epoch, sequence, version, kind, biases, length, _, events, exposures, controls = (
         HEADER.unpack_from(payload)
     )
     if version != LAYOUT or not 1 <= kind <= len(KINDS):
-        raise Inconsistent(f"a row of layout {version}, kind {kind} is not ours", _REMEDY)
+        raise Inconsistent(
+            f"a row has layout {version} and kind {kind}, which this version cannot read", _REMEDY
+        )
     if len(payload) != HEADER.size + 4 * biases + 2 * length:
         raise Inconsistent(
             f"a row of {len(payload)} bytes does not hold {biases} biases and a vector of {length}",
@@ -171,11 +190,11 @@ def unpack(payload: bytes) -> Row:
 
 
 def unpack_many(payloads: Sequence[bytes | None], shape: Shape) -> Columns:
-    """The rows stand as columns; a missing row, a tombstone, or one of another layout or shape is
-    not present.
+    """Decode rows of one shape into columns.
 
-    Shapes change when a model is configured anew, so such a row counts as absent until the trainer
-    has rewritten it.
+    A missing row, a tombstone, and a row of another layout or shape are not present. Shapes change
+    with the model's configuration; rows of the old shape count as absent until the trainer has
+    rewritten them.
     """
     dtype = layout(shape)
     width = dtype.itemsize
@@ -201,32 +220,32 @@ def unpack_many(payloads: Sequence[bytes | None], shape: Shape) -> Columns:
 
 
 def shapes(model: Mapping[str, Any]) -> dict[Kind, Shape]:
-    """The shape of each kind of row, as the published model names them; else Inconsistent."""
+    """Return each kind's row shape from the published model; raise Inconsistent if it lacks one."""
     try:
         found = {kind: Shape(*map(int, model["rows"][kind])) for kind in KINDS}
     except (KeyError, TypeError, ValueError) as error:
         raise Inconsistent(
-            "the model's description in Redis is not ours",
+            "the model's description in Redis does not have this version's row shapes",
             "another version wrote it: start this version's trainer",
         ) from error
     return found
 
 
 def pack_ids(ids: Sequence[bytes]) -> bytes:
-    """The ids stand one after another, each behind its length in two bytes, big-endian."""
+    """Concatenate ids, each behind its length in two bytes, big-endian."""
     return b"".join([len(i).to_bytes(2, "big") + i for i in ids])
 
 
 def unpack_ids(data: bytes) -> list[bytes]:
-    """What `pack_ids` was given; a cut list raises Inconsistent."""
+    """Return the ids that `pack_ids` concatenated; raise Inconsistent if the list is truncated."""
     ids, at, end = [], 0, len(data)
     while at < end:
         stop = at + 2 + int.from_bytes(data[at : at + 2], "big")
         if at + 2 > end or stop > end:
-            raise Inconsistent("a list of ids is cut short")
+            raise Inconsistent("a list of ids is truncated")
         ids.append(data[at + 2 : stop])
         at = stop
     return ids
 
 
-_REMEDY: Final = "another version wrote it: let the old generation lapse, or delete its keys"
+_REMEDY: Final = "another version wrote it: wait until its keys expire, or delete them"

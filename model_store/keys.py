@@ -1,11 +1,11 @@
-"""The names of what lies in Redis: prefix, generation, letter, id."""
+"""The names of the keys in Redis: prefix, generation, letter, id."""
 
 from collections.abc import Sequence
 from typing import Final, Literal
 
 from model_store.codec import LAYOUT, Kind
 
-Space = Kind | Literal["meta", "seen"]  # what is kept by id: rows, titles, seen items
+Space = Kind | Literal["meta", "seen"]  # values stored by id: rows, titles, seen items
 
 GENERATION: Final = str(LAYOUT)
 LETTER: Final[dict[Space, bytes]] = {
@@ -18,16 +18,16 @@ LETTER: Final[dict[Space, bytes]] = {
 
 
 def keys(prefix: str, space: Space, ids: Sequence[bytes]) -> list[bytes]:
-    """The keys of these ids: `cf:4:u:7`."""
+    """Return the keys of these ids, such as `cf:4:u:7`."""
     head = b"%s:%s:%s:" % (prefix.encode(), GENERATION.encode(), LETTER[space])
     return [head + i for i in ids]
 
 
 def named(prefix: str, name: str) -> bytes:
-    """The key of something that stands once in a generation: `cf:4:log`."""
+    """Return the key of a value that exists once per generation, such as `cf:4:log`."""
     return f"{prefix}:{GENERATION}:{name}".encode()
 
 
 def escaped(text: bytes) -> bytes:
-    """The bytes as a glob pattern that matches only themselves."""
+    """Escape the bytes for a glob pattern that matches only them."""
     return b"".join(b"\\" + bytes([c]) if c in b"*?[]^\\-" else bytes([c]) for c in text)

@@ -1,10 +1,11 @@
-"""The servers' side of the vector cache: one user by one GET, all items in memory, kept fresh.
+"""Reading the vector cache: single users on demand, all items in memory, kept up to date.
 
-What is asked is written once, as plans that yield commands and receive replies; `Reader` runs them
-on a blocking client, `AsyncReader` on an asyncio one. Nothing here writes, and no read creates.
+Each query is written once, as a generator (a plan) that yields commands and receives replies.
+`Reader` runs plans on a blocking client, `AsyncReader` on an asyncio client. Nothing here writes to
+Redis.
 
-    load:     cursor = tail of the log -> SCAN + MGET of all items     (so no change falls between)
-    refresh:  XREAD after the cursor -> MGET of the changed items, or load again if the log was
+    load:     cursor = tail of the log -> SCAN + MGET of all items   (so no change is missed)
+    refresh:  XREAD after the cursor -> MGET of the changed items; load again if the log was
               trimmed beyond the cursor
 """
 
@@ -42,11 +43,11 @@ T = TypeVar("T")
 Plan = Generator[tuple[Any, ...], Any, T]
 
 SCAN_COUNT: Final = 1000
-READ_COUNT: Final = 512  # log entries a refresh
+READ_COUNT: Final = 512  # log entries per refresh
 
 
 class Items:
-    """Item rows side by side, in no particular order: `row[id]` is the place of an item."""
+    """All item rows as columns, in no particular order; `row[id]` is an item's index."""
 
     def __init__(self, shape: Shape) -> None:
         self.ids: list[bytes] = []
@@ -61,31 +62,31 @@ class Items:
 
     @property
     def bias(self) -> FloatArray:
-        """(n, B), a view that the next `apply` may change."""
+        """Biases, shape (n, B): a view that the next `apply` may change."""
         return self._bias[: len(self.ids)]
 
     @property
     def vector(self) -> FloatArray:
-        """(n, L), a view that the next `apply` may change."""
+        """Vectors, shape (n, L): a view that the next `apply` may change."""
         return self._vector[: len(self.ids)]
 
     @property
     def events(self) -> npt.NDArray[np.uint32]:
-        """(n,) outcomes learned of each item."""
+        """Learned outcomes of each item, shape (n,)."""
         return self._counts[: len(self.ids), 0]
 
     @property
     def exposures(self) -> npt.NDArray[np.uint32]:
-        """(n,) closed exposures of each item."""
+        """Closed exposures of each item, shape (n,)."""
         return self._counts[: len(self.ids), 1]
 
     @property
     def controls(self) -> npt.NDArray[np.uint32]:
-        """(n,) closed exposures of each item in which it was withheld."""
+        """Closed exposures of each item in which it was withheld, shape (n,)."""
         return self._counts[: len(self.ids), 2]
 
     def apply(self, ids: Sequence[bytes], payloads: Sequence[bytes | None]) -> None:
-        """These items stand as their rows say; those without a row of this shape are gone."""
+        """Insert or replace these items' rows; items without a row of this shape are removed."""
         columns = unpack_many(payloads, self._shape)
         for at in np.flatnonzero(~columns.present).tolist():
             self._remove(ids[at])
@@ -99,19 +100,20 @@ class Items:
         self._counts[places, 2] = columns.controls[kept]
 
     def copy(self) -> "Items":
-        """Return the same rows in memory of their own: 10 ms at 100,000 items."""
+        """Return a copy with memory of its own; takes 10 ms at 100,000 items."""
         twin = copy.copy(self)
         vars(twin).update({name: copy.copy(held) for name, held in vars(self).items()})
         return twin
 
     def _place(self, item: bytes) -> int:
+        """Return the item's index; a new item gets the next one."""
         place = self.row.setdefault(item, len(self.ids))
         if place == len(self.ids):
             self.ids.append(item)
         return place
 
     def _remove(self, item: bytes) -> None:
-        """The last item takes the place of the one that leaves."""
+        """Remove an item by moving the last one to its index."""
         place = self.row.pop(item, None)
         if place is None:
             return
@@ -122,9 +124,10 @@ class Items:
                 table[place] = table[last]
 
     def _reserve(self, count: int) -> None:
+        """Grow the arrays to hold at least `count` items."""
         held = len(self._bias)
         if count > held:
-            more = ((0, max(count, 2 * held, 64) - held), (0, 0))  # doubling: copies stay rare
+            more = ((0, max(count, 2 * held, 64) - held), (0, 0))  # amortised growth by doubling
             self._bias = np.pad(self._bias, more)
             self._vector = np.pad(self._vector, more)
             self._counts = np.pad(self._counts, more)
@@ -132,20 +135,21 @@ class Items:
 
 @dataclass(slots=True, weakref_slot=True)
 class Catalogue:
-    """What a server holds of the cache; `version` rises with every change."""
+    """A server's copy of the cache; `version` increases with every change."""
 
     items: Items
     shapes: Shapes
     meta: dict[bytes, dict[str, Any]] = field(default_factory=dict)
-    stamped: bytes = b""  # the globals behind their stamp
+    stamped: bytes = b""  # the global terms behind their stamp
     cursor: bytes = b"0-0"
     version: int = 0
     _lent: "weakref.ref[Catalogue] | None" = field(default=None, repr=False, compare=False)
 
     def view(self) -> "Catalogue":
-        """Return what is held now, for another thread: no later change of this one reaches it.
+        """Return a read-only view of the present content for another thread.
 
-        It shares all with this one. While it is in use, the next change begins with a copy.
+        The view shares all data with this catalogue and never changes: while it is in use, the next
+        change of the catalogue copies the data first.
         """
         lent = None if self._lent is None else self._lent()
         if lent is None or lent.version != self.version:
@@ -156,18 +160,18 @@ class Catalogue:
         return lent
 
     def part(self) -> None:
-        """Nothing that is changed after the call is shared with a view that is in use."""
+        """Copy the data if a view is in use, so that changes do not reach the view."""
         if self._lent is not None and self._lent() is not None:
             self.items, self.meta = self.items.copy(), dict(self.meta)
         self._lent = None
 
     @property
     def globals_(self) -> FloatArray:
-        """(O,) the newest global terms, empty before any."""
+        """The newest global terms, shape (O,); empty before the first."""
         return np.frombuffer(body(self.stamped) or b"", "<f4").astype(np.float32)
 
     def hear(self, stamped: bytes) -> None:
-        """The globals are these, if any, unless newer ones are held."""
+        """Store these stamped global terms unless newer ones are stored."""
         if stamped and stamped[: STAMP.size] >= self.stamped[: STAMP.size]:
             self.stamped = stamped
 
@@ -182,7 +186,7 @@ class Changes:
 
 
 class Plans:
-    """Each question as commands and what their replies mean."""
+    """Each query as a generator of commands that receives their replies."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -191,40 +195,40 @@ class Plans:
         self._live = f"{prefix}:live".encode()
 
     def row(self, kind: Kind, entity: bytes) -> Plan[Row | None]:
-        """One row, None if there is none."""
+        """Return one row, None if there is none."""
         payload = yield ("GET", *keys(self._prefix, kind, [entity]))
         return None if body(payload) is None else unpack(payload)
 
     def payloads(self, space: Space, ids: Sequence[bytes]) -> Plan[list[bytes | None]]:
-        """The values' bytes in the order of the ids, None where there is none."""
+        """Return the encoded values in the order of the ids, None where there is none."""
         return (yield from self._mget(keys(self._prefix, space, ids)))
 
     def payloads_mixed(self, pairs: Sequence[tuple[Space, bytes]]) -> Plan[list[bytes | None]]:
-        """The values' bytes in the order of the pairs, None where there is none."""
+        """Return the encoded values in the order of the pairs, None where there is none."""
         names = [name for space, id_ in pairs for name in keys(self._prefix, space, [id_])]
         return (yield from self._mget(names))
 
     def meta(self, ids: Sequence[bytes]) -> Plan[list[dict[str, Any] | None]]:
-        """Title and attributes of items, None where there are none."""
+        """Return title and attributes of items, None where there are none."""
         return [_parsed(value) for value in (yield from self.payloads("meta", ids))]
 
     def model(self) -> Plan[dict[str, Any] | None]:
-        """What the trainer says of its model, None before it said anything."""
+        """Return the trainer's description of the model, None before there is one."""
         value = yield ("GET", self._model)
         return None if value is None else _object(value)
 
     def remaining_ms(self) -> Plan[int | None]:
-        """For how long the model's description lives if nobody writes it again; None: unknown."""
+        """Return in how many ms the model's description expires; None if unknown."""
         left = int((yield ("PTTL", self._model)))
         return left if left >= 0 else None
 
     def live(self) -> Plan[str | None]:
-        """The live generation, None before a trainer has set it."""
+        """Return the live generation, None before a trainer has set it."""
         value = yield ("GET", self._live)
         return None if value is None else value.decode()
 
     def load(self, shapes: Shapes) -> Plan[Catalogue]:
-        """All items as they stand, and the place in the log from which to follow."""
+        """Return all items, and the position in the change log from which to follow."""
         catalogue = Catalogue(Items(shapes["item"]), shapes)
         tail = yield ("XREVRANGE", self._log, "+", "-", "COUNT", 1)
         catalogue.cursor = tail[0][0] if tail else b"0-0"
@@ -248,7 +252,7 @@ class Plans:
         return catalogue
 
     def refresh(self, catalogue: Catalogue, block_ms: int) -> Plan[Changes]:
-        """The catalogue is as fresh as the log; waits up to block_ms for the first change."""
+        """Apply the changes in the log; wait up to `block_ms` for the first one."""
         wait = ("BLOCK", block_ms) if block_ms > 0 else ()
         reply = yield ("XREAD", "COUNT", READ_COUNT, *wait, "STREAMS", self._log, catalogue.cursor)
         entries = _entries(reply)
@@ -279,9 +283,9 @@ class Plans:
         return Changes(False, list(items), list(meta))
 
     def _lost(self, cursor: bytes) -> Plan[bool]:
-        """Whether entries after the cursor may have been trimmed, or the log was begun anew.
+        """Return whether log entries after the cursor may be trimmed, or the log is a new one.
 
-        Asked after reading: what was trimmed before the reading is trimmed now.
+        To be called after reading: what was trimmed before the reading is visible now.
         """
         first = yield ("XRANGE", self._log, "-", "+", "COUNT", 1)
         if not first:
@@ -290,6 +294,7 @@ class Plans:
         return _moment(first[0][0]) > _moment(cursor) or _moment(last[0][0]) < _moment(cursor)
 
     def _mget(self, names: Sequence[bytes]) -> Plan[list[bytes | None]]:
+        """Return the values of any number of keys, in several commands."""
         values: list[bytes | None] = []
         for start in range(0, len(names), SCAN_COUNT):
             values += yield ("MGET", *names[start : start + SCAN_COUNT])
@@ -297,49 +302,50 @@ class Plans:
 
 
 class Reader:
-    """Asks on a blocking client; block_ms has to stay below the client's socket timeout."""
+    """Runs queries on a blocking client; `block_ms` must be below its socket timeout."""
 
     def __init__(self, client: redis.Redis, prefix: str = "cf") -> None:
-        self._client: Any = client  # its command types cover sync and async at once
+        self._client: Any = client  # the package's types mix sync and async results
         self._plans = Plans(prefix)
 
     def user(self, user: bytes) -> Row | None:
-        """The user's row, None if unknown."""
+        """Return the user's row, None if unknown."""
         return self._ask(self._plans.row("user", user))
 
     def item(self, item: bytes) -> Row | None:
-        """The item's row, None if unknown."""
+        """Return the item's row, None if unknown."""
         return self._ask(self._plans.row("item", item))
 
     def payloads(self, space: Space, ids: Sequence[bytes]) -> list[bytes | None]:
-        """The values' bytes in the order of the ids; a tombstone is a stamp alone."""
+        """Return the encoded values in the order of the ids; a tombstone is a stamp alone."""
         return self._ask(self._plans.payloads(space, ids))
 
     def payloads_mixed(self, pairs: Sequence[tuple[Space, bytes]]) -> list[bytes | None]:
-        """The values' bytes in the order of the pairs, of several kinds in one round trip."""
+        """Return encoded values of several kinds in the order of the pairs, in one round trip."""
         return self._ask(self._plans.payloads_mixed(pairs))
 
     def meta(self, ids: Sequence[bytes]) -> list[dict[str, Any] | None]:
-        """Title and attributes of items."""
+        """Return title and attributes of items, None where there are none."""
         return self._ask(self._plans.meta(ids))
 
     def model(self) -> dict[str, Any] | None:
-        """What the trainer says of its model."""
+        """Return the trainer's description of the model, None before there is one."""
         return self._ask(self._plans.model())
 
     def live(self) -> str | None:
-        """The live generation."""
+        """Return the live generation, None before a trainer has set it."""
         return self._ask(self._plans.live())
 
     def load(self, shapes: Shapes) -> Catalogue:
-        """All items as they stand."""
+        """Return all items, and the position in the change log from which to follow."""
         return self._ask(self._plans.load(shapes))
 
     def refresh(self, catalogue: Catalogue, block_ms: int = 0) -> Changes:
-        """The catalogue is as fresh as the log."""
+        """Apply the changes in the log; wait up to `block_ms` for the first one."""
         return self._ask(self._plans.refresh(catalogue, block_ms))
 
     def _ask(self, plan: Plan[T]) -> T:
+        """Run a plan to its end and return its result."""
         reply: Any = None
         while True:
             try:
@@ -351,58 +357,59 @@ class Reader:
 
 
 def connect_async(url: str, timeout_s: float = 5.0) -> redis.asyncio.Redis:
-    """A client as `AsyncReader` needs it; it connects when it is first used, and retries once."""
+    """Return a client for `AsyncReader`; it connects on first use and retries once."""
     return client(redis.asyncio.Redis, Retry(NoBackoff(), 1), url, timeout_s)
 
 
 class AsyncReader:
-    """Asks on an asyncio client; block_ms has to stay below the client's socket timeout."""
+    """Runs queries on an asyncio client; `block_ms` must be below its socket timeout."""
 
     def __init__(self, client: redis.asyncio.Redis, prefix: str = "cf") -> None:
-        self._client: Any = client  # its command types cover sync and async at once
+        self._client: Any = client  # the package's types mix sync and async results
         self._plans = Plans(prefix)
 
     async def user(self, user: bytes) -> Row | None:
-        """The user's row, None if unknown."""
+        """Return the user's row, None if unknown."""
         return await self._ask(self._plans.row("user", user))
 
     async def item(self, item: bytes) -> Row | None:
-        """The item's row, None if unknown."""
+        """Return the item's row, None if unknown."""
         return await self._ask(self._plans.row("item", item))
 
     async def payloads(self, space: Space, ids: Sequence[bytes]) -> list[bytes | None]:
-        """The values' bytes in the order of the ids; a tombstone is a stamp alone."""
+        """Return the encoded values in the order of the ids; a tombstone is a stamp alone."""
         return await self._ask(self._plans.payloads(space, ids))
 
     async def payloads_mixed(self, pairs: Sequence[tuple[Space, bytes]]) -> list[bytes | None]:
-        """The values' bytes in the order of the pairs, of several kinds in one round trip."""
+        """Return encoded values of several kinds in the order of the pairs, in one round trip."""
         return await self._ask(self._plans.payloads_mixed(pairs))
 
     async def meta(self, ids: Sequence[bytes]) -> list[dict[str, Any] | None]:
-        """Title and attributes of items."""
+        """Return title and attributes of items, None where there are none."""
         return await self._ask(self._plans.meta(ids))
 
     async def model(self) -> dict[str, Any] | None:
-        """What the trainer says of its model."""
+        """Return the trainer's description of the model, None before there is one."""
         return await self._ask(self._plans.model())
 
     async def remaining_ms(self) -> int | None:
-        """For how long the model's description lives if nobody writes it again."""
+        """Return in how many ms the model's description expires; None if unknown."""
         return await self._ask(self._plans.remaining_ms())
 
     async def live(self) -> str | None:
-        """The live generation."""
+        """Return the live generation, None before a trainer has set it."""
         return await self._ask(self._plans.live())
 
     async def load(self, shapes: Shapes) -> Catalogue:
-        """All items as they stand."""
+        """Return all items, and the position in the change log from which to follow."""
         return await self._ask(self._plans.load(shapes))
 
     async def refresh(self, catalogue: Catalogue, block_ms: int = 0) -> Changes:
-        """The catalogue is as fresh as the log."""
+        """Apply the changes in the log; wait up to `block_ms` for the first one."""
         return await self._ask(self._plans.refresh(catalogue, block_ms))
 
     async def _ask(self, plan: Plan[T]) -> T:
+        """Run a plan to its end and return its result."""
         reply: Any = None
         while True:
             try:
@@ -414,7 +421,7 @@ class AsyncReader:
 
 
 def _entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """The entries of an XREAD of one stream, whichever protocol the client speaks."""
+    """Return the entries of an XREAD of one stream, in RESP2 and RESP3 alike."""
     if not reply:
         return []
     found = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
@@ -422,16 +429,19 @@ def _entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
 
 
 def _moment(entry: bytes) -> tuple[int, int]:
+    """Return a log entry's id as numbers."""
     first, _, second = entry.partition(b"-")
     return int(first), int(second or 0)
 
 
 def _stated(ids: Sequence[bytes], values: Sequence[bytes | None]) -> dict[bytes, dict[str, Any]]:
+    """Return the parsed values by id, without those that are missing."""
     parsed = [(i, _parsed(value)) for i, value in zip(ids, values, strict=True)]
     return {i: meta for i, meta in parsed if meta is not None}
 
 
 def _parsed(value: bytes | None) -> dict[str, Any] | None:
+    """Return a stamped JSON object, None for no value and for a tombstone."""
     stated = body(value)
     return None if stated is None else _object(stated)
 
@@ -440,7 +450,7 @@ def _object(value: bytes) -> dict[str, Any]:
     try:
         parsed = orjson.loads(value)
     except ValueError as exc:
-        raise Inconsistent(f"the cache holds no JSON where it should: {exc}") from exc
+        raise Inconsistent(f"a value in the cache is not valid JSON: {exc}") from exc
     if not isinstance(parsed, dict):
-        raise Inconsistent("the cache holds no JSON object where it should")
+        raise Inconsistent("a value in the cache is JSON, but not an object")
     return parsed

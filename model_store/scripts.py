@@ -1,13 +1,14 @@
-"""The scripts that Redis runs: what may stand where something stands already.
+"""The Lua scripts that Redis runs, which decide whether a write may replace what is there.
 
-Every value that a trainer writes begins with its stamp, (epoch, sequence) in twelve bytes, and is
-kept only where nothing newer stands. Numbers, not strings, are compared: Lua orders strings by the
-server's locale. Three words of 32 bits each, because a Lua number holds 53 bits. An equal pair is
-the same writer repeating itself.
+Every value that a trainer writes begins with its stamp, (epoch, sequence) in twelve bytes, and does
+not replace a value with a newer stamp. Stamps are compared as numbers, because Lua orders strings
+by the server's locale, and as three words of 32 bits, because a Lua number holds 53 bits. Equal
+stamps are a retry of the same write.
 
-Who writes is the one whose claim stands: "epoch id rank/world", the id drawn by each writer for
-itself. The epoch alone does not tell two writers apart once Redis has forgotten it. A writer whose
-claim was overtaken, by another of at least its epoch, writes nothing and hears of it.
+The current writer is the one whose claim is stored: "epoch id rank/world", with an id that each
+writer draws at random. The epoch alone does not distinguish two writers after Redis has lost it. A
+writer whose claim was replaced by another claim of at least its epoch writes nothing and gets an
+error.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ local function precedes(new, old)
 end
 """
 
-# The claim under `key` is `mine`, or what stands there is older, or gone. An empty one asks nobody.
+# overtaken(key, mine): another claim of at least our epoch is stored. An empty `mine` never is.
 _CLAIMED: Final = """
 local function epoch_of(claim)
   return tonumber(string.match(claim, '^%d+')) or 0
@@ -33,11 +34,11 @@ local function overtaken(key, mine)
 end
 """
 
-# KEYS: values to write, then the claim. ARGV: TTL, the writer's claim, a value a key, and 'keep'
-# where a tombstone stays whatever its age: what is written is no news of the id. Returns how many
-# were written; to a writer with a claim -1 where it was overtaken, and -2 - e where something
-# newer stood, of epoch e.
-# MSETEX (Valkey 9.1, Redis 8.4) makes 455 k rows/s, a SET a row elsewhere 340 k.
+# KEYS: values to write, then the claim. ARGV: TTL, the writer's claim, one value per key, and
+# 'keep' if tombstones must stay whatever their age (the write has no event of the id's own).
+# Returns how many values were written. To a writer with a claim it returns -1 if that was
+# overtaken, and -2 - e if a newer value, of epoch e, was found.
+# MSETEX (Valkey 9.1, Redis 8.4) writes 455 k rows/s; with one SET per row it is 340 k.
 WRITE: Final = (
     _PRECEDES
     + _CLAIMED
@@ -71,13 +72,15 @@ return answer
 """
 )
 
-# KEYS: seen lists, then the rows of the same users unless the stamp is empty. ARGV: TTL, bytes that
-# a cut leaves, stamp, how, packed ids a list. A list whose user has a newer row stays as it is.
-#   add      the ids are appended; at twice the bytes, whole ids are cut from the front
-#   restore  the ids stand in front, unless the list is whole already or as long as a cut one, or
-#            its user was removed
-#   drop     the list is gone
-# A list that begins with an empty id is whole: it has held all that its trainer remembers.
+# KEYS: seen lists, then the rows of the same users unless the stamp is empty. ARGV: TTL, bytes
+# kept when a list is trimmed, stamp, action, packed ids for each list. The list of a user whose
+# row is newer than the stamp is not changed.
+#   add      append the ids; at twice the bytes, remove whole ids from the front
+#   restore  prepend the ids, unless the list is complete or as long as a trimmed one, or the user
+#            was removed
+#   drop     delete the list
+# A list that begins with an empty id is complete: it has held all items that the trainer
+# remembers of the user.
 SEEN: Final = (
     _PRECEDES
     + """
@@ -114,7 +117,7 @@ return count
 )
 
 # KEYS: the log, the claim. ARGV: the writer's claim, entries to keep, fields of the entry.
-# Returns 1, or -1 where the claim was overtaken.
+# Returns 1, or -1 if the claim was overtaken.
 LOG: Final = (
     _CLAIMED
     + """
@@ -124,8 +127,8 @@ return 1
 """
 )
 
-# KEYS: the claim. ARGV: the writer's claim, TTL. Returns 1 where it stands; 0 where it was gone or
-# stood lower, and stands again; -1 where it was overtaken.
+# KEYS: the claim. ARGV: the writer's claim, TTL. Returns 1 if the claim is stored; 0 if it was
+# missing or of a lower epoch and is stored now; -1 if it was overtaken.
 HOLD: Final = (
     _CLAIMED
     + """
@@ -140,8 +143,8 @@ return 0
 """
 )
 
-# KEYS: the model's description, the claim. ARGV: TTL, JSON, the writer's claim. One of an older
-# epoch changes nothing. Returns 1, or what WRITE returns where it is refused.
+# KEYS: the model's description, the claim. ARGV: TTL, JSON, the writer's claim. A description of
+# an older epoch changes nothing. Returns 1, or what WRITE returns for a refused write.
 DESCRIBE: Final = (
     _CLAIMED
     + """
@@ -160,7 +163,7 @@ return 1
 )
 
 # KEYS: the epoch, the claim. ARGV: a lower bound, TTL, the writer's id and rank/world. Returns an
-# epoch above all three, or the claim that stands where it is of another rank of the same world.
+# epoch above all three, or the stored claim if it belongs to another rank of the same world.
 CLAIM: Final = (
     _CLAIMED
     + """
@@ -177,7 +180,7 @@ return epoch
 """
 )
 
-# KEYS: the epoch. ARGV: an epoch that was seen, TTL. The next claim is above it.
+# KEYS: the epoch. ARGV: an epoch that was found in a row, TTL. The next claim will be above it.
 ABOVE: Final = """
 local known = tonumber(redis.call('GET', KEYS[1]) or '0')
 if known < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end
@@ -186,5 +189,5 @@ return 0
 
 
 def sha(script: str) -> bytes:
-    """The name under which Redis keeps a script that was loaded."""
+    """Return the SHA-1 under which Redis stores a loaded script."""
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest().encode()

@@ -1,13 +1,14 @@
-"""Snapshots on disk: the whole state in one atomic unit, or none of it.
+"""Snapshots on disk: the trainer's whole state in one atomic unit.
 
     DIR/lock                     held by the one process that writes (flock)
-    DIR/epoch                    the last epoch that was claimed
-    DIR/snapshot-000000000042/   state.safetensors and manifest.json, with their checksums
-    DIR/draft-…                  one being written or removed; the next save removes what is left
-    DIR/aside-000001/            what stood here before a beginning afresh; never removed by us
+    DIR/epoch                    the last claimed epoch
+    DIR/snapshot-000000000042/   state.safetensors and manifest.json, with checksums
+    DIR/draft-…                  one being written or removed; the next save removes leftovers
+    DIR/aside-000001/            snapshots set aside by --from-earliest; never removed
 
-A snapshot is written as a draft, forced to disk, renamed, and the folder is forced to disk; so what
-carries its final name is whole, whenever the power fails. No pickle: reading runs nobody's code.
+A snapshot is written as a draft, synced to disk and renamed, and then the folder is synced. So a
+snapshot with its final name is complete, even after a power failure. The format has no pickle:
+reading a snapshot executes no code.
 """
 
 import fcntl
@@ -39,9 +40,9 @@ STATE: Final = "state.safetensors"
 MANIFEST: Final = "manifest.json"
 _NAME: Final = re.compile(r"snapshot-([0-9]{12})\Z")
 _ASIDE: Final = re.compile(r"aside-([0-9]{6})\Z")
-_DRAFT: Final = re.compile(r"draft-([0-9]{12}|old-[0-9]{12}|epoch)\Z")  # those that we leave behind
+_DRAFT: Final = re.compile(r"draft-([0-9]{12}|old-[0-9]{12}|epoch)\Z")  # leftovers we may remove
 ELSE_AFRESH: Final = (
-    "counterflow train --from-earliest learns all of Kafka's log again and keeps the old snapshots"
+    "counterflow train --from-earliest learns all of Kafka's log again and sets the old snapshots"
     " aside"
 )
 _LOG: Final = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One snapshot as found on disk; `damage` says what is wrong with it, empty if nothing."""
+    """One snapshot on disk; `damage` says what is wrong with it, empty if nothing is."""
 
     path: Path
     number: int
@@ -63,7 +64,7 @@ Found = list[Snapshot]
 
 
 class Whole(NamedTuple):
-    """A snapshot that was read and holds what its manifest says."""
+    """A snapshot that was read and matches its manifest."""
 
     state: State
     meta: dict[str, Any]
@@ -71,11 +72,11 @@ class Whole(NamedTuple):
 
 
 class Damaged(Exception):
-    """A snapshot does not hold what its manifest says."""
+    """A snapshot does not match its manifest."""
 
 
 class Foreign(Exception):
-    """A snapshot may well be whole, and is not as this version writes them."""
+    """A snapshot may be intact, but its format is not this version's."""
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -84,7 +85,7 @@ class _File(msgspec.Struct, frozen=True):
 
 
 class _Manifest(msgspec.Struct, frozen=True):
-    """What a manifest of this format must hold."""
+    """The required content of a manifest of this format."""
 
     number: int
     created_ms: int
@@ -93,13 +94,23 @@ class _Manifest(msgspec.Struct, frozen=True):
 
 
 class Snapshots:
-    """The folder of one trainer. Reading needs no lock; the first writing takes it."""
+    """The snapshot folder of one trainer; reading needs no lock, the first write takes it.
+
+    Parameters
+    ----------
+    directory : path
+        The folder; created by the first write.
+    keep : int
+        Number of snapshots to keep.
+    clock : callable
+        Unix time in seconds.
+    """
 
     def __init__(
         self, directory: str | Path, keep: int = 3, clock: Callable[[], float] = time.time
     ) -> None:
         if keep < 1:
-            raise Inconsistent(f"keep = {keep} snapshots", "keep at least one")
+            raise Inconsistent(f"snapshots.keep = {keep} is too small", "keep at least one")
         self.directory = Path(directory)
         self._keep = keep
         self._clock = clock
@@ -113,7 +124,7 @@ class Snapshots:
         self.close()
 
     def lock(self) -> None:
-        """This process alone writes here; another that does already raises Inconsistent."""
+        """Take the folder's lock; raise Inconsistent if another process holds it."""
         if self._held is not None:
             return
         with _mapped(self.directory):
@@ -126,7 +137,7 @@ class Snapshots:
             os.close(handle)
             raise Inconsistent(
                 f"another process ({owner}) writes snapshots in {self.directory}",
-                "end it, or give this one a folder of its own (COUNTERFLOW_SNAPSHOTS__DIR)",
+                "stop it, or give this one a folder of its own (COUNTERFLOW_SNAPSHOTS__DIR)",
             ) from exc
         self._held = handle
         with _mapped(self.directory):
@@ -134,7 +145,7 @@ class Snapshots:
             os.pwrite(handle, b"%d\n" % os.getpid(), 0)
 
     def in_use(self) -> bool:
-        """Tell whether a process holds the lock now; it is not taken."""
+        """Return whether a process holds the lock, without taking it."""
         try:
             handle = os.open(self.directory / "lock", os.O_RDWR | os.O_CLOEXEC)
         except OSError:
@@ -148,15 +159,25 @@ class Snapshots:
         return False
 
     def close(self) -> None:
-        """The lock is free; the next writing takes it again."""
+        """Release the lock; the next write takes it again."""
         if self._held is not None:
             os.close(self._held)
             self._held = None
 
     def save(self, state: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]) -> Path:
-        """The newest snapshot is this one, on disk whatever happens next; old ones beyond keep go.
+        """Write a snapshot, sync it to disk, remove the oldest beyond `keep`; return its folder.
 
-        Unavailable (disk full, folder gone) leaves the ones before untouched: try again.
+        Parameters
+        ----------
+        state : mapping
+            Arrays of booleans, integers or floats, by name.
+        meta : mapping
+            JSON-serialisable data for the manifest.
+
+        Raises
+        ------
+        Unavailable
+            If the disk is full or the folder is gone; earlier snapshots are intact, try again.
         """
         self.lock()
         with _mapped(self.directory):
@@ -183,10 +204,13 @@ class Snapshots:
         return final
 
     def newest_valid(self, log: logging.Logger = _LOG) -> Whole | None:
-        """The newest whole snapshot, None where there are none at all; damaged ones are logged.
+        """Return the newest intact snapshot, None if there are none; log damaged ones.
 
-        Raises Inconsistent where a newer one is of another format, or where all are damaged: to
-        begin afresh, or with an older one, is not for us to choose.
+        Raises
+        ------
+        Inconsistent
+            If a newer one has another format, or all are damaged: the operator must decide whether
+            to use an older one or start a new model.
         """
         damaged = ""
         for number in sorted(self._numbers(), reverse=True):
@@ -196,24 +220,24 @@ class Snapshots:
                 return Whole(_state(path, manifest), manifest["meta"], path)
             except Damaged as exc:
                 damaged = damaged or f"{path.name}: {exc}"
-                log.error("snapshot %s is damaged: %s; the one before it is tried", path, exc)
+                log.error("snapshot %s is damaged: %s; trying the one before", path, exc)
             except Foreign as exc:
                 raise Inconsistent(
-                    f"the snapshot {path} cannot be read: {exc}",
-                    "start the version that wrote it, or move it away to go on from the one before;"
-                    f" {ELSE_AFRESH}",
+                    f"cannot read the snapshot {path}: {exc}",
+                    "start the version that wrote it, or move it away to continue from the one"
+                    f" before; {ELSE_AFRESH}",
                 ) from exc
         if damaged:
             raise Inconsistent(
-                f"no snapshot in {self.directory} is whole ({damaged})",
-                f"put back a whole one; {ELSE_AFRESH}",
+                f"every snapshot in {self.directory} is damaged ({damaged})",
+                f"restore an intact one from a backup; {ELSE_AFRESH}",
             )
         return None
 
     def set_aside(self) -> Path | None:
-        """No snapshot is left here after the call; all lie in the returned folder, None if none.
+        """Move all snapshots into a new `aside-N` folder and return it; None if there are none.
 
-        The oldest goes first: after a crash in between, the newest are still here.
+        The oldest is moved first, so that after a crash in between the newest are still in place.
         """
         self.lock()
         with _mapped(self.directory):
@@ -232,15 +256,15 @@ class Snapshots:
         return aside
 
     def list(self) -> Found:
-        """The snapshots from old to new, their manifests checked, their state only by its size."""
+        """Return the snapshots from old to new; checks manifests, and the state's size only."""
         return self._found(whole=False)
 
     def verify(self) -> Found:
-        """The snapshots from old to new, every byte checked."""
+        """Return the snapshots from old to new; checks every byte."""
         return self._found(whole=True)
 
     def epoch(self) -> int:
-        """The last epoch that was claimed in this folder, 0 before the first."""
+        """Return the last epoch claimed in this folder, 0 before the first."""
         try:
             with _mapped(self.directory):
                 text = (self.directory / "epoch").read_bytes()
@@ -252,13 +276,13 @@ class Snapshots:
             return int(text)
         except ValueError as exc:
             raise Inconsistent(
-                f"{self.directory / 'epoch'} holds {text[:20].decode(errors='replace')!r}, not a"
-                " number",
-                "remove it if Redis still holds its own epoch key, else write a higher number",
+                f"{self.directory / 'epoch'} holds {text[:20].decode(errors='replace')!r} instead"
+                " of a number",
+                "remove it if Redis still has its epoch key, else write a higher number into it",
             ) from exc
 
     def claim_epoch(self, at_least: int) -> int:
-        """The epoch is above every one claimed here, not below at_least, and safe on disk."""
+        """Return a new epoch, synced to disk: above all claimed here and at least `at_least`."""
         self.lock()
         with _mapped(self.directory):
             epoch = max(self.epoch() + 1, at_least)
@@ -273,16 +297,17 @@ class Snapshots:
         return self.directory / f"snapshot-{number:012d}"
 
     def _numbers(self) -> Iterator[int]:
+        """Yield the numbers of the snapshots in the folder."""
         if self.directory.exists():
             for path in self.directory.iterdir():
                 if match := _NAME.match(path.name):
                     yield int(match.group(1))
 
     def _prune(self) -> None:
-        """Whole ones older than the newest `keep` are gone, and every draft left by a crash.
+        """Remove intact snapshots older than the newest `keep`, and drafts left by a crash.
 
-        What is damaged or of another format stays: it is not ours to judge. First the name goes,
-        then the files, so that no reader takes half of one for damage.
+        Damaged ones and those of another format stay for the operator. A snapshot is renamed before
+        its files are removed, so that no reader mistakes a partly removed one for a damaged one.
         """
         whole = [n for n in sorted(self._numbers()) if not self._inspect(n, whole=False).damage]
         for number in whole[: -self._keep]:
@@ -297,10 +322,11 @@ class Snapshots:
 
     def _found(self, whole: bool) -> Found:
         found = [self._inspect(number, whole) for number in sorted(self._numbers())]
-        # one that was pruned while we read it is not damaged, it is gone
+        # a damaged one whose folder is gone was pruned while we read it
         return [snapshot for snapshot in found if not snapshot.damage or snapshot.path.is_dir()]
 
     def _inspect(self, number: int, whole: bool) -> Snapshot:
+        """Return one snapshot's description; `whole` checks every byte of the state."""
         path, size, damage = self._path(number), 0, ""
         manifest: dict[str, Any] = {}
         try:
@@ -309,7 +335,7 @@ class Snapshots:
             if whole:
                 _state(path, manifest)
             elif (path / STATE).stat().st_size != manifest["files"][STATE]["bytes"]:
-                raise Damaged(f"{STATE} has another size than the manifest says")
+                raise Damaged(f"the size of {STATE} differs from the manifest's")
         except (Damaged, Foreign, OSError) as exc:
             damage = str(exc)
         created, meta = manifest.get("created_ms", 0), manifest.get("meta", {})
@@ -317,10 +343,12 @@ class Snapshots:
 
 
 def _dense(state: Mapping[str, npt.NDArray[Any]]) -> State:
-    """The arrays in C order: safetensors writes the memory as it lies."""
+    """Return the arrays in C order: safetensors writes the memory as it is."""
     for name, array in state.items():
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-            raise Inconsistent(f"state {name!r} is of {array.dtype}, which a snapshot cannot hold")
+            raise Inconsistent(
+                f"state {name!r} has dtype {array.dtype}, which a snapshot cannot hold"
+            )
     return {
         name: array if array.flags.c_contiguous else array.copy(order="C")
         for name, array in state.items()
@@ -328,15 +356,15 @@ def _dense(state: Mapping[str, npt.NDArray[Any]]) -> State:
 
 
 def _sealed(manifest: dict[str, Any]) -> bytes:
-    """The manifest as a line of JSON, and its own checksum on the next."""
+    """Return the manifest as a line of JSON, followed by a line with its checksum."""
     body = orjson.dumps(manifest, option=orjson.OPT_SORT_KEYS)
     return body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n"
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a snapshot of ours.
+    """Return the manifest of a snapshot.
 
-    The format is looked at before the checksum: another version may seal in another way.
+    The format is checked before the checksum: other versions may use another checksum.
     """
     body, _, seal = _read(path / MANIFEST).partition(b"\n")
     sealed = seal == hashlib.sha256(body).hexdigest().encode() + b"\n"
@@ -346,7 +374,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise Damaged(f"{MANIFEST} does not begin with a line of JSON") from exc
     named = manifest.get("format", FORMAT) if isinstance(manifest, dict) else FORMAT
     if type(named) is not int or named != FORMAT:
-        raise Foreign(f"{MANIFEST} is of format {named!r}, and this version reads {FORMAT}")
+        raise Foreign(f"{MANIFEST} has format {named!r}, but this version reads {FORMAT}")
     if not sealed:
         raise Damaged(f"{MANIFEST} does not match its checksum")
     try:
@@ -354,20 +382,22 @@ def _manifest(path: Path) -> dict[str, Any]:
     except msgspec.ValidationError as exc:
         raise Foreign(f"{MANIFEST}: {exc}") from exc
     if "format" not in manifest or STATE not in manifest["files"]:
-        raise Foreign(f"{MANIFEST} names no format, or no {STATE}")
+        raise Foreign(f"{MANIFEST} lacks the format or the entry of {STATE}")
     return manifest  # type: ignore[no-any-return]
 
 
 def _read(path: Path) -> bytes:
+    """Return the file's bytes; raise Foreign if access is denied, Damaged on other errors."""
     try:
         return path.read_bytes()
     except PermissionError as exc:
-        raise Foreign(f"{path.name} cannot be read: {exc.strerror}") from exc
+        raise Foreign(f"cannot read {path.name}: {exc.strerror}") from exc
     except OSError as exc:
-        raise Damaged(f"{path.name} cannot be read: {exc.strerror}") from exc
+        raise Damaged(f"cannot read {path.name}: {exc.strerror}") from exc
 
 
 def _state(path: Path, manifest: dict[str, Any]) -> State:
+    """Return the arrays of a snapshot after checking size and checksum."""
     data = _read(path / STATE)
     expected = manifest["files"][STATE]
     if len(data) != expected["bytes"]:
@@ -376,13 +406,13 @@ def _state(path: Path, manifest: dict[str, Any]) -> State:
         raise Damaged(f"{STATE} does not match its checksum")
     try:
         loaded = safetensors.numpy.load(data)
-    except (SafetensorError, KeyError) as exc:  # KeyError: a kind of number that numpy has not
+    except (SafetensorError, KeyError) as exc:  # KeyError: a dtype that numpy lacks
         raise Foreign(f"{STATE}: {exc}") from exc
-    return {name: np.array(array) for name, array in loaded.items()}  # writable, of its own
+    return {name: np.array(array) for name, array in loaded.items()}  # writable copies
 
 
 def _forced(path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of the file, which is on disk now."""
+    """Sync the file to disk and return its size and SHA-256."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256")
@@ -390,7 +420,7 @@ def _forced(path: Path) -> tuple[int, str]:
 
 
 def _make(directory: Path) -> None:
-    """The folder is there after the call, its name and those above it that were made on disk."""
+    """Create the folder with its parents and sync their names to disk."""
     made, at = [directory], directory.parent
     while not at.is_dir():
         made.append(at)
@@ -399,12 +429,12 @@ def _make(directory: Path) -> None:
     for folder in reversed(made):
         try:
             _force(folder.parent)
-        except PermissionError:  # one that was there before, and may be entered but not read
+        except PermissionError:  # an existing parent that may be entered but not read
             continue
 
 
 def _force(directory: Path) -> None:
-    """The names in the folder are on disk."""
+    """Sync the folder's entries to disk."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -414,13 +444,14 @@ def _force(directory: Path) -> None:
 
 @contextmanager
 def _mapped(directory: Path) -> Iterator[None]:
+    """Map errors of the disk to Unavailable."""
     try:
         yield
     except OSError as exc:
         raise Unavailable(
-            f"snapshots cannot be written in {directory}: {exc.strerror or exc}",
+            f"cannot write snapshots in {directory}: {exc.strerror or exc}",
             5.0,
             "free disk space, or make the folder writable",
         ) from exc
-    except SafetensorError as exc:  # its writer hides the error of the disk
-        raise Unavailable(f"snapshots cannot be written in {directory}: {exc}", 5.0) from exc
+    except SafetensorError as exc:  # its writer hides the underlying OSError
+        raise Unavailable(f"cannot write snapshots in {directory}: {exc}", 5.0) from exc

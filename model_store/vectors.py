@@ -1,10 +1,10 @@
-"""The vector cache in Redis: what the trainer writes, and what nobody may overwrite with less.
+"""Writing the vector cache in Redis, so that an outdated trainer cannot overwrite newer values.
 
-Every value begins with its writer's stamp, (epoch, sequence); scripts compare stamps before they
-write, so a trainer that was thought dead cannot put an old value over a newer one, nor bring back
-what was erased: erasing leaves a tombstone, a stamp alone. Whose claim another has overtaken writes
-nothing more, and hears of it. Every key has a TTL: what no trainer rewrites lapses. docs/redis.md
-lists the keys.
+Every value begins with its writer's stamp, (epoch, sequence), and scripts compare stamps before
+they write. So a trainer that was believed dead cannot replace a newer value, nor bring back an
+erased one: erasing leaves a tombstone, which is a stamp alone. A writer whose claim was overtaken
+by another writes nothing more and gets an error. Every key has a TTL, so what no trainer rewrites
+expires. docs/redis.md lists the keys.
 """
 
 import secrets
@@ -24,10 +24,11 @@ from stream.errors import Inconsistent, servable
 
 __all__ = ["CHUNK", "GENERATION", "Named", "RedisVectors", "connect", "escaped", "keys", "mapped"]
 
-CHUNK: Final = 1024  # rows a script call: 2 ms in which Redis serves nobody else; below 3,900
-# because Lua passes at most 8,000 arguments
-LOG_ENTRIES: Final = 4096  # of a write each; a follower further behind loads all items again
-ID_MAX: Final = 256  # bytes, as the wire format has it
+# Rows per script call, which blocks Redis for 2 ms. Lua passes at most 8,000 arguments, so this
+# must stay below 3,900.
+CHUNK: Final = 1024
+LOG_ENTRIES: Final = 4096  # one per write; a follower further behind loads all items again
+ID_MAX: Final = 256  # bytes, as in the wire format
 
 Named = tuple[Sequence[bytes], Sequence[bytes]]  # ids, each once, and their values
 
@@ -36,8 +37,8 @@ _WRITE_SHA: Final = scripts.sha(scripts.WRITE)
 _LOG_SHA: Final = scripts.sha(scripts.LOG)
 _HOLD_SHA: Final = scripts.sha(scripts.HOLD)
 ONE_A_PREFIX: Final = (
-    "one trainer a redis.prefix: end the other one and start again, or give this one a prefix and a"
-    " snapshots.dir of its own"
+    "run one trainer per redis.prefix: stop the other one and start again, or give this one a"
+    " prefix and a snapshots.dir of its own"
 )
 _STAMPED: Final[tuple[Space, ...]] = (*KINDS, "meta")
 _EXPORTED: Final[tuple[Kind, ...]] = ("user", "item")
@@ -45,7 +46,23 @@ _NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 
 class RedisVectors:
-    """The trainer's side: rows, titles, globals, the change log and the live pointer."""
+    """Writes rows, titles, global terms, the change log and the live pointer.
+
+    Parameters
+    ----------
+    client : redis.Redis
+        A client that returns bytes (`connect`).
+    prefix : str
+        First part of every key.
+    ttl_s : int
+        Lifetime of the values in seconds.
+    log_entries : int
+        Approximate length to which the change log is trimmed.
+    chunk : int
+        Rows per script call, 1 to 2,048.
+    rank, world : int
+        This trainer's number among those that share the stream; stored in its claim.
+    """
 
     def __init__(
         self,
@@ -59,19 +76,24 @@ class RedisVectors:
         world: int = 1,
     ) -> None:
         if client.get_encoder().decode_responses:
-            raise Inconsistent("rows are bytes", "make the client with decode_responses=False")
+            raise Inconsistent(
+                "the Redis client decodes responses, but rows are bytes",
+                "create the client with decode_responses=False",
+            )
         if not 1 <= chunk <= 2048:
-            raise Inconsistent(f"a chunk of {chunk} rows", "1 to 2,048 fit into a script call")
-        self._client: Any = client  # the package's command types cover sync and async at once
+            raise Inconsistent(
+                f"chunk = {chunk} rows per script call is out of range", "choose 1 to 2,048"
+            )
+        self._client: Any = client  # the package's types mix sync and async results
         self._prefix = prefix
         self._ttl_s = ttl_s
         self._ttl = b"%d" % ttl_s
         self._log_entries = log_entries
         self._chunk = chunk
         self.epoch = 0
-        self.lost = False  # pointer or claim were gone at a write: Redis forgot all of it
+        self.lost = False  # live pointer or claim were missing at a write: Redis has lost data
         self._who = f"{secrets.token_hex(8)} {rank}/{world}"
-        self._claim = b""  # what stands in Redis while we are the writer; empty before the first
+        self._claim = b""  # our claim as stored in Redis; empty before the first
         self._log, self._globals = named(prefix, "log"), named(prefix, "globals")
         self._model = named(prefix, "model")
         self._live, self._epoch_key = f"{prefix}:live".encode(), f"{prefix}:epoch".encode()
@@ -87,11 +109,15 @@ class RedisVectors:
         }
 
     def claim_epoch(self, at_least: int) -> int:
-        """The epoch is above `at_least` and above every one claimed here while its rows can live.
+        """Become the writer and return the new epoch; the previous writer fails at its next write.
 
-        From here on this is the writer, and the one before hears of it at its next write. The keys
-        lapse after two TTLs without a write, when no row written under them can be left. Raises
-        Inconsistent where another rank of the same world writes under this prefix.
+        The epoch is above `at_least` and above every epoch of a row that can still be in Redis: the
+        keys of epoch and claim expire only after two TTLs without a write.
+
+        Raises
+        ------
+        Inconsistent
+            If another rank of the same world writes under this prefix.
         """
         with mapped():
             told = self._client.eval(
@@ -101,15 +127,15 @@ class RedisVectors:
         if isinstance(told, bytes):
             raise Inconsistent(
                 f"the trainer of rank {_rank(told)} writes under the Redis prefix {self._prefix}",
-                "give each rank a redis.prefix and a snapshots.dir of its own; if that one is gone"
-                f" for good: redis-cli DEL {self._writer.decode()}",
+                "give each rank a redis.prefix and a snapshots.dir of its own; if that trainer is"
+                f" gone for good: redis-cli DEL {self._writer.decode()}",
             )
         self.epoch = int(told)
         self._claim = f"{self.epoch} {self._who}".encode()
         return self.epoch
 
     def publish_model(self, model: Mapping[str, Any]) -> None:
-        """The servers can read what the model is, unless one of a higher `epoch` stands there."""
+        """Publish the model's description unless one of a higher `epoch` is stored."""
         with servable("the model's description"):
             said = orjson.dumps(dict(model), option=orjson.OPT_SERIALIZE_NUMPY)
         with mapped():
@@ -121,7 +147,7 @@ class RedisVectors:
             raise self._overtaken(told)
 
     def set_live(self) -> None:
-        """The live pointer names this generation."""
+        """Point the live pointer to this generation."""
         with mapped():
             self._client.set(self._live, GENERATION, ex=self._ttl_s)
         self.lost = False
@@ -137,14 +163,36 @@ class RedisVectors:
         then: Sequence[bytes] = (),
         keep: bool = False,
     ) -> int:
-        """All of it stands unless something newer did; returns how many rows were written.
+        """Write all of a change in one round trip, except where newer values are stored.
 
-        `rows` are packed rows of this stamp, or the stamp alone where one is erased; `meta` is JSON
-        by item, empty where it is erased; `globals_` float32, (O,); the seen lists of the users
-        `unseen` go; `then` are commands of `Seen`; with `keep` what was erased stays erased. One
-        round trip: all of these, then the log entry
-        that tells followers. On Unavailable some may stand: write the same again. Raises
-        Inconsistent, for one that has claimed an epoch, where another has overtaken it.
+        After Unavailable some of it may be written: repeat the same write.
+
+        Parameters
+        ----------
+        stamp : bytes
+            Stamp of all values.
+        rows : mapping
+            Kind -> (ids, packed rows of this stamp, or the stamp alone to erase).
+        meta : mapping
+            Item id -> JSON of title and attributes, empty to erase.
+        globals_ : bytes
+            The global terms, float32, shape (O,); empty to leave them.
+        unseen : sequence of bytes
+            Users whose seen lists are deleted.
+        then : sequence of bytes
+            Further commands, from `Seen.commands`.
+        keep : bool
+            Leave tombstones as they are.
+
+        Returns
+        -------
+        int
+            The number of rows written.
+
+        Raises
+        ------
+        Inconsistent
+            If another writer has overtaken this one's claim.
         """
         longer = b"%d" % (2 * self._ttl_s)
         commands = [command(b"EVALSHA", _HOLD_SHA, b"1", self._writer, self._claim, longer)]
@@ -173,15 +221,15 @@ class RedisVectors:
         return sum(int(reply) for reply in replies[: counted - 1])
 
     def _overtaken(self, answer: int) -> Inconsistent:
-        """Return why this writer must stop; the next claim is above what stood in its way."""
+        """Return the error for a refused write; raise the stored epoch for the next claim."""
         said = f"another trainer has taken over the Redis prefix {self._prefix}"
         with mapped():
             if answer < -1:
                 newer = -2 - answer
                 self._client.eval(scripts.ABOVE, 1, self._epoch_key, newer, 2 * self._ttl_s)
                 return Inconsistent(
-                    f"{said}: what stands there is newer (epoch {newer}) than what was to be"
-                    f" written (epoch {self.epoch})",
+                    f"{said}: a stored value is newer (epoch {newer}) than the one to be written"
+                    f" (epoch {self.epoch})",
                     ONE_A_PREFIX,
                 )
             claim = self._client.get(self._writer) or b"0 - 0/1"
@@ -191,7 +239,7 @@ class RedisVectors:
         )
 
     def export(self) -> Iterator[dict[str, Any]]:
-        """Each cached row of a user or an item once, as `vectors export` prints it."""
+        """Yield each user and item row once, as `vectors export` prints it."""
         for kind in _EXPORTED:
             head = keys(self._prefix, kind, [b""])[0]
             found: set[bytes] = set()
@@ -211,7 +259,7 @@ class RedisVectors:
     def _guarded(
         self, space: Space, ids: Sequence[bytes], values: Sequence[bytes], keep: bool
     ) -> Iterator[bytes]:
-        """One script call a chunk, as bytes of the protocol: packing each argument is slow."""
+        """Yield one script call per chunk, encoded here because redis-py's encoding is slow."""
         if len(ids) != len(values):
             raise Inconsistent(f"{len(ids)} ids for {len(values)} values of {space}")
         heads, ttl = self._heads[space], bulk(self._ttl)
@@ -230,13 +278,13 @@ class RedisVectors:
             yield b"".join([head, *told, arguments, end])
 
     def _entry(self, *fields: bytes) -> bytes:
-        """The command that appends to the trimmed change log."""
+        """Return the command that appends to the change log and trims it."""
         limit = b"%d" % self._log_entries
         told = (b"2", self._log, self._writer, self._claim, limit)
         return command(b"EVALSHA", _LOG_SHA, *told, *fields)
 
     def _touch(self) -> list[bytes]:
-        """Commands that put off the lapse of everything that is not stamped."""
+        """Return the commands that refresh the TTLs of values without a stamp."""
         longer = b"%d" % (2 * self._ttl_s)
         return [
             *(command(b"EXPIRE", key, self._ttl) for key in (self._log, self._model, self._live)),
@@ -245,11 +293,12 @@ class RedisVectors:
 
 
 def _rank(claim: bytes) -> str:
-    """Return "0 of 1" of a claim that ends in "0/1"."""
+    """Return "0 of 1" for a claim that ends in "0/1"."""
     return claim.rpartition(b" ")[2].decode(errors="replace").replace("/", " of ")
 
 
 def _exported(key: bytes, payload: bytes) -> dict[str, Any]:
+    """Return a row as a JSON-serialisable dictionary."""
     row = unpack(payload)
     return {
         "kind": row.kind,

@@ -1,4 +1,4 @@
-"""Commands as bytes, one round trip for many of them, and the client's errors as ours."""
+"""Encoding Redis commands, sending many in one round trip, and mapping client errors to ours."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,32 +34,38 @@ _PASSING: Final = ("LOADING", "BUSY", "MISCONF", "MASTERDOWN", "NOREPLICAS", "CL
 
 @contextmanager
 def mapped() -> Iterator[None]:
-    """Errors of the client leave as Unavailable (try again) or Inconsistent (with the remedy)."""
+    """Map the client's errors to Unavailable (retry) or Inconsistent (with a remedy)."""
     try:
         yield
     except _DENIED as exc:
-        raise Inconsistent(f"Redis refuses us: {exc}", "check the user and password") from exc
+        raise Inconsistent(
+            f"Redis denies access: {exc}",
+            "check the user and password in redis.url, and the user's rights",
+        ) from exc
     except (*_AWAY, OSError) as exc:
-        raise Unavailable(f"Redis is away: {exc}", 0.5, "check that it runs") from exc
+        raise Unavailable(
+            f"Redis is unavailable: {exc}", 0.5, "check that Redis runs and redis.url is right"
+        ) from exc
     except errors.RedisError as exc:
         if str(exc).startswith(_PASSING):
-            raise Unavailable(f"Redis cannot take it now: {exc}", 0.5) from exc
+            raise Unavailable(f"Redis cannot accept the command now: {exc}", 0.5) from exc
         raise Inconsistent(
-            f"Redis refuses a command: {exc}", "check its version and what else uses the keys"
+            f"Redis rejects a command: {exc}",
+            "check its version, and whether something else uses keys of this prefix",
         ) from exc
 
 
 def connect(url: str, timeout_s: float = 5.0) -> redis.Redis:
-    """A client as `RedisVectors` and `Reader` need it; it connects when it is first used.
+    """Return a blocking client for `RedisVectors` and `Reader`; it connects on first use.
 
-    One retry without a pause covers a connection that died while idle; longer absence is the
-    caller's to wait for (the default would hold a trainer for seconds unseen).
+    It retries once without a pause, for a connection that died while idle. Longer outages are left
+    to the caller: the client's default would block a trainer for seconds unnoticed.
     """
     return client(redis.Redis, Retry(NoBackoff(), 1), url, timeout_s)
 
 
 def client(kind: type[T], retry: Any, url: str, timeout_s: float) -> T:
-    """A client of that kind for the URL; one that is none raises Inconsistent with the remedy."""
+    """Return a client of this class; raise Inconsistent with the remedy for an invalid URL."""
     try:
         made: T = kind.from_url(  # type: ignore[attr-defined]
             url,
@@ -74,19 +80,20 @@ def client(kind: type[T], retry: Any, url: str, timeout_s: float) -> T:
 
 
 def bulk(value: bytes) -> bytes:
-    """One argument as it follows another in a command."""
+    """Encode one argument, with the line break that separates it from the one before."""
     return b"\r\n$%d\r\n%s" % (len(value), value)
 
 
 def command(*args: bytes) -> bytes:
-    """One command as bytes of the protocol."""
+    """Encode one command in the Redis protocol."""
     return b"*%d%s\r\n" % (len(args), b"".join([bulk(arg) for arg in args]))
 
 
 def send(client: Any, commands: Sequence[bytes], scripts: Sequence[str] = ()) -> list[Any]:
-    """The replies to all commands, after one round trip; all again once if a script is gone.
+    """Send all commands in one round trip and return their replies.
 
-    So only what may be repeated is sent. A refusal is raised after all replies were read.
+    If Redis has lost a script, all `scripts` are loaded and all commands sent again, so commands
+    must be safe to repeat. An error reply is raised after all replies were read.
     """
     replies = _exchange(client, commands)
     if any(isinstance(reply, errors.NoScriptError) for reply in replies):
@@ -102,7 +109,7 @@ def send(client: Any, commands: Sequence[bytes], scripts: Sequence[str] = ()) ->
 
 
 def _exchange(client: Any, commands: Sequence[bytes]) -> list[Any]:
-    """The replies, refusals among them as exceptions; the connection is clean or closed."""
+    """Return the replies, errors as exceptions; the connection is left clean or closed."""
     pool = client.connection_pool
     with mapped():
         connection = pool.get_connection()

@@ -299,8 +299,8 @@ def test_a_place_does_not_change_a_rating_and_nothing_more_is_claimed(http):
     assert (said.effect, said.interval, said.interval_kind) == (0.0, None, None)
     assert said.support == answers.Support(
         ok=False,
-        reason="no path from position to the rating was learned: it is closed, so nothing is known"
-        " beyond 0",
+        reason="no path from position to the rating has been learned: it is closed, so the effect"
+        " is reported as 0 and has no interval",
     )
     assert effects.ASSUMED["closed"] in said.assumptions
     assert effect(http, "a", "click", position=3).support.ok

@@ -293,7 +293,7 @@ def test_logistic_regression_finds_the_coefficients():
         ({"t": [0, 0], "y": [0, 1]}, ("t", "y", []), "no row is treated"),
         ({"t": [1, 1], "y": [0, 1]}, ("t", "y", []), "no row is control"),
         ({"t": [0, 1], "y": [0, "much"]}, ("t", "y", []), "line 3: 'y' is 'much', not a number"),
-        ({"t": [0, 1], "y": [0, 1]}, ("t", "y", ["y"]), "is a feature and the treatment"),
+        ({"t": [0, 1], "y": [0, 1]}, ("t", "y", ["y"]), "is both a feature and the treatment"),
         ({"t": [0, 0, 1, 1], "y": [0, 1, 0, 1]}, ("t", "y", []), "first half of the rows"),
         ({"t": [0, 1, 0, 1], "y": [7] * 4}, ("t", "y", []), "the outcome is always 7"),
         ({"t": [], "y": []}, ("t", "y", []), "has no rows"),
@@ -320,7 +320,7 @@ def test_cells_are_numbers_texts_or_unknown(tmp_path):
 
 def test_a_ragged_file_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3\n", encoding="utf-8")
-    with pytest.raises(Inconsistent, match="row 2: 1 cells under 2 names"):
+    with pytest.raises(Inconsistent, match="row 2: 1 cells, but the header has 2"):
         table.read(tmp_path / "t.csv")
     (tmp_path / "u.csv").write_text("a,a\n1,2\n", encoding="utf-8")
     with pytest.raises(Inconsistent, match="distinct names"):
@@ -382,8 +382,8 @@ def test_the_learned_policy_is_better_than_the_log_and_no_better_than_the_best(t
     [
         ({"propensity": ["0.5", "0"]}, "line 3: 'propensity' is '0', not a probability above 0"),
         ({"propensity": ["0.5", "1.5"]}, "not a probability"),
-        ({"position": ["1", "0"]}, "not a count from 1"),
-        ({"action": ["x", "x"]}, "one action only"),
+        ({"position": ["1", "0"]}, "not an integer from 1"),
+        ({"action": ["x", "x"]}, "only one action"),
         ({"reward": ["", "1"]}, "line 2: 'reward' is '', not a number"),
     ],
 )

@@ -192,7 +192,7 @@ def test_redis_that_hangs_is_seen_within_5_s_and_what_it_lacks_is_counted(place,
             status, body = trainer.get("/readyz")
             assert status == 503 and "redis" in orjson.loads(body)["reasons"][0]
             assert trainer.get("/livez")[0] == 200
-            assert trainer.said("redis is away, holding")
+            assert trainer.said("redis is unavailable, waiting")
             stood = trainer.figure("last_progress_timestamp_seconds")
             place.send(ratings(10, seed=2, start=600))
             assert until(lambda: trainer.figure("lag_records") > least) < PROMISED_S
@@ -203,7 +203,7 @@ def test_redis_that_hangs_is_seen_within_5_s_and_what_it_lacks_is_counted(place,
             os.kill(pid, signal.SIGCONT)
         until(trainer.ready)
         until(lambda: trainer.figure("lag_records") == 0)
-        assert trainer.said("redis is back")
+        assert trainer.said("redis is available again")
         every = [*ratings(100), *ratings(500, seed=1, start=100), *ratings(10, seed=2, start=600)]
         assert place.counts() == expected(every)
 
@@ -216,14 +216,16 @@ def test_a_broker_that_is_gone_is_said_within_a_second_and_read_on_when_it_is_ba
         place.send(ratings(100))
         until(lambda: place.counts() == expected(ratings(100)))
         line.cut()
-        assert until(lambda: trainer.said("kafka is away, holding")) < 1.5  # with a scrape's time
+        assert (
+            until(lambda: trainer.said("kafka is unavailable, waiting")) < 1.5
+        )  # with a scrape's time
         assert until(lambda: trainer.figure("dependency_up", dependency="kafka") == 0) < PROMISED_S
         assert trainer.figure("holding", store="kafka") == 1
         assert trainer.figure("store_errors_total", store="kafka") > 0
         assert trainer.get("/readyz")[0] == 503 and trainer.get("/livez")[0] == 200
         line.mend()
         until(trainer.ready)
-        assert trainer.said("kafka is back")
+        assert trainer.said("kafka is available again")
         place.send(ratings(100, seed=1, start=100))
         every = [*ratings(100), *ratings(100, seed=1, start=100)]
         until(lambda: place.counts() == expected(every))
@@ -251,7 +253,7 @@ def test_a_topic_that_is_made_anew_under_it_stops_the_trainer_and_no_snapshot_mi
         place.send(ratings(600, seed=1, start=60))
         os.kill(trainer.process.pid, signal.SIGCONT)
         assert trainer.process.wait(60) == 1
-        assert trainer.said("has the id") and trainer.said("was made anew")
+        assert trainer.said("has the id") and trainer.said("was created again")
     for snapshot in Snapshots(place.settings.snapshots.dir).list():
         offsets = [offset for name, _, offset in snapshot.meta["positions"] if name == topic]
         assert sum(offsets) == snapshot.meta["learned"] <= 60
@@ -268,7 +270,7 @@ def test_a_topic_that_is_deleted_under_it_stops_the_trainer_with_the_remedy(
         admin.delete_topics([topics.name(place.prefix, "rating")])
         until(lambda: trainer.get("/readyz")[0] == 503)
         assert trainer.process.wait(60) == 1
-        assert trainer.said("was deleted while it was read")
+        assert trainer.said("was deleted while reading")
 
 
 def test_a_probe_survives_what_its_client_raises_and_tells_of_it():

@@ -87,7 +87,7 @@ def test_a_fault_of_our_own_is_not_blamed_on_records(place, monkeypatch):
         "ours": object() if self.progressive.figures("rating")["count"] > 20 else None
     })  # fmt: skip
     place.send(ratings(400, start=1_000))
-    with pytest.raises(Inconsistent, match="64 records raised and 0 beside them did not"):
+    with pytest.raises(Inconsistent, match="64 records raised while only 0 were learned"):
         place.learn_all()
     monkeypatch.undo()
     assert place.learn_all().learned == 400

@@ -111,8 +111,8 @@ WRONG = {
     "password": ({"sasl_plain_password": "no"}, "check user name, password"),
     "user": ({"sasl_plain_username": "nobody"}, "check user name, password"),
     "mechanism": ({"sasl_mechanism": "PLAIN"}, "does not offer this sasl_mechanism"),
-    "plaintext": ({"security_protocol": "PLAINTEXT"}, "speaks TLS"),
-    "sasl without tls": ({"security_protocol": "SASL_PLAINTEXT"}, "speaks TLS"),
+    "plaintext": ({"security_protocol": "PLAINTEXT"}, "uses TLS"),
+    "sasl without tls": ({"security_protocol": "SASL_PLAINTEXT"}, "uses TLS"),
     "tls without sasl": ({"security_protocol": "SSL"}, "check security_protocol"),
     "no ca": ({"ssl_cafile": ""}, "ssl_cafile"),
     "absent ca": ({"ssl_cafile": "/absent.pem"}, "readable PEM files"),
@@ -165,7 +165,7 @@ def test_what_a_user_may_not_do_is_told_with_the_grant_that_lacks(prefix: str) -
     ) as source:
         with pytest.raises(CounterflowError) as raised:
             source.start()
-    assert "where ACLs rule" in raised.value.remedy
+    assert "with ACLs, grant" in raised.value.remedy
 
 
 def test_tls_to_a_listener_without_it_ends_and_says_so() -> None:
@@ -179,7 +179,7 @@ def test_tls_to_a_listener_without_it_ends_and_says_so() -> None:
             stderr=subprocess.PIPE, text=True, timeout=WAIT_S, check=False,
         )  # fmt: skip
     assert said.returncode != 0
-    assert "does this listener speak TLS?" in said.stderr
+    assert "does this listener use TLS?" in said.stderr
 
 
 @several

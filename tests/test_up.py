@@ -121,7 +121,7 @@ def test_kill_9_of_the_first_ends_all_and_a_second_start_says_that_it_begins_afr
         wait.wait(0.05)
     assert not [c for c in children if Path(f"/proc/{c}").exists()]
     with running(tmp_path) as (second, _, said):
-        assert any("beginning afresh" in line for line in said)
+        assert any("starting afresh" in line for line in said)
         assert summary(second, signal.SIGINT)["events"] == 0
 
 

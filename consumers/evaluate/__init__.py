@@ -1,11 +1,11 @@
-"""The measurements behind `counterflow evaluate`: each a file, each one function `run`.
+"""The evaluations behind `counterflow evaluate`; each is a module with a function `run`.
 
-    shopping   Coat: ratings if shown, judged on random ratings, beside its peers
+    shopping   Coat: ratings if shown, judged on random ratings, beside other methods
     movielens  MovieLens-100K: progressive errors, and rankings by each objective
     uplift     a randomised trial from a CSV file, beside two regressions
-    policy     another policy's value from a log with propensities
+    policy     the value of another policy, from a log with propensities
 
-This file holds the command line alone and imports nothing heavy.
+This module has only the command line and imports nothing that is slow to load.
 """
 
 import argparse
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 def arguments(command: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
-    """The command takes one of the four measurements after the call."""
+    """Add the evaluations and their arguments to the command's parser."""
     sub = command.add_subparsers(required=True, metavar="WHAT", dest="what")
 
     def what(name: str, help_: str) -> argparse.ArgumentParser:
         return sub.add_parser(name, parents=[common], help=help_, description=help_)
 
-    coat = what("coat", "self-selected ratings learned, random ones judged, beside the peers")
+    coat = what("coat", "learn self-selected ratings, judge on random ones, beside other methods")
     coat.add_argument("--data", required=True, metavar="DIR", help="the unpacked data set")
     coat.add_argument("--seeds", type=count, default=5)
     coat.add_argument(
-        "--tune", action="store_true", help="search the peers' settings again, print them"
+        "--tune", action="store_true", help="repeat the search for settings and print them"
     )
     ml_100k = what("ml-100k", "progressive errors by segment, and rankings by objective")
     ml_100k.add_argument(
-        "--ablate", action="store_true", help="the same with each path switched off"
+        "--ablate", action="store_true", help="repeat it with each path switched off in turn"
     )
     uplift = what("uplift", "the effect of a randomised treatment, and who responds")
     uplift.add_argument("--data", required=True, metavar="CSV")
@@ -38,29 +38,29 @@ def arguments(command: argparse.ArgumentParser, common: argparse.ArgumentParser)
     uplift.add_argument("--outcome", required=True, metavar="COL", help="0 or 1, or a number")
     uplift.add_argument("--features", required=True, metavar="COL,COL", type=names)
     uplift.add_argument(
-        "--probability", metavar="COL", help="chance of treatment, where it was not constant"
+        "--probability", metavar="COL", help="probability of treatment, if it is not constant"
     )
     uplift.add_argument(
-        "--user", metavar="COL", help="whose row it is, where one has several: variances by user"
+        "--user", metavar="COL", help="the row's user, if users have several rows; for variances"
     )
     policy = what("policy", "the value of another policy, from a log with propensities")
     policy.add_argument(
         "--data", required=True, metavar="CSV",
-        help="columns action, reward, propensity; position, user, slate if there are; the rest are "
-        "features",
+        help="columns action, reward, propensity, and optionally position, user, slate; all others"
+        " are features",
     )  # fmt: skip
     policy.add_argument(
         "--target", default="model", metavar="model|uniform|COL",
-        help="the judged policy: the model's greedy one, a uniform one, or a column with its "
-        "probability of the logged action",
+        help="the policy to judge: the model's greedy policy, a uniform one, or a column with its"
+        " probability of the logged action",
     )  # fmt: skip
 
 
 def names(text: str) -> list[str]:
-    """Return the names between commas."""
+    """Return the comma-separated names."""
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
-        raise argparse.ArgumentTypeError("names one column at least")
+        raise argparse.ArgumentTypeError("must name at least one column")
     return found
 
 
@@ -68,12 +68,12 @@ def count(text: str) -> int:
     """Return a number from 1."""
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError("is at least 1")
+        raise argparse.ArgumentTypeError("must be at least 1")
     return number
 
 
 def run(args: argparse.Namespace, settings: "Settings") -> dict[str, Any]:
-    """Return the figures of the measurement that was asked for."""
+    """Run the requested evaluation and return its figures."""
     from consumers.model_config import model_config
 
     config, seed = model_config(settings), settings.trainer.seed
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace, settings: "Settings") -> dict[str, Any]:
 
 
 def lines(figures: dict[str, Any], name: str = "") -> list[str]:
-    """Return the figures for a reader, one a line, their names joined by dots."""
+    """Return the figures as text, one per line, with dotted names."""
     out = []
     for key, value in figures.items():
         path = f"{name}.{key}" if name else key

@@ -1,7 +1,7 @@
-"""Coat Shopping (Schnabel et al. 2016): self-selected ratings to learn from, random ones to judge.
+"""Coat Shopping (Schnabel et al. 2016): self-selected ratings to train on, random ones to test.
 
 290 users and 300 coats; every user chose 24 to rate and rated 16 more that were drawn at random.
-The data carries no licence, so it is read from a folder and never shipped:
+The data has no licence, so it is read from a folder and not distributed with this package:
 https://www.cs.cornell.edu/~schnabts/mnar/
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stream.errors import Inconsistent
 
-REMEDY = "--data takes the unpacked coat folder, with train.ascii and user_item_features/ in it"
+REMEDY = "--data takes the unpacked coat folder, which has train.ascii and user_item_features/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,35 +33,35 @@ class Ratings:
         return Ratings(self.user[index], self.item[index], self.value[index])
 
     def shuffled(self, seed: int) -> "Ratings":
-        """Return the ratings in a random order: the log has no times."""
+        """Return the ratings in random order; the log has no times."""
         return self.take(np.random.default_rng(seed).permutation(len(self)))
 
 
 @dataclass(frozen=True, slots=True)
 class Coat:
-    """The data set: `train` in file order (see `Ratings.shuffled`), `test`, and what is known."""
+    """The data set: ratings for training and testing, attributes and propensities."""
 
     train: Ratings
     test: Ratings
-    user_attributes: list[dict[str, str]]  # of user 0, 1, …: {"age": "20-30", …}
+    user_attributes: list[dict[str, str]]  # by user: {"age": "20-30", …}
     item_attributes: list[dict[str, str]]
     user_hot: NDArray[np.float32]  # (users, 14)
     item_hot: NDArray[np.float32]  # (items, 33)
-    propensity: NDArray[np.float32]  # (users, items) as shipped: chance that a pair was rated
+    propensity: NDArray[np.float32]  # (users, items) from the data set: of a pair being rated
 
     @property
     def users(self) -> int:
-        """Return how many users there are."""
+        """The number of users."""
         return len(self.user_hot)
 
     @property
     def items(self) -> int:
-        """Return how many items there are."""
+        """The number of items."""
         return len(self.item_hot)
 
 
 def load(path: str | Path) -> Coat:
-    """Return the data set of a folder; Inconsistent names the file that is missing or damaged."""
+    """Return the data set in a folder; raise Inconsistent for a missing or damaged file."""
     folder = Path(path)
     features = folder / "user_item_features"
     train, test, propensity = (
@@ -73,7 +73,8 @@ def load(path: str | Path) -> Coat:
     for name, table in (("train", train), ("test", test), ("propensities", propensity)):
         if table.shape != shape:
             raise Inconsistent(
-                f"{folder / name}.ascii is {table.shape}, and the features say {shape}", REMEDY
+                f"{folder / name}.ascii has shape {table.shape}, but the features say {shape}",
+                REMEDY,
             )
     return Coat(
         cells(train), cells(test), user_attributes, item_attributes, users, items, propensity
@@ -81,11 +82,11 @@ def load(path: str | Path) -> Coat:
 
 
 def matrix(path: Path) -> NDArray[np.float32]:
-    """Return the numbers of a file, one row a line."""
+    """Return the numbers of a file, one row per line."""
     try:
         return np.loadtxt(path, dtype=np.float32, ndmin=2)
     except (OSError, ValueError) as error:
-        raise Inconsistent(f"{path} is not readable: {error}", REMEDY) from error
+        raise Inconsistent(f"cannot read {path}: {error}", REMEDY) from error
 
 
 def cells(table: NDArray[np.float32]) -> Ratings:
@@ -95,13 +96,13 @@ def cells(table: NDArray[np.float32]) -> Ratings:
 
 
 def described(folder: Path, kind: str) -> tuple[NDArray[np.float32], list[dict[str, str]]]:
-    """Return the one-hot features of a kind (n, F), and the same as attributes of each row."""
+    """Return a kind's one-hot features (n, F), and the same as attributes of each row."""
     hot = matrix(folder / f"{kind}_features.ascii")
     names = folder / f"{kind}_features_map.txt"
     try:
         columns = [line.partition(":") for line in names.read_text("utf-8").split("\n") if line]
     except (OSError, UnicodeDecodeError) as error:
-        raise Inconsistent(f"{names} is not readable: {error}", REMEDY) from error
+        raise Inconsistent(f"cannot read {names}: {error}", REMEDY) from error
     if len(columns) != hot.shape[1]:
         raise Inconsistent(f"{names} names {len(columns)} of {hot.shape[1]} columns", REMEDY)
     attributes = [

@@ -1,12 +1,16 @@
-"""Matrix factorisation as the peers run it: weighted, with or without attributes, compiled.
+"""Matrix factorisation for the compared methods: weighted, with or without attributes, compiled.
 
-With g_u = p_u + sum_a x_a / sqrt(n_u) over the user's attribute values a, and g_i alike,
+With g_u = p_u + sum_a x_a / sqrt(n_u) over the user's n_u attribute values a, and g_i alike,
 
     y = mean + b_u + b_i + (the attributes' biases) + g_u . g_i
 
-(Koren, Bell and Volinsky 2009; attributes as in Kula 2015). Each visit of a rating takes one step
-of row-wise Adagrad on w (y - label)^2 / 2 + penalties. What is visited, and how often, is the
-caller's `sequence`: epochs of a batch method, or one pass with replays.
+Each visit of a rating takes one step of row-wise Adagrad on w (y - label)^2 / 2 + penalties. The
+caller's `sequence` says which ratings are visited, and how often: epochs of a batch method, or one
+pass with replays.
+
+References
+----------
+Koren, Bell and Volinsky (2009); attributes as in Kula (2015).
 """
 
 from dataclasses import dataclass
@@ -23,22 +27,22 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Factorization:
-    """What is chosen for a peer, on the training log alone."""
+    """Hyperparameters of a method, chosen on the training log alone."""
 
     factors: int = 8
     rate_bias: float = 0.1
     rate_factor: float = 0.1
-    penalty_bias: float = 0.02  # l2 of a user's or an item's own bias, a visit
+    penalty_bias: float = 0.02  # L2 penalty, per visit, of a user's or an item's own bias
     penalty_factor: float = 0.1
     penalty_feature: float = 0.02  # of an attribute value's bias and vector
-    spread: float = 0.05  # standard deviation of a vector before the first visit
-    average: float = 0.0  # Polyak: decay of a row's running mean; 0 serves the row itself
-    epochs: int = 20  # a batch method's passes, or the visits of one rating with its replays
+    spread: float = 0.05  # standard deviation of the initial vectors
+    average: float = 0.0  # decay of the Polyak average of rows; 0 predicts from the rows
+    epochs: int = 20  # passes of a batch method, or visits per rating including replays
 
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """Attribute values of each row: places in the feature table (rows, L), -1 where none."""
+    """Attribute values of each row: indices into the feature table (rows, L), -1 for none."""
 
     user: NDArray[np.int32]
     item: NDArray[np.int32]
@@ -52,7 +56,7 @@ def links(user_hot: Array, item_hot: Array) -> Links:
 
 
 def no_links(users: int, items: int) -> Links:
-    """Return links to nothing."""
+    """Return empty links."""
     return Links(np.full((users, 1), -1, np.int32), np.full((items, 1), -1, np.int32), 1)
 
 
@@ -65,13 +69,13 @@ def _places(hot: Array, first: int) -> NDArray[np.int32]:
 
 
 def epochs(count: int, passes: int, seed: int) -> NDArray[np.int64]:
-    """Return `passes` permutations of the ratings, one after the other."""
+    """Return the concatenation of `passes` random permutations of the ratings."""
     random = np.random.default_rng(seed)
     return np.concatenate([random.permutation(count) for _ in range(passes)])
 
 
 def one_pass(count: int, replays: int, seed: int) -> NDArray[np.int64]:
-    """Return each rating as it comes, and after it `replays` drawn from those that came."""
+    """Return each rating in order, followed by `replays` draws from those up to it."""
     random = np.random.default_rng(seed)
     drawn = (random.random((count, replays)) * np.arange(1, count + 1)[:, None]).astype(np.int64)
     return np.concatenate([np.arange(count)[:, None], drawn], 1).ravel()
@@ -80,9 +84,23 @@ def one_pass(count: int, replays: int, seed: int) -> NDArray[np.int64]:
 def fit(
     ratings: Ratings, weight: Array, sequence: Array, links: Links, how: Factorization, seed: int
 ) -> NDArray[np.float64]:
-    """Return the predicted value of every pair (users, items), not clipped to the scale."""
+    """Return the predicted value of every pair (users, items), not clipped to the scale.
+
+    Parameters
+    ----------
+    ratings : Ratings
+        N ratings.
+    weight : array, shape (N,)
+        Weight of each rating.
+    sequence : array of int
+        Indices of the ratings in the order of the visits.
+    links : Links
+        Attribute values of users and items.
+    how : Factorization
+        Hyperparameters.
+    """
     random = np.random.default_rng(seed)
-    width = how.factors + 1  # a row: its vector, then its bias
+    width = how.factors + 1  # a row holds its vector, then its bias
     tables = [
         random.normal(0, how.spread, (rows, width))
         for rows in (len(links.user), len(links.item), links.features)
@@ -99,7 +117,7 @@ def fit(
         np.array([how.penalty_factor, how.penalty_bias, how.penalty_feature]),
         how.average,
     )  # fmt: skip
-    if how.average:  # a user's row is served as it is, so that one rating shows
+    if how.average:  # user rows are not averaged, so that a single rating has its effect
         item_own, feature_own = item_mean, feature_mean
     user = _fold(user_own, feature_own, links.user)
     item = _fold(item_own, feature_own, links.item)
@@ -108,6 +126,7 @@ def fit(
 
 
 def _fold(own: Array, feature: Array, links: Array) -> Array:
+    """Return the rows with their attributes' rows added."""
     known = links >= 0  # (rows, L)
     weight = known / np.sqrt(np.maximum(known.sum(1, keepdims=True), 1))
     return np.asarray(own + np.einsum("rl,rlw->rw", weight, feature[links]))
@@ -115,7 +134,7 @@ def _fold(own: Array, feature: Array, links: Array) -> Array:
 
 @compiled
 def _composed(out, own, feature, links):  # type: ignore[no-untyped-def]
-    """Write the row with its attributes to out; return their weight."""
+    """Write the row plus its attributes' rows to `out`; return the attributes' weight."""
     n = 0
     for k in range(links.size):
         n += links[k] >= 0
@@ -130,7 +149,7 @@ def _composed(out, own, feature, links):  # type: ignore[no-untyped-def]
 
 @compiled
 def _descend(row, sums, mean, g, other, rates, penalty, penalty_bias, average):  # type: ignore[no-untyped-def]
-    """Take one Adagrad step on a row against `other`, and move its running mean."""
+    """Take one Adagrad step on a row against `other`, and update its running mean."""
     D = row.size - 1
     square = 0.0
     for d in range(D):
@@ -151,7 +170,7 @@ def _fit(  # type: ignore[no-untyped-def]
     user, item, value, weight, sequence, user_links, item_links, users, items, features,
     mean_user, mean_item, mean_feature, rates, penalties, average,
 ):  # fmt: skip
-    """Visit the ratings of the sequence in order; return the weighted mean of the values seen."""
+    """Visit the ratings in the order of the sequence; return the weighted mean of their values."""
     width = users.shape[1]
     gu, gi = np.empty(width), np.empty(width)
     sums_user = np.full((len(users), 2), 1e-2)

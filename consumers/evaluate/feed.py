@@ -1,6 +1,6 @@
-"""Events into an engine as a poll brings them: bytes of the wire, in one partition.
+"""Feeding events to an engine as a poll would: encoded, in one partition.
 
-So what is measured is what runs: decoding, joining, learning, serving rows.
+So the evaluation runs the same decoding, joining, learning and serving code as the trainer.
 """
 
 from collections.abc import Iterable
@@ -21,11 +21,11 @@ from stream.records import RecordBatch
 from stream.roles import Role
 
 TOPIC = "evaluate"
-POLL = 10_000  # events a poll: the figures must not depend on it
+POLL = 10_000  # events per poll; the figures must not depend on it
 
 
 class Event(NamedTuple):
-    """One event: its kind, its time, its value as JSON."""
+    """One event: its kind, its time, and its value as JSON."""
 
     kind: str
     ts_ms: int
@@ -33,25 +33,25 @@ class Event(NamedTuple):
 
 
 def event(kind: str, ts_ms: int, **fields: Any) -> Event:
-    """Return the event with its value encoded."""
+    """Return an event with its value encoded."""
     return Event(kind, ts_ms, orjson.dumps({"ts_ms": ts_ms, **fields}))
 
 
 class Recorder(Learner):
-    """A learner that keeps what it was told and what it predicted before, as columns."""
+    """A learner that records its batches and the predictions made before learning them."""
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__(config, seed)
         self._told: list[tuple[Batch, Update]] = []
 
     def step(self, batch: Batch) -> Update:
-        """Learn as the learner does, and remember the batch with its predictions."""
+        """Learn a batch and record it with its predictions."""
         update = super().step(batch)
         self._told.append((batch, update))
         return update
 
     def told(self) -> dict[str, NDArray[Any]]:
-        """Return user, item, outcome, label, prediction and served of the outcomes learned (N,)."""
+        """Return the columns (N,) of learned outcomes, with the predictions made before."""
         names = ("user", "item", "outcome", "label", "role")
         columns = {
             name: np.concatenate([getattr(batch, name) for batch, _ in self._told])
@@ -64,14 +64,14 @@ class Recorder(Learner):
 
 
 class Feed:
-    """An engine and the place in its one partition."""
+    """An engine with the next offset of its only partition."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._offset = 0
 
     def learn(self, events: Iterable[Event]) -> None:
-        """Every event is learned after the call, in order, at most POLL in one poll."""
+        """Learn every event in order, at most POLL events per poll."""
         waiting: list[Event] = []
         for one in events:
             waiting.append(one)
@@ -82,20 +82,21 @@ class Feed:
             self._poll(waiting)
 
     def _poll(self, events: list[Event]) -> None:
+        """Learn the events as one poll; raise Inconsistent if one is rejected."""
         batches = [
             self._batch(kind, list(group)) for kind, group in groupby(events, lambda e: e.kind)
         ]
         for bad in self.engine.learn(batches).bad:
             raise Inconsistent(
-                f"an event of the data is refused: {bad.reason}: {bad.detail}",
-                "ids need 1 to 256 bytes, and a row at most 64 attributes",
+                f"an event of the data was rejected: {bad.reason}: {bad.detail}",
+                "ids must have 1 to 256 bytes, and a row at most 64 attributes",
             )
 
     def _batch(self, kind: str, events: list[Event]) -> RecordBatch:
         first, last = events[0].ts_ms, max(e.ts_ms for e in events)
         data = b"".join(
             frame(n, e.ts_ms - first, b"k", e.value) for n, e in enumerate(events)
-        )  # the key is read of tombstones only
+        )  # only tombstones need a real key
         begin = self._offset
         self._offset += len(events)
         return RecordBatch(
@@ -104,7 +105,7 @@ class Feed:
 
 
 def rows(engine: Engine, kind: str, ids: Iterable[str]) -> NDArray[np.int32]:
-    """Return the rows of known ids; -1 for one that never came."""
+    """Return the rows of these ids; -1 for an id that never occurred."""
     vocabulary = engine.users if kind == "user" else engine.items
     found = [vocabulary.find(id_.encode()) for id_ in ids]
     return np.array([-1 if row is None else row for row in found], np.int32)

@@ -1,6 +1,9 @@
-"""How well a predicted effect ranks people: Qini and AUUC, normalised as scikit-uplift 0.5 does.
+"""Qini and AUUC: how well a predicted effect ranks people, normalised as in scikit-uplift 0.5.
 
-Both areas lie between a curve and its straight line, divided by the area of the perfect order.
+Both are the area between a curve and its diagonal, divided by that of the perfect ranking.
+
+References
+----------
 Radcliffe (2007); Devriendt, Guns and Verbeke (2020).
 """
 
@@ -15,10 +18,19 @@ Curve = Callable[[Array, Array, Array, Array], Array]
 
 
 def qini(outcome: Array, effect: Array, treatment: Array) -> float:
-    """Return the Qini coefficient (`qini_auc_score`, with negative effects).
+    """Return the Qini coefficient (scikit-uplift's `qini_auc_score` with negative effects).
 
-    Columns of length N, treatment 0 or 1. The perfect order puts treated responders first and
-    responders of the control group last. nan when one arm is empty.
+    The perfect ranking has treated responders first and responders of the control group last.
+
+    Parameters
+    ----------
+    outcome, effect, treatment : array, shape (N,)
+        Observed outcome, predicted effect, and treatment (0 or 1).
+
+    Returns
+    -------
+    float
+        NaN if one arm is empty.
     """
     perfect = outcome * treatment - outcome * (1 - treatment)
     return _normalised(_qini_curve, outcome, effect, perfect, treatment)
@@ -35,6 +47,7 @@ def auuc(outcome: Array, effect: Array, treatment: Array) -> float:
 def _normalised(
     curve: Curve, outcome: Array, effect: Array, perfect: Array, treatment: Array
 ) -> float:
+    """Return the area above the diagonal, relative to that of the perfect ranking."""
     x, y = _points(curve, outcome, effect, treatment)
     ideal_x, ideal_y = _points(curve, outcome, perfect, treatment)
     line = ideal_x[-1] * ideal_y[-1] / 2
@@ -45,7 +58,7 @@ def _normalised(
 def _points(
     curve: Curve, outcome: Array, effect: Array, treatment: Array
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the curve from (0, 0) on, one point for each distinct effect, the highest first."""
+    """Return the curve from (0, 0), with one point per distinct effect, in descending order."""
     order = np.argsort(effect, kind="stable")[::-1]
     y, t, e = (np.asarray(c, float)[order] for c in (outcome, treatment, effect))
     last = np.append(np.flatnonzero(np.diff(e)), len(e) - 1)
@@ -64,4 +77,5 @@ def _uplift_curve(treated: Array, shown: Array, control: Array, withheld: Array)
 
 
 def _ratio(above: Array, below: Array) -> Array:
+    """Return the quotient, 0 where the divisor is 0."""
     return np.divide(above, below, out=np.zeros_like(above), where=below != 0)

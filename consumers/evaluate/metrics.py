@@ -1,6 +1,6 @@
-"""Figures of merit: of predicted values, of rankings, and their spread over seeds.
+"""Metrics of predictions and rankings, and their spread over seeds.
 
-A label is relevant from 3 on (`RELEVANT`). Nothing here knows how a score came about.
+A rating is relevant from 3 on (`RELEVANT`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ RELEVANT = 3.0  # the threshold of a relevant rating, on a scale of 1 to 5
 
 
 def mse(label: Array, predicted: Array) -> float:
-    """Return the mean of squared errors."""
+    """Return the mean squared error."""
     return float(np.mean((np.asarray(label, float) - predicted) ** 2))
 
 
 def mae(label: Array, predicted: Array) -> float:
-    """Return the mean of absolute errors."""
+    """Return the mean absolute error."""
     return float(np.mean(np.abs(np.asarray(label, float) - predicted)))
 
 
 def ranks(score: Array) -> NDArray[np.float64]:
-    """Return ascending ranks from 1, the mean of them where scores are equal."""
+    """Return ascending ranks from 1; ties have their mean rank."""
     _, place, count = np.unique(score, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     mean: NDArray[np.float64] = last - (count - 1) / 2
@@ -32,9 +32,10 @@ def ranks(score: Array) -> NDArray[np.float64]:
 
 
 def auc(relevant: Array, score: Array) -> float:
-    """Return the chance that a relevant pair scores above one that is not; ties count half.
+    """Return the probability that a relevant pair scores above an irrelevant one; ties count half.
 
-    Over all pairs together, not user by user. nan when one of the two classes is empty.
+    It is computed over all pairs together, not by user; NaN if there are no relevant or no
+    irrelevant pairs.
     """
     relevant = np.asarray(relevant, bool)
     yes = int(relevant.sum())
@@ -45,9 +46,12 @@ def auc(relevant: Array, score: Array) -> float:
 
 
 def ndcg(user: Array, relevant: Array, score: Array, k: int = 5) -> float:
-    """Return the mean over users of NDCG@k with binary gain; a user without relevant pairs has 1.
+    """Return the mean NDCG@k over users with binary gain; 1 for a user without relevant pairs.
 
-    Each user's own pairs are ranked; equal scores keep the order in which they came.
+    Each user's own pairs are ranked; ties keep their order.
+
+    References
+    ----------
     Järvelin and Kekäläinen (2002), gain rel / log2(rank + 1).
     """
     order = np.lexsort((-np.asarray(score, float), user))  # stable
@@ -62,7 +66,7 @@ def ndcg(user: Array, relevant: Array, score: Array, k: int = 5) -> float:
 
 
 def place(score: Array, item: int, among: Array) -> int:
-    """Return the rank from 0 of an item among those of the mask; equal scores count before it."""
+    """Return the rank, from 0, of an item among those of the mask; ties rank before it."""
     return int(np.count_nonzero(among & (score >= score[item])) - bool(among[item]))
 
 
@@ -72,7 +76,7 @@ def hit(places: Array, k: int = 10) -> float:
 
 
 def ndcg_one(places: Array, k: int = 10) -> float:
-    """Return NDCG@k where each list holds one relevant item: the mean of 1 / log2(rank + 1)."""
+    """Return NDCG@k of lists with one relevant item: the mean of 1 / log2(rank + 1)."""
     at = np.asarray(places)
     return float(np.mean(np.where(at < k, 1 / np.log2(at + 2.0), 0.0)))
 
@@ -80,7 +84,7 @@ def ndcg_one(places: Array, k: int = 10) -> float:
 def rating_figures(user: Array, label: Array, predicted: Array) -> dict[str, float]:
     """Return mse, mae, auc and ndcg5 of predicted ratings, as published for Coat.
 
-    Predictions may leave the scale of 1 to 5: the errors clip them, the rankings do not.
+    Errors use predictions clipped to the scale of 1 to 5; rankings use them unclipped.
     """
     relevant = np.asarray(label) >= RELEVANT
     clipped = np.clip(predicted, 1, 5)
@@ -103,9 +107,9 @@ def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def paired(ours: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]]) -> Any:
-    """Return each figure's mean difference, ours less theirs, with its standard error.
+    """Return each figure's mean difference, ours minus theirs, and its standard error.
 
-    The runs are paired by seed, so the spread that both share drops out.
+    Runs are paired by seed, so the variation that both share cancels.
     """
     out: dict[str, dict[str, float]] = {}
     for name in ours[0]:

@@ -1,4 +1,4 @@
-"""`evaluate ml-100k`: progressive errors in time order, and each user's last liking found again."""
+"""`evaluate ml-100k`: progressive errors in time order, and ranking each user's last liked item."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,26 +16,26 @@ from stream.engine import Engine
 from stream.model.config import ModelConfig
 
 Array = NDArray[Any]
-NEW = 10  # events before which a user or an item counts as new
-POPULAR = 0.2  # the share of items with the most ratings, which count as popular
+NEW = 10  # users and items with fewer earlier ratings count as new
+POPULAR = 0.2  # share of items, those with the most ratings, that count as popular
 TOP = 10
 OBJECTIVES = ("outcome", "consumption", "popularity")
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """All events in time order, and the ratings among them as columns (N,) of dense numbers."""
+    """All events in time order, and their ratings as columns (N,) with dense indices."""
 
     events: list[Event]
-    at: NDArray[np.int64]  # a rating's place in `events`
+    at: NDArray[np.int64]  # index of each rating in `events`
     user: NDArray[np.int64]
     item: NDArray[np.int64]
     value: NDArray[np.float64]
-    users: list[str]  # ids by number
+    users: list[str]  # ids by index
     items: list[str]
 
     def without(self, ratings: Array) -> list[Event]:
-        """Return the events, those ratings left out."""
+        """Return the events without these ratings."""
         left_out = set(self.at[ratings].tolist())
         return [event for n, event in enumerate(self.events) if n not in left_out]
 
@@ -60,7 +60,7 @@ def read(events: Sequence[datasets.DatasetEvent]) -> Stream:
 
 
 def run(config: ModelConfig, seed: int = 0, ablate: bool = False) -> dict[str, Any]:
-    """Return errors, segments, hr10 and ndcg10; with `ablate`, again without each path."""
+    """Return errors, segments, hr10 and ndcg10; with `ablate`, also with each path closed."""
     stream = read(list(datasets.load("ml-100k").events()))
     out = figures(stream, config, seed)
     if ablate:
@@ -74,12 +74,12 @@ def run(config: ModelConfig, seed: int = 0, ablate: bool = False) -> dict[str, A
 
 
 def figures(stream: Stream, config: ModelConfig, seed: int) -> dict[str, Any]:
-    """Return the progressive errors, and the rankings of a stream without the held-out ratings."""
+    """Return the progressive errors, and the rankings with held-out ratings."""
     return {**progressive(stream, config, seed), **held_out(stream, config, seed)}
 
 
 def progressive(stream: Stream, config: ModelConfig, seed: int) -> dict[str, Any]:
-    """Return the errors of each rating as predicted before it was learned, also by segment."""
+    """Return the errors of ratings predicted before they are learned, also by segment."""
     engine = Engine(config, seed)
     engine.learner = recorder = Recorder(config, seed)
     Feed(engine).learn(stream.events)
@@ -97,7 +97,7 @@ def progressive(stream: Stream, config: ModelConfig, seed: int) -> dict[str, Any
 
 
 def errors(label: Array, predicted: Array, given: Array) -> dict[str, float]:
-    """Return mae and rmse of the factual head, and of the score that is served."""
+    """Return MAE and RMSE of the factual head and of the served score."""
     return {
         f"{name}{of}": error
         for of, told in (("", predicted), ("_served", given))
@@ -109,7 +109,7 @@ def errors(label: Array, predicted: Array, given: Array) -> dict[str, float]:
 
 
 def segments(stream: Stream) -> dict[str, NDArray[np.bool_]]:
-    """Return masks (N,): users and items new or known when rated, items popular or of the tail."""
+    """Return masks (N,): new and known users and items at the time, popular and tail items."""
     count = np.bincount(stream.item, minlength=len(stream.items))
     popular = np.zeros(len(stream.items), bool)
     popular[np.argsort(-count, kind="stable")[: int(POPULAR * len(count))]] = True
@@ -125,7 +125,7 @@ def segments(stream: Stream) -> dict[str, NDArray[np.bool_]]:
 
 
 def earlier(who: Array) -> NDArray[np.int64]:
-    """Return how often each one's value came before it (N,)."""
+    """Return how often each element's value occurred before it (N,)."""
     order = np.argsort(who, kind="stable")
     _, start, count = np.unique(who[order], return_index=True, return_counts=True)
     out = np.empty(len(who), np.int64)
@@ -134,14 +134,14 @@ def earlier(who: Array) -> NDArray[np.int64]:
 
 
 def last_liked(stream: Stream) -> NDArray[np.int64]:
-    """Return the last rating of 3 or more of each user who has one."""
+    """Return the index of each user's last rating of 3 or more."""
     liked = np.flatnonzero(stream.value >= RELEVANT)
     _, from_end = np.unique(stream.user[liked][::-1], return_index=True)
     return np.sort(liked[::-1][from_end])
 
 
 def held_out(stream: Stream, config: ModelConfig, seed: int) -> dict[str, Any]:
-    """Return hr10 and ndcg10 of finding each user's last liked item among all unseen ones."""
+    """Return hr10 and ndcg10 of ranking each user's last liked item among all unseen items."""
     held = last_liked(stream)
     engine = Engine(config, seed)
     feed = Feed(engine)

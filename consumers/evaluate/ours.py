@@ -1,8 +1,8 @@
-"""What `evaluate coat` sets in our model, and the search on the training log that chose it.
+"""Our model's settings for `evaluate coat`, and the search on the training log that found them.
 
-Random search: each draw learns four fifths of the training log in one pass with replay and is
-judged on the fifth by squared error, weighted by the inverse of the chance that a pair was rated
-(`propensity.logistic`, from the log alone); three such splits a draw. No test rating is looked at.
+In the random search each draw learns four fifths of the training log in one pass with replay. It is
+judged on the remaining fifth by the squared error, weighted by inverse propensities of being rated
+(`propensity.logistic`, estimated from the log alone), on three such splits. No test rating is used.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,9 @@ from stream.model.config import ModelConfig
 Table = Callable[[Coat, Ratings, ModelConfig, int], NDArray[np.float64]]
 
 DRAWS, SPLITS, CLIP = 350, 3, 0.02
-REPLAY = 4  # times each rating is learned again, as a trainer does while its queue is empty
+REPLAY = 4  # how often each rating is learned again, as a trainer does while its queue is empty
 CHUNK = 16  # ratings between two replays
-CHOSEN: dict[str, Any] = dict(  # the best of DRAWS, at three digits
+CHOSEN: dict[str, Any] = dict(  # the best of DRAWS draws, rounded to three digits
     average=0.97,
     mix=1.0,
     shrink=0.145,
@@ -42,13 +42,13 @@ CHOSEN: dict[str, Any] = dict(  # the best of DRAWS, at three digits
     lr_exposure_bias=0.0565,
     start_exposure=0.0722,
     exposure_factors=32,
-    session_factors=0,  # nor has it sessions
-    half_life_s=1e9,  # the log has no times
+    session_factors=0,  # the log has no times, hence no sessions
+    half_life_s=1e9,  # the same for popularity
 )
 
 
 def draw(rng: np.random.Generator) -> dict[str, Any]:
-    """Return one draw of the search: the defaults, each within a factor around it."""
+    """Return one draw of the search: each parameter within a factor of a starting value."""
 
     def near(value: float, low: float, high: float) -> float:
         return float(value * np.exp(rng.uniform(np.log(low), np.log(high))))

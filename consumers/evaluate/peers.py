@@ -1,16 +1,15 @@
-"""The peers on Coat: what each one is, with the settings that `tune` chose on the training log.
+"""The methods that we are compared with on Coat, with the settings that `tune` found.
 
-Settings come from a random search on held-out fifths of the training log, judged as each method
-judges itself: by the squared error, weighted by its own propensities. No test rating and no random
-data take part. `counterflow evaluate coat --tune` repeats the search; it takes a quarter of
-an hour.
+Settings come from a random search on held-out fifths of the training log. Each method is judged by
+its own criterion: the squared error, weighted by its own propensities. No test rating and no random
+data are used. `counterflow evaluate coat --tune` repeats the search in a quarter of an hour.
 
     mf                    batch, Koren et al. (2009)
-    ips_mf                weighted by inverse propensities (Schnabel et al. 2016), which a logistic
-                          regression of who rated what finds in the training log
-    snips_mf              the same, self-normalised, by the propensities that come with the data
-    mf_attributes         one pass, one visit a rating, attributes folded in
-    mf_attributes_replay  the same, with ratings of the past drawn again after each one
+    ips_mf                weighted by inverse propensities (Schnabel et al. 2016), estimated from
+                          the training log by logistic regression
+    snips_mf              the same, self-normalised, with the propensities of the data set
+    mf_attributes         one pass over the ratings, with attributes
+    mf_attributes_replay  the same, replaying earlier ratings after each one
     mf_attributes_batch   batch, with attributes
 """
 
@@ -39,29 +38,29 @@ Propensities = Callable[[Coat, Ratings], Array]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One method: how often it sees a rating, what it knows, how it weighs."""
+    """One method: its settings, its passes over the data, and its weights."""
 
     how: Factorization
     passes: Literal["batch", "one", "replay"] = "batch"
     attributes: bool = False
-    propensity: Propensities | None = None  # (users, items) of the ratings it learns from
+    propensity: Propensities | None = None  # returns (users, items), given the training ratings
     self_normalised: bool = False
-    trials: int = 300  # of the search for its settings
+    trials: int = 300  # draws in the search for its settings
 
 
 def estimated(coat: Coat, ratings: Ratings) -> Array:
-    """Return propensities by a logistic regression of who rated what in these ratings."""
+    """Return propensities estimated from which pairs occur in these ratings."""
     rated = np.zeros((coat.users, coat.items))
     rated[ratings.user, ratings.item] = 1
     return propensity.logistic(rated, coat.user_hot, coat.item_hot)
 
 
 def shipped(coat: Coat, ratings: Ratings) -> Array:
-    """Return the propensities that come with the data, scaled to the share that was learned."""
+    """Return the data set's propensities, scaled to the share of the ratings used."""
     return coat.propensity * (len(ratings) / len(coat.train))
 
 
-WEIGHTED = Factorization(  # the search found the same for both ways of weighting
+WEIGHTED = Factorization(  # the search found the same settings for IPS and SNIPS
     factors=16, epochs=40, rate_bias=0.3, rate_factor=0.24,
     penalty_bias=0.52, penalty_factor=0.37, spread=0.034,
 )  # fmt: skip
@@ -112,8 +111,8 @@ PEERS: dict[str, Peer] = {
 def weights(peer: Peer, coat: Coat, ratings: Ratings, chances: Array | None) -> Array:
     """Return the weight of each rating (N,), around 1.
 
-    Inverse propensities, divided by the number of all pairs (IPS) or by their own sum (SNIPS), and
-    multiplied by the number of ratings.
+    Inverse propensities times the number of ratings, divided by the number of all pairs (IPS) or by
+    their own sum (SNIPS).
     """
     if chances is None:
         return np.ones(len(ratings))
@@ -125,7 +124,7 @@ def weights(peer: Peer, coat: Coat, ratings: Ratings, chances: Array | None) -> 
 def predict(
     peer: Peer, coat: Coat, ratings: Ratings, seed: int, chances: Array | None = None
 ) -> Array:
-    """Return the value of every pair (users, items) after learning the ratings in their order."""
+    """Learn the ratings in order and return the predicted value of every pair (users, items)."""
     if chances is None and peer.propensity:
         chances = peer.propensity(coat, ratings)
     known: Links = (
@@ -139,7 +138,7 @@ def predict(
 
 
 def tune(peer: Peer, coat: Coat, folds: int = 5, seed: int = 0) -> Peer:
-    """Return the peer with the best of its random settings; see the module's first lines."""
+    """Return the peer with the best of its randomly drawn settings; see the module's docstring."""
     random = np.random.default_rng(seed)
     cuts = []
     for fold in range(folds):
@@ -160,14 +159,14 @@ def tune(peer: Peer, coat: Coat, folds: int = 5, seed: int = 0) -> Peer:
 def held_out(
     peer: Peer, coat: Coat, kept: Ratings, held: Ratings, chances: Array | None, seed: int
 ) -> float:
-    """Return the squared error on the held-out ratings, weighted as the peer weighs."""
+    """Return the squared error on held-out ratings, weighted as the peer weights its ratings."""
     table = predict(peer, coat, kept, seed, chances)
     error = (np.clip(table[held.user, held.item], 1, 5) - held.value) ** 2
     return float(np.average(error, weights=weights(peer, coat, held, chances)))
 
 
 def drawn(peer: Peer, random: np.random.Generator) -> Factorization:
-    """Return random settings: rates, penalties and spread log-uniform, the rest from lists."""
+    """Return random settings: rates, penalties and spread log-uniform, others from lists."""
 
     def log(low: float, high: float) -> float:
         return float(f"{np.exp(random.uniform(np.log(low), np.log(high))):.2g}")

@@ -1,6 +1,6 @@
-"""`evaluate policy`: what another policy would have earned, from a log with propensities.
+"""`evaluate policy`: the value of another policy, estimated from a log with propensities.
 
-The log is read once: each chunk is predicted, and judged, before it is learned.
+The log is read once; each chunk is predicted and judged before it is learned.
 """
 
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ from stream.errors import Inconsistent
 from stream.model.config import ModelConfig
 
 Array = NDArray[Any]
-CHUNK = 128  # rows judged by one state of the model
+CHUNK = 128  # rows judged with the same state of the model
 NAMED = ("action", "reward", "propensity", "position", "user", "slate")
-MODEL, UNIFORM = "model", "uniform"  # --target; any other name is a column
+MODEL, UNIFORM = "model", "uniform"  # values of --target; any other is a column
 
 
 class Log:
-    """The columns of a log, checked."""
+    """The validated columns of a log."""
 
     def __init__(self, data: Table) -> None:
         self.data = data
@@ -37,27 +37,28 @@ class Log:
         self.actions = sorted(set(self.action))
         self.taken = np.searchsorted(np.array(self.actions), np.array(self.action))  # (N,)
         self.binary = bool(np.isin(self.reward, (0, 1)).all())
-        # a slate is of one user
+        # rows of a slate belong to one user
         whose = next((name for name in ("user", "slate") if name in data.columns), None)
         self.cluster = None if whose is None else data.groups(whose)
         if len(self.actions) < 2:
             raise Inconsistent(
-                f"{data.name} has one action only", "a policy is judged where it had a choice"
+                f"{data.name} has only one action", "a policy can be judged only if it had a choice"
             )
 
     def __len__(self) -> int:
         return len(self.reward)
 
     def _positions(self) -> NDArray[np.int64]:
+        """Return the positions; raise Inconsistent for one that is not a count from 1."""
         found = self.data.numbers("position")
         bad = (found < 1) | (found != np.floor(found))
         if bad.any():
-            raise self.data.wrong("position", int(np.flatnonzero(bad)[0]), "a count from 1")
+            raise self.data.wrong("position", int(np.flatnonzero(bad)[0]), "an integer from 1")
         return found.astype(np.int64)
 
 
 def probabilities(data: Table, name: str, zero: bool) -> NDArray[np.float64]:
-    """Return a column of probabilities; Inconsistent names the first that is none."""
+    """Return a column of probabilities; raise Inconsistent for the first invalid one."""
     found = data.numbers(name)
     bad = (found > 1) | ((found < 0) if zero else (found <= 0))
     if bad.any():
@@ -67,12 +68,17 @@ def probabilities(data: Table, name: str, zero: bool) -> NDArray[np.float64]:
 
 
 def run(path: str, target: str = MODEL, *, config: ModelConfig, seed: int = 0) -> dict[str, Any]:
-    """Return IPS, SNIPS and DR of the judged policy, each value, interval, ess.
+    """Return IPS, SNIPS and DR of the judged policy, each with value, interval and ess.
 
-    `target`: "model", the greedy policy of the model as it stands before each chunk; "uniform"; or
-    a column, the judged policy's probability of the logged action. DR needs that policy's
-    probability of every action, so with a column it is None unless there are two actions. Columns
-    `user` and `slate` tell which rows go together: the variance is of their sums.
+    Parameters
+    ----------
+    path : str
+        The CSV file with columns action, reward and propensity. Columns `user` or `slate` group
+        rows: variances are then of their sums.
+    target : str
+        "model": the greedy policy of the model before each chunk; "uniform"; or a column with the
+        judged policy's probability of the logged action. With a column, DR is None unless there are
+        two actions, as it needs the probability of every action.
     """
     data = table.read(path)
     log = Log(data)
@@ -84,7 +90,7 @@ def run(path: str, target: str = MODEL, *, config: ModelConfig, seed: int = 0) -
         expected = learner.predict(begin, min(begin + CHUNK, len(log)))  # (n, A)
         policy = chosen(target, expected, log.taken[at], None if judged is None else judged[at])
         each = np.arange(len(expected))
-        told = expected if begin else np.full_like(expected, np.nan)  # before anything was learned
+        told = expected if begin else np.full_like(expected, np.nan)  # nothing is learned yet
         value.update(
             log.reward[at], log.propensity[at], policy[each, log.taken[at]],
             told[each, log.taken[at]], (policy * told).sum(1),
@@ -105,8 +111,8 @@ def run(path: str, target: str = MODEL, *, config: ModelConfig, seed: int = 0) -
 def chosen(target: str, expected: Array, taken: Array, judged: Array | None) -> Array:
     """Return the judged policy's probability of each action (n, A).
 
-    Of a column only the logged action's is known; what is left goes evenly to the others, which
-    is exact with two actions.
+    If only the logged action's probability is known, the rest is divided equally among the other
+    actions, which is exact with two.
     """
     n, actions = expected.shape
     if judged is not None:
@@ -119,7 +125,7 @@ def chosen(target: str, expected: Array, taken: Array, judged: Array | None) -> 
 
 
 class Bandit:
-    """The engine on the log: each row a new user with the row's features, each action an item."""
+    """The engine on the log: each row is a new user with its features, each action an item."""
 
     def __init__(self, log: Log, features: list[str], config: ModelConfig, seed: int) -> None:
         self.log = log
@@ -134,7 +140,7 @@ class Bandit:
         )
 
     def predict(self, begin: int, end: int) -> Array:
-        """Return the expected reward of every action (n, A), before these rows are learned."""
+        """Return the expected reward of every action (n, A) before these rows are learned."""
         self.feed.learn(
             event(
                 "user", START_MS + n * STEP_MS,
@@ -152,10 +158,11 @@ class Bandit:
         return first * served.examined(engine, self.outcome, place)[:, None]
 
     def learn(self, begin: int, end: int) -> None:
-        """The rows are learned after the call."""
+        """Learn these rows."""
         self.feed.learn(self._events(begin, end))
 
     def _events(self, begin: int, end: int) -> Iterator[Event]:
+        """Yield the events of these rows: an impression, and a rating or click."""
         log = self.log
         for n in range(begin, end):
             ts_ms, reward = START_MS + n * STEP_MS, float(log.reward[n])

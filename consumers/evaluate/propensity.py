@@ -1,4 +1,4 @@
-"""Chances that a pair was rated, learned from who rated what: no random data is looked at."""
+"""Propensities of being rated, estimated from which pairs were rated; no random data is used."""
 
 from typing import Any
 
@@ -11,11 +11,26 @@ Array = NDArray[Any]
 def logistic(
     rated: Array, user_hot: Array, item_hot: Array, ridge: float = 1.0, steps: int = 25
 ) -> NDArray[np.float64]:
-    """Return the propensity of every pair (users, items): a logistic regression on attributes.
+    """Return each pair's propensity from a logistic regression on attributes.
 
-    The columns are every user attribute crossed with every item attribute, and each alone:
-    logit = u' B v with a 1 in front of u and of v. Newton's method on the ridge-penalised log
-    likelihood (Schnabel et al. 2016, section 6.1, whose covariates these are).
+    The columns are all products of a user and an item attribute, and each attribute alone: logit =
+    u' B v, with a 1 in front of u and v. Fitted by Newton's method on the ridge-penalised log
+    likelihood.
+
+    Parameters
+    ----------
+    rated : array, shape (users, items)
+        1 for rated pairs, else 0.
+    user_hot, item_hot : array, shape (users, a) and (items, b)
+        One-hot attributes.
+    ridge : float
+        L2 penalty.
+    steps : int
+        Most Newton steps.
+
+    References
+    ----------
+    Schnabel et al. (2016), section 6.1, for the covariates.
     """
     u = np.concatenate([np.ones((len(user_hot), 1)), user_hot], 1)  # (U, a)
     v = np.concatenate([np.ones((len(item_hot), 1)), item_hot], 1)  # (I, b)

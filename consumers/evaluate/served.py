@@ -1,4 +1,4 @@
-"""Scores by the service's own formulas, from the rows that it would be served."""
+"""Scores computed with the service's formulas from the rows that it would serve."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ Score = Callable[[Pairs], Floats]
 def scores(
     engine: Engine, users: Rows, items: Rows, outcome: str, score: Score
 ) -> NDArray[np.float64]:
-    """Return the score of every pair (users, items); reading creates no row."""
+    """Return the score of every pair (users, items); no row is created."""
     model, learner = parse(engine.model()), engine.learner
     user, item = learner.rows("user", users), learner.rows("item", items)
     held = Items(item.bias, item.vector, item.events, item.exposures, item.controls)
@@ -29,26 +29,26 @@ def scores(
 
 
 def if_shown(pairs: Pairs) -> Floats:
-    """Return the outcome if shown, with position and popularity taken out (n,).
+    """Return the outcomes if shown (n,), with the effects of position and popularity removed.
 
-    A chance, or a value that may leave its scale: a clipped one would not rank.
+    Clicks are probabilities; ratings may lie outside their scale, because clipped ones would tie.
     """
     arm = formulas.shown(pairs, formulas.IF_SHOWN)
     return arm.mean if pairs.outcome.link == "logit" else arm.eta
 
 
 def treated(pairs: Pairs) -> Floats:
-    """Return what is expected if shown in the world as it is (n,)."""
+    """Return the expected outcomes if shown (n,), in the world as it is."""
     return formulas.shown(pairs).mean
 
 
 def control(pairs: Pairs) -> Floats:
-    """Return what is expected if withheld (n,)."""
+    """Return the expected outcomes if withheld (n,)."""
     return formulas.withheld(pairs).mean
 
 
 def examined(engine: Engine, outcome: str, position: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return theta of each place (n,): how likely it is looked at; 1 for outcomes without it."""
+    """Return each position's examination probability theta (n,); 1 for outcomes without one."""
     model = parse(engine.model())
     if model.outcomes[outcome].link != "logit":
         return np.ones(len(position))

@@ -1,4 +1,4 @@
-"""`evaluate coat`: learn from self-selected ratings, be judged on random ones, beside the peers."""
+"""`evaluate coat`: learn self-selected ratings, judge on random ones, beside other methods."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -24,10 +24,8 @@ BASELINE = "mf_attributes"
 def run(folder: str, seeds: int, config: ModelConfig) -> dict[str, Any]:
     """Return each method's figures over seeds, and ours against one-pass MF with attributes.
 
-    `ours.CHOSEN` is set in the model's configuration, all else is the caller's.
-
-    A seed gives the log its order (it has no times) and the methods their randomness, so that
-    methods are paired by seed.
+    A seed determines the order of the log, which has no times, and the methods' random numbers, so
+    methods are paired by seed. `ours.CHOSEN` overrides the given configuration.
     """
     coat = data.load(folder)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("counterflow", *peers.PEERS)}
@@ -50,14 +48,14 @@ def run(folder: str, seeds: int, config: ModelConfig) -> dict[str, Any]:
 
 
 def tuned(folder: str, config: ModelConfig) -> dict[str, Any]:
-    """Return the settings that the search finds for each method, on the training log alone."""
+    """Return the settings that the search on the training log finds for each method."""
     coat = data.load(folder)
     found = {name: peers.tune(peer, coat).how for name, peer in peers.PEERS.items()}
     return {"counterflow": ours.search(coat, counterflow, config), **found}
 
 
 def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield the values in lists of that size, the last one shorter."""
+    """Yield the values in lists of this size; the last one may be shorter."""
     rest = iter(values)
     while chunk := list(islice(rest, size)):
         yield chunk
@@ -70,9 +68,9 @@ def judged(coat: Coat, table: NDArray[Any]) -> dict[str, float]:
 
 
 def counterflow(coat: Coat, log: Ratings, config: ModelConfig, seed: int) -> NDArray[np.float64]:
-    """Return the engine's rating if shown of every pair (users, items).
+    """Return the engine's rating if shown of every pair (users, items), after one pass.
 
-    After one pass; every CHUNK ratings, REPLAY times as many remembered ones are learned again.
+    After every CHUNK ratings, REPLAY times as many earlier ones are learned again.
     """
     feed = Feed(Engine(replace(config, max_users=coat.users, max_items=coat.items), seed))
     for kind, attributes in (("user", coat.user_attributes), ("item", coat.item_attributes)):

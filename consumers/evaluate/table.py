@@ -1,4 +1,4 @@
-"""A CSV file as columns: read once, checked by name, each mistake said with its line."""
+"""A CSV file as columns, with error messages that name the line and column."""
 
 import csv
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from stream.errors import Inconsistent
 
 Attributes = dict[str, float | str]
-LEVELS = 30  # of a text column in a design matrix; rarer ones share the intercept
-NUMBER_MAX = 1e30  # third moments of larger ones overflow
+LEVELS = 30  # one-hot levels of a text column; rarer ones are part of the intercept
+NUMBER_MAX = 1e30  # third moments of larger numbers overflow
 TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 
 
 class Table:
-    """Columns of text by name, all of length N."""
+    """Text columns by name, all of length N."""
 
     def __init__(self, name: str, columns: dict[str, list[str]]) -> None:
         self.name = name
@@ -27,7 +27,7 @@ class Table:
         return len(next(iter(self.columns.values())))
 
     def column(self, name: str) -> list[str]:
-        """Return a column's texts; Inconsistent names those that there are."""
+        """Return a column's texts; raise Inconsistent with the existing names."""
         if name not in self.columns:
             raise Inconsistent(
                 f"{self.name} has no column {name!r}", f"it has: {', '.join(self.columns)}"
@@ -35,7 +35,7 @@ class Table:
         return self.columns[name]
 
     def numbers(self, name: str) -> NDArray[np.float64]:
-        """Return a column's numbers; Inconsistent names the first line that is none."""
+        """Return a column's numbers; raise Inconsistent for the first line without one."""
         texts = self.column(name)
         found = np.array([number(text) for text in texts])
         if not np.isfinite(found).all():
@@ -47,7 +47,7 @@ class Table:
         return found
 
     def arms(self, name: str) -> NDArray[np.int8]:
-        """Return a column of 0 and 1 (false and true, no and yes); both must occur."""
+        """Return a column of 0 and 1 (false/true, no/yes); raise Inconsistent unless both occur."""
         texts = self.column(name)
         out = np.zeros(len(texts), np.int8)
         for at, text in enumerate(texts):
@@ -58,26 +58,26 @@ class Table:
         for value, arm in ((1, "treated"), (0, "control")):
             if not (out == value).any():
                 raise Inconsistent(
-                    f"{self.name}: no row is {arm}, {name!r} is never {value}",
-                    "an effect needs both arms of a trial",
+                    f"{self.name}: no row is {arm}: {name!r} is never {value}",
+                    "an effect needs rows of both arms",
                 )
         return out
 
     def groups(self, name: str) -> NDArray[np.int32]:
-        """Return a number for each row (N,), the same where the column's texts are."""
+        """Return a number for each row (N,), equal where the column's texts are equal."""
         return np.unique(self.column(name), return_inverse=True)[1].astype(np.int32)
 
     def wrong(self, name: str, at: int, wanted: str) -> Inconsistent:
-        """Return the error of one cell."""
+        """Return the error for one cell."""
         return Inconsistent(
             f"{self.name} line {at + 2}: {name!r} is {self.columns[name][at]!r}, not {wanted}",
             "correct the file, or leave the row out",
         )
 
     def attributes(self, names: Sequence[str]) -> list[Attributes]:
-        """Return each row's attributes: numbers where a whole column is such, else texts.
+        """Return each row's attributes: numbers for numeric columns, else texts.
 
-        An empty cell is an attribute that is not known.
+        Empty cells are unknown attributes.
         """
         out: list[Attributes] = [{} for _ in range(len(self))]
         for name in names:
@@ -89,7 +89,7 @@ class Table:
         return out
 
     def design(self, names: Sequence[str]) -> NDArray[np.float64]:
-        """Return (N, 1 + columns): an intercept, standardised numbers, one-hot texts."""
+        """Return the design matrix (N, 1 + columns): intercept, standardised numbers, one-hots."""
         parts: list[Any] = [np.ones(len(self))]
         for name in names:
             texts = self.column(name)
@@ -108,7 +108,7 @@ class Table:
 
 
 def read(path: str | Path) -> Table:
-    """Return the file's columns; Inconsistent says what is missing or ragged."""
+    """Return the file's columns; raise Inconsistent if the file is invalid."""
     path = Path(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
@@ -116,17 +116,18 @@ def read(path: str | Path) -> Table:
             names = [name.strip() for name in next(reader, [])]
             if not names or len(set(names)) != len(names):
                 raise Inconsistent(
-                    f"{path} has no header of distinct names", "the first line names the columns"
+                    f"{path} has no header with distinct names",
+                    "the first line must name the columns",
                 )
             rows = [row for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Inconsistent(
-            f"{path} is not readable: {error}", "--data takes a CSV file in UTF-8"
+            f"cannot read {path}: {error}", "--data takes a CSV file in UTF-8"
         ) from error
     for at, row in enumerate(rows):
         if len(row) != len(names):
             raise Inconsistent(
-                f"{path}, row {at + 1}: {len(row)} cells under {len(names)} names",
+                f"{path}, row {at + 1}: {len(row)} cells, but the header has {len(names)}",
                 "quote cells that hold a comma",
             )
     if not rows:
@@ -137,7 +138,7 @@ def read(path: str | Path) -> Table:
 
 
 def number(text: str) -> float:
-    """Return the number that a text is, nan where it is none."""
+    """Return the text as a number, NaN if it is none."""
     try:
         return float(text)
     except ValueError:
@@ -145,6 +146,7 @@ def number(text: str) -> float:
 
 
 def _is_numeric(texts: Sequence[str]) -> bool:
+    """Return whether every non-empty cell is a number, and at least one is."""
     return all(np.isfinite(number(text)) for text in texts if text) and any(texts)
 
 

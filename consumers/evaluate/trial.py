@@ -1,4 +1,4 @@
-"""A randomised trial as the engine sees it: each row a new user, one item, shown or withheld."""
+"""A randomised trial for the engine: each row is a new user; the one item is shown or withheld."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,23 +15,31 @@ from stream.errors import Inconsistent
 from stream.model.config import ModelConfig, Outcome
 
 START_MS = 1_600_000_000_000
-STEP_MS = 3 * 3_600_000  # from row to row: every window closes before the next row comes
-CHUNK = 256  # rows predicted before any of them is learned
+STEP_MS = 3 * 3_600_000  # between rows: every window closes before the next row
+CHUNK = 256  # rows that are predicted before any of them is learned
 ITEM = "treatment"
 
-Arms = NDArray[np.float64]  # (n, 2): the outcome if treated, if not
+Arms = NDArray[np.float64]  # (n, 2): outcome if treated, and if not
 
 
 def scaled(outcome: NDArray[np.float64]) -> tuple[Outcome, Outcome]:
-    """Return the model's outcomes with ratings on the scale that was observed."""
+    """Return the model's outcomes with the observed range as the rating scale."""
     low, high = float(outcome.min()), float(outcome.max())
     if low == high:
-        raise Inconsistent(f"the outcome is always {low:g}", "name a column that varies")
+        raise Inconsistent(f"the outcome is always {low:g}", "choose an outcome that varies")
     return (Outcome("rating", "identity", low, high), Outcome("click", "logit", 0.0, 1.0))
 
 
 class Trial:
-    """The rows of a trial, learned in file order."""
+    """The rows of a trial, learned in file order.
+
+    Parameters
+    ----------
+    attributes : sequence of dict
+        Each row's attributes.
+    treatment, outcome, chance : array, shape (N,)
+        Treatment (0 or 1), outcome, and probability of treatment.
+    """
 
     def __init__(
         self,
@@ -42,7 +50,7 @@ class Trial:
         config: ModelConfig,
         seed: int = 0,
     ) -> None:
-        """Nothing is learned yet; columns of length N, `chance` that of being treated."""
+        """Set up an engine that has learned nothing yet."""
         self.attributes = attributes
         self.treatment, self.outcome, self.chance = treatment, outcome, chance
         self.name = "click" if np.isin(outcome, (0, 1)).all() else "rating"
@@ -53,10 +61,7 @@ class Trial:
         self.feed.learn([event("item", START_MS, event_id="item", item_id=ITEM)])
 
     def one_pass(self, learned: int) -> Arms:
-        """The first `learned` rows are learned after the call, no other.
-
-        Returns what was predicted of every row before it was learned (N, 2).
-        """
+        """Learn the first `learned` rows; return each row's prediction before it, shape (N, 2)."""
         total = len(self.treatment)
         out = np.empty((total, 2))
         cuts = [*range(0, learned, CHUNK), learned, total]
@@ -70,6 +75,7 @@ class Trial:
         return out
 
     def _predicted(self, begin: int, end: int) -> Arms:
+        """Return the predicted outcomes by arm."""
         engine = self.feed.engine
         users = rows(engine, "user", map(str, range(begin, end)))
         item = rows(engine, "item", [ITEM])
@@ -80,6 +86,7 @@ class Trial:
         return np.stack(arms, 1)
 
     def _people(self, begin: int, end: int) -> Iterator[Event]:
+        """Yield the user events of these rows."""
         for n in range(begin, end):
             yield event(
                 "user", START_MS + n * STEP_MS,
@@ -87,6 +94,7 @@ class Trial:
             )  # fmt: skip
 
     def _outcomes(self, begin: int, end: int) -> Iterator[Event]:
+        """Yield the impressions and outcomes of these rows."""
         for n in range(begin, end):
             ts_ms, y = START_MS + n * STEP_MS, float(self.outcome[n])
             ids = {"user_id": str(n), "item_id": ITEM, "impression_id": str(n)}

@@ -1,9 +1,10 @@
-"""`evaluate uplift`: a randomised trial from a CSV file, in one pass, beside two regressions.
+"""`evaluate uplift`: effects in a randomised trial from a CSV file, beside two regressions.
 
-Both learn the first half of the rows in file order and rank the second half. The average effect is
-AIPW over all rows: ours with predictions made before each row was learned, the baseline's with
-each half predicted from the other (Chernozhukov et al. 2018). Both have the coefficient of the
-least variance, so predictions that are nowhere near yet do not widen the interval.
+Both methods learn the first half of the rows in file order and rank the second half. The average
+effect is estimated by AIPW over all rows: ours with predictions made before each row was learned,
+the baseline's with each half predicted from the other (cross-fitting, Chernozhukov et al. 2018).
+Both use the variance-minimising coefficient of the predictions, so that poor predictions do not
+widen the interval.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from stream.errors import Inconsistent
 from stream.model.config import ModelConfig
 
 Array = NDArray[Any]
-LEAST = 100  # controls before there is an interval: a trial has one look and balanced arms
+LEAST = 100  # controls needed for an interval: a trial has one look and balanced arms
 
 
 def run(
@@ -33,30 +34,45 @@ def run(
     config: ModelConfig,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the figures of both; Inconsistent names a column, a cell or an arm that is wrong.
+    """Return the figures of both methods.
 
-    `probability` is the column of the chance of treatment; without one, the share of the treated.
-    `user`: that of whose rows they are; without one, each is somebody else's.
+    Parameters
+    ----------
+    path : str
+        The CSV file.
+    treatment, outcome : str
+        Columns of the treatment (0 or 1) and of the outcome.
+    features : sequence of str
+        Columns known before the treatment.
+    probability : str, optional
+        Column of the probability of treatment; without one, the share of treated rows is used.
+    user : str, optional
+        Column of the row's user; without one, rows are independent.
+
+    Raises
+    ------
+    Inconsistent
+        If a column, a cell or an arm is wrong or missing.
     """
     data = table.read(path)
     t, y = data.arms(treatment), data.numbers(outcome)
     for name in features:
         if name in (treatment, outcome):
             raise Inconsistent(
-                f"{name!r} is a feature and the treatment or the outcome",
-                "--features takes what was known before the treatment",
+                f"{name!r} is both a feature and the treatment or outcome",
+                "--features takes columns that were known before the treatment",
             )
     half = len(t) // 2
     for part, where in ((t[:half], "first"), (t[half:], "second")):
         if len(np.unique(part)) < 2:
             raise Inconsistent(
-                f"{data.name}: the {where} half of the rows has one arm only",
-                "shuffle the rows: the first half is learned, the second judged",
+                f"{data.name}: the {where} half of the rows has only one arm",
+                "shuffle the rows: the first half is learned, the second is judged",
             )
     chance = chances(data, probability, t)
     x = data.design(features)
     ours = Trial(data.attributes(features), t, y, chance, config, seed).one_pass(half)
-    # the engine wants a chance in its events; AIPW knows that without a column it was estimated
+    # events need a probability; AIPW must know that it was estimated if there is no column
     logged = chance if probability else np.full(len(t), np.nan)
     whose = data.groups(user) if user else None
     return {
@@ -68,12 +84,12 @@ def run(
 
 
 def chances(data: table.Table, name: str | None, treatment: Array) -> NDArray[np.float64]:
-    """Return each row's chance of treatment: its column, or the share of the treated."""
+    """Return each row's probability of treatment: its column, or the share of treated rows."""
     if not name:
         return np.full(len(treatment), treatment.mean())
     found = data.numbers(name)
     if not ((found > 0) & (found < 1)).all():
-        raise data.wrong(name, int(np.flatnonzero((found <= 0) | (found >= 1))[0]), "inside (0, 1)")
+        raise data.wrong(name, int(np.flatnonzero((found <= 0) | (found >= 1))[0]), "within (0, 1)")
     return found
 
 
@@ -95,10 +111,11 @@ def figures(
     half: int,
     user: NDArray[np.int32] | None = None,
 ) -> dict[str, Any]:
-    """Return qini and auuc of the second half, ate, interval and its reason of all rows.
+    """Return Qini and AUUC of the second half, and the average effect over all rows.
 
-    auuc is None where the outcome is not 0 or 1: scikit-uplift's perfect order needs that. The
-    interval is None, and `reason` tells why, where it would not hold. `user` (N,): whose rows.
+    AUUC is None unless the outcome is binary, because scikit-uplift's perfect ranking needs that.
+    The interval is None, and `reason` says why, if it would not be valid. `user` (N,) has each
+    row's user for clustered variances.
     """
     average = AverageEffect(0 if user is None else int(user.max()) + 1, LEAST)
     average.update(treatment == 1, outcome, chance, arms[:, 0], arms[:, 1], user)

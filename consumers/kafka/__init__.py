@@ -1,8 +1,8 @@
-"""Kafka at the border: a source of record batches, a sink, dead letters; its errors mapped once.
+"""Kafka clients: a source of record batches, a sink, dead letters, and the mapping of errors.
 
-The source owns its partitions by `assign`: rank r of w takes the partitions p with p % w == r, and
-every rank all partitions of the items. There is no group membership to lose; the offsets that count
-are the snapshot's, and those committed to Kafka are for lag tools only.
+The source assigns itself partitions: rank r of w takes the partitions p with p % w == r, and every
+rank takes all partitions of the item topic. There is no consumer group to rebalance. The trainer
+resumes from the offsets in its snapshot; offsets committed to Kafka are for lag tools only.
 """
 
 from consumers.kafka.connection import patient

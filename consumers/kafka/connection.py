@@ -1,4 +1,4 @@
-"""Connecting to a broker, and its errors mapped once: what to do next is our error's type."""
+"""Connecting to a broker, and mapping client errors to ours, whose type says what to do next."""
 
 import logging
 import ssl
@@ -16,24 +16,24 @@ from stream.errors import CounterflowError, Inconsistent, Unavailable
 
 T = TypeVar("T")
 
-REQUEST_S = 10.0  # a request without an answer by then is a broker that is away
+REQUEST_S = 10.0  # a broker that has not answered a request for this long is unavailable
 
-AFRESH = "counterflow train --from-earliest begins afresh and keeps the old snapshots aside"
-DISAGREES = f"the topic was made anew: start from a snapshot of this topic; {AFRESH}"
+AFRESH = "counterflow train --from-earliest starts a new model and sets the old snapshots aside"
+DISAGREES = f"the topic was created again: start from a snapshot of this topic; {AFRESH}"
 GONE = (
-    "records are past retention: counterflow train --skip-gap keeps the model and goes on where "
-    f"the log begins; {AFRESH}"
+    "retention has removed records: counterflow train --skip-gap keeps the model and continues at "
+    f"the earliest record; {AFRESH}"
 )
-NO_TOPIC = "counterflow topics create; where ACLs rule, grant this user describe and read"
+NO_TOPIC = "counterflow topics create; with ACLs, grant this user describe and read"
 
-# What asking again does not mend, and what the operator does about it.
+# Errors that a retry does not fix, and what the operator can do about them.
 LASTING: tuple[tuple[type[Exception], str], ...] = (
     (errors.SaslAuthenticationFailedError, "check user name, password and mechanism"),
     (errors.AuthorizationError, "grant this user the topics and the group (kafka-acls)"),
     (errors.UnsupportedCodecError, "pip install 'kafka-python[lz4,zstd,snappy,crc32c]'"),
     (errors.KafkaConfigurationError, "correct the [kafka] section of the configuration"),
-    (errors.InvalidTopicError, "a topic prefix has letters, digits, '.', '_' and '-'"),
-    (errors.InvalidReplicationFactorError, "ask for no more replicas than there are brokers"),
+    (errors.InvalidTopicError, "a topic prefix consists of letters, digits, '.', '_' and '-'"),
+    (errors.InvalidReplicationFactorError, "ask for at most as many replicas as there are brokers"),
     (errors.MessageSizeTooLargeError, "raise max.message.bytes of the topic"),
 )
 LOST: tuple[type[Exception], ...] = (
@@ -45,7 +45,17 @@ LOST: tuple[type[Exception], ...] = (
 
 @contextmanager
 def broker_errors(doing: str) -> Iterator[None]:
-    """Map the client's errors to ours: what to do next is the type, what went wrong the text."""
+    """Map the client's errors to ours; `doing` starts the message.
+
+    Raises
+    ------
+    Inconsistent
+        The requested offsets are gone, or the log is damaged.
+    CounterflowError
+        The error persists until an operator acts; the remedy says how.
+    Unavailable
+        Any other error: the caller retries.
+    """
     try:
         yield
     except LOST as error:
@@ -62,12 +72,12 @@ def broker_errors(doing: str) -> Iterator[None]:
         raise Unavailable(f"{doing}: {error}", remedy="is the broker up?") from error
 
 
-# What ends a start, since an operator has to mend it, and what a running trainer waits for.
+# Errors that end a start, as an operator must act, but that a running trainer waits out.
 GRANTED_AGAIN = (errors.AuthorizationError, errors.SaslAuthenticationFailedError)
 
 
 def patient(action: Callable[[], T]) -> T:
-    """Return what the action returns; rights that were taken from us meanwhile are Unavailable."""
+    """Return the action's result; rights revoked while running raise Unavailable."""
     try:
         return action()
     except CounterflowError as error:
@@ -77,29 +87,28 @@ def patient(action: Callable[[], T]) -> T:
 
 
 def lasting(error: BaseException) -> str:
-    """Return what mends an error that asking again does not; empty where waiting may."""
+    """Return the remedy of an error that a retry does not fix; an empty string for other errors."""
     return next((remedy for kind, remedy in LASTING if isinstance(error, kind)), "")
 
 
 def describe(error: Exception) -> str:
-    """Return the error's name and text, each once."""
+    """Return the error's name and text without repeating the name."""
     name, text = type(error).__name__, str(error)
     return text if name in text else f"{name}: {text}".removesuffix(": ")
 
 
 CLIENT_CERTIFICATE = (
-    "this listener takes only clients with a certificate of its CA: "
-    "set ssl_certfile and ssl_keyfile"
+    "this listener requires a client certificate of its CA: set ssl_certfile and ssl_keyfile"
 )
 PEM_FILES = "name readable PEM files in ssl_cafile, ssl_certfile and ssl_keyfile"
 
-# What the client only logs while it tries to connect, and what the operator does about it.
+# Causes of failed connections that the client only logs, and what the operator can do about them.
 TOLD_IN_THE_LOG = (
     ("SaslAuthenticationFailed", "check user name, password and mechanism"),
     ("UnsupportedSaslMechanism", "the broker does not offer this sasl_mechanism"),
     (
         "certificate is not valid for",
-        "connect by a name that the broker's certificate has, or set ssl_check_hostname = false",
+        "connect by a name in the broker's certificate, or set ssl_check_hostname = false",
     ),
     ("CERTIFICATE_VERIFY_FAILED", "name the CA of the broker's certificate in ssl_cafile"),
     ("ALERT_BAD_CERTIFICATE", CLIENT_CERTIFICATE),
@@ -109,21 +118,24 @@ TOLD_IN_THE_LOG = (
     ("NO_CERTIFICATE_OR_CRL_FOUND", PEM_FILES),
     ("PEM lib", PEM_FILES),
     ("KEY_VALUES_MISMATCH", "ssl_keyfile is not the key of ssl_certfile"),
-    ("Invalid frame length", "this listener speaks TLS: set security_protocol to SSL or SASL_SSL"),
+    ("Invalid frame length", "this listener uses TLS: set security_protocol to SSL or SASL_SSL"),
 )
 
-# What may also be a broker in trouble, so that waiting may mend it.
+# Signs that may also come from a broker in trouble, so a retry may succeed.
 PERHAPS = (
-    ("Handshake failed", "does this listener speak TLS? If not: security_protocol without SSL"),
+    (
+        "Handshake failed",
+        "does this listener use TLS? If not, choose a security_protocol without SSL",
+    ),
     (
         "socket disconnected",
-        "is it up? It hangs up: check security_protocol, user name and password too",
+        "is the broker up? It closed the connection: check security_protocol, user and password",
     ),
 )
 
 
 class _Overheard(logging.Handler):
-    """What the client logs: why it cannot connect is told nowhere else."""
+    """Collects the client's log lines, the only place that says why it cannot connect."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -141,7 +153,7 @@ class _Overheard(logging.Handler):
 
 
 class _Selector(NetworkSelector):  # type: ignore[misc]
-    """Gives up on a TLS handshake that the other side never answers; the client waits for ever."""
+    """Adds a timeout to TLS handshakes; the client waits forever for a silent peer."""
 
     def __init__(self, **how: Any) -> None:
         super().__init__(**how)
@@ -155,7 +167,7 @@ class _Selector(NetworkSelector):  # type: ignore[misc]
 
 
 class _HearsOut(KafkaConnectionManager):  # type: ignore[misc]
-    """Reads what a broker says before it hangs up; the client drops it if both come at once."""
+    """Reads a broker's last answer before a closed connection; the client drops it."""
 
     async def _build_transport(self, *given: Any, **named: Any) -> Any:
         transport = await super()._build_transport(*given, **named)
@@ -163,17 +175,29 @@ class _HearsOut(KafkaConnectionManager):  # type: ignore[misc]
 
         def all_of_it() -> Any:
             data, error = receive()
-            return data, None if data else error  # the end is read again, by itself
+            return data, None if data else error  # the next read sees the closed connection again
 
         transport._sock_recv = all_of_it  # noqa: SLF001
         return transport
 
 
 def connect(make: Callable[..., Any], bootstrap_servers: str, options: Mapping[str, Any]) -> Any:
-    """Return the connected client, or raise with the reason that the client only logs.
+    """Return the connected client.
 
-    A refused connection is Unavailable; wrong credentials and a wrong protocol are not mended by
-    waiting, and raise CounterflowError.
+    Parameters
+    ----------
+    make : callable
+        The client's class.
+    options : mapping
+        Its keyword arguments.
+
+    Raises
+    ------
+    Unavailable
+        If no broker can be reached; a retry may succeed.
+    CounterflowError
+        If credentials, protocol or options are wrong; the message has the reason that the client
+        only logs.
     """
     heard = _Overheard()
     inner: list[Any] = []
@@ -191,7 +215,7 @@ def connect(make: Callable[..., Any], bootstrap_servers: str, options: Mapping[s
     except (ValueError, TypeError, AssertionError) as error:
         raise CounterflowError(
             f"connecting to {bootstrap_servers}: {error}",
-            "kafka.bootstrap_servers is host:port, separated by commas; check kafka.options too",
+            "kafka.bootstrap_servers is host:port, separated by commas; also check kafka.options",
         ) from error
     except Unavailable as error:
         for client in inner:

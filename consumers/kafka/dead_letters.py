@@ -1,4 +1,4 @@
-"""Bad records on a topic of their own: as they came, and why and whence in headers."""
+"""The dead-letter topic: bad records unchanged, with the reason and the origin in headers."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OURS = "dlq."
+OURS = "dlq."  # prefix of the headers that we add
 TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
-CUTS = ("", "value", "value,key,headers")  # what a letter lost that did not fit into its topic
+CUTS = ("", "value", "value,key,headers")  # parts left out, step by step, of a letter too large
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A letter that is not acknowledged yet, how far it was cut, and its future once sent."""
+    """An unacknowledged letter: its record, the number of cuts, and its future once sent."""
 
     record: Outgoing
     cut: int = 0
@@ -32,11 +32,20 @@ class _Waiting:
 
 
 class DeadLetters:
-    """Keeps bad records, as they came, on a topic of their own; `clock` gives Unix seconds.
+    """Writes bad records, unchanged, to the dead-letter topic.
 
-    None is given up. One that is larger than the topic takes is written without its value, and if
-    need be without its key and headers; `dlq.truncated` says what is missing, and the `dlq.*`
-    headers where the whole record stands.
+    No letter is dropped. One that is larger than the topic accepts is written without its value
+    and, if necessary, without its key and headers; `dlq.truncated` names the missing parts, and the
+    other `dlq.*` headers say where the whole record is.
+
+    Parameters
+    ----------
+    sink : Sink
+        Producer of the letters.
+    topic : str
+        The dead-letter topic.
+    clock : callable
+        Unix time in seconds.
     """
 
     def __init__(self, sink: Sink, topic: str, clock: Callable[[], float]) -> None:
@@ -44,23 +53,23 @@ class DeadLetters:
         self._topic = topic
         self._clock = clock
         self._waiting: list[_Waiting] = []
-        self.failed = 0  # times that a letter was not acknowledged; each is tried again
+        self.failed = 0  # failed deliveries; each is retried
 
     def add(self, bad: Sequence["BadRecord"], batches: Sequence[RecordBatch]) -> None:
-        """Start to produce a letter for each bad record of a poll; `flush` acknowledges them."""
+        """Start sending a letter for each bad record of a poll; `flush` awaits acknowledgement."""
         now_ms = str(int(self._clock() * 1000)).encode()
         for record in bad:
             self._waiting.append(_Waiting(letter(self._topic, record, batches, now_ms)))
         try:
             self._send(len(self._waiting))
         except Unavailable as error:
-            log.warning("dead letters wait: %s", error)
+            log.warning("dead letters have to wait: %s", error)
 
     def flush(self, timeout_s: float = REQUEST_S) -> None:
-        """Return when the broker has every letter; raises Unavailable, and keeps the others."""
+        """Wait until every letter is acknowledged, else raise Unavailable and keep the others."""
         alone = False
         while self._waiting:
-            if alone:  # the largest first: where it fits, the others will
+            if alone:  # the largest first: if it fits, the others do
                 self._waiting.sort(key=_size, reverse=True)
             sent = self._send(1 if alone else len(self._waiting))
             self._sink.flush(timeout_s)
@@ -68,7 +77,7 @@ class DeadLetters:
             if error is None:
                 alone = False
                 continue
-            self._sink.renew()  # one refusal, and an idempotent client refuses all that it holds
+            self._sink.renew()  # after one rejection an idempotent producer fails all its records
             if isinstance(error, TOO_LARGE) and (len(sent) > 1 or _cut(sent[0])):
                 alone = True
                 continue
@@ -78,7 +87,7 @@ class DeadLetters:
             )
 
     def _settle(self, sent: list[_Waiting]) -> Exception | None:
-        """Only what is not acknowledged waits; return why."""
+        """Remove acknowledged letters; return the error of one that was refused, if any."""
         refused = [waiting for waiting in sent if not waiting.future.succeeded()]
         done = {id(waiting) for waiting in sent} - {id(waiting) for waiting in refused}
         self._waiting = [waiting for waiting in self._waiting if id(waiting) not in done]
@@ -90,7 +99,7 @@ class DeadLetters:
         return why
 
     def _send(self, most: int) -> list[_Waiting]:
-        """Return the first letters, which are with the client; Unavailable where it takes none."""
+        """Hand the first `most` letters to the client and return them, else raise Unavailable."""
         for waiting in self._waiting[:most]:
             while waiting.future is None:
                 try:
@@ -104,20 +113,21 @@ class DeadLetters:
 
 
 def _size(waiting: _Waiting) -> int:
+    """Return the bytes of a letter's key, value and headers."""
     record = waiting.record
     parts = [record.key, record.value, *(content for _, content in record.headers)]
     return sum(len(part or b"") for part in parts)
 
 
 def _cut(waiting: _Waiting) -> bool:
-    """The letter is smaller after the call; returns whether there was something to leave out."""
+    """Leave the next part out of a letter; return False if nothing more can be left out."""
     if waiting.cut + 1 == len(CUTS):
         return False
     waiting.cut += 1
     told, record = CUTS[waiting.cut], waiting.record
     ours = [(name, said) for name, said in record.headers if name.startswith(OURS)]
     ours = [*(h for h in ours if h[0] != "dlq.truncated"), ("dlq.truncated", told.encode())]
-    log.error("a dead letter is too large for %s and goes without its %s", record.topic, told)
+    log.error("a dead letter is too large for %s and is sent without its %s", record.topic, told)
     if told == "value":
         theirs = [header for header in record.headers if not header[0].startswith(OURS)]
         waiting.record = replace(record, value=None, headers=(*theirs, *ours))
@@ -129,7 +139,7 @@ def _cut(waiting: _Waiting) -> bool:
 def letter(
     topic: str, record: "BadRecord", batches: Sequence[RecordBatch], now_ms: bytes
 ) -> Outgoing:
-    """Return the dead letter of a record: as it came, and why and whence in `dlq.*` headers."""
+    """Return the dead letter: the record unchanged, reason and origin in `dlq.*` headers."""
     batch = batches[record.batch]
     why = {
         "dlq.reason": record.reason.encode(),

@@ -1,4 +1,4 @@
-"""Where the partitions end now, asked on a connection of its own, whatever else stands still."""
+"""The current ends of partitions, asked for on a connection of their own."""
 
 import socket
 import time
@@ -10,15 +10,15 @@ from kafka import KafkaConsumer, TopicPartition
 from consumers.kafka.connection import broker_errors, connect
 from stream.errors import Unavailable
 
-PATIENCE_S = 0.6  # then it is looked whether anybody listens
-LONGEST_S = 3.0  # a broker that listens and does not answer
-LISTEN_S = 0.2
+PATIENCE_S = 0.6  # timeout of one request; then check whether any broker accepts connections
+LONGEST_S = 3.0  # total timeout for a broker that accepts connections but does not answer
+LISTEN_S = 0.2  # timeout of a connection attempt
 
 
 class Ends:
-    """Asks for the ends of partitions; one thread at a time.
+    """Asks for the ends of partitions; connects on first use; not thread-safe.
 
-    Under read_committed an end is the last stable offset. It connects when it is first asked.
+    Under `read_committed` an end is the last stable offset.
     """
 
     def __init__(
@@ -41,7 +41,10 @@ class Ends:
         self._consumer: Any = None
 
     def __call__(self, partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
-        """Return the ends; raises Unavailable at once where nobody listens, else after 3 s."""
+        """Return the end of each partition.
+
+        Raises Unavailable at once if no broker accepts connections, else after 3 s.
+        """
         if self._consumer is None:
             self._consumer = connect(KafkaConsumer, self._bootstrap_servers, self._options)
         tps = [TopicPartition(*partition) for partition in partitions]
@@ -51,7 +54,7 @@ class Ends:
                 with broker_errors("asking for the ends"):
                     told = self._consumer.end_offsets(tps, timeout_ms=int(PATIENCE_S * 1000))
                 return {(tp.topic, tp.partition): offset for tp, offset in told.items()}
-            except KeyError:  # partitions that this client has not heard of: it looks again
+            except KeyError:  # the client does not know a new partition yet: update its metadata
                 self._consumer._cluster.request_update()  # noqa: SLF001
                 known = [tp for tp in tps if self._knows(tp)]
                 if len(known) == len(tps) or time.monotonic() > until:
@@ -64,7 +67,7 @@ class Ends:
                     raise Unavailable(f"no broker listens: {error.message}") from error
 
     def close(self) -> None:
-        """The connection is closed after the call."""
+        """Close the connection."""
         if self._consumer is not None:
             self._consumer.close(autocommit=False, timeout_ms=500)
 
@@ -73,7 +76,7 @@ class Ends:
         return tp.partition in (numbers or ())
 
     def _listens(self) -> bool:
-        """Tell whether any broker takes a connection."""
+        """Return whether any known broker accepts connections."""
         known = [(broker.host, broker.port) for broker in self._consumer._cluster.brokers()]  # noqa: SLF001
         for address in known:
             try:

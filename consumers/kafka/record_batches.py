@@ -1,10 +1,10 @@
-"""Whole Kafka record batches out of kafka-python's fetcher, and the stock path as the fallback.
+"""Whole record batches from kafka-python's fetcher, with the client's own parser as a fallback.
 
-The client parses every record in Python, 4.6 to 7 microseconds each. Its fetcher looks the class
-`PartitionRecords` up on the instance, so one attribute replaces the parser by `BatchRecords`, which
-hands on each batch's uncompressed bytes. `supported` says whether this client still looks as it did
-when that was written (3.0); where it does not, `reframe` puts the stock path's records into the
-same framing. tests/test_kafka.py runs the same cases over both.
+The client parses every record in Python, 4.6 to 7 microseconds each. Its fetcher looks up the class
+`PartitionRecords` on the instance, so setting one attribute replaces the parser by `BatchRecords`,
+which passes on the uncompressed bytes of each batch. `supported` checks that the client still has
+the structure of version 3.0; if not, `reframe` converts the client's parsed records into the same
+framing. tests/test_kafka.py runs the same cases over both paths.
 """
 
 import inspect
@@ -23,14 +23,14 @@ from kafka.record.util import encode_varint
 from stream.framing import unframe
 from stream.records import RecordBatch
 
-HEADER_BYTES = 61  # of a magic-2 batch, up to and with the record count
-LOG_APPEND = 1  # the timestamp type: the broker's clock
-ABORT = b"\0\0"  # the sort of a marker
+HEADER_BYTES = 61  # of a magic-2 batch, up to and including the record count
+LOG_APPEND = 1  # timestamp type: set by the broker's clock
+ABORT = b"\0\0"  # control record type of an abort marker
 
 Headers = Sequence[tuple[str, bytes | None]]
 Framed = tuple[int, int, bytes | None, bytes | None, Headers]  # offset, ts_ms, key, value, headers
 
-# What the replaced class is constructed with and asked for: the shape that was read in 3.0.12.
+# Constructor arguments and methods of the replaced class, as of kafka-python 3.0.12.
 CONSTRUCTED_WITH = (
     "self fetch_offset tp records key_deserializer value_deserializer check_crcs isolation_level "
     "aborted_transactions metric_aggregator on_drain"
@@ -39,7 +39,7 @@ ASKED_FOR = ("__bool__", "take", "drain")
 
 
 def _zstd(data: bytes) -> bytes:
-    # Not the client's own: that one stops at 1 MiB where the frame does not name its size (Java's).
+    # The client's decoder stops at 1 MiB if the frame does not declare its size, as Java's do not.
     import zstandard
 
     reader = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True)
@@ -55,7 +55,7 @@ DECODERS: dict[int, tuple[str, Callable[[], bool], Callable[[bytes], bytes]]] = 
 
 
 def supported(consumer: Any) -> bool:
-    """Tell whether this client's fetcher takes its parser from the attribute that we replace."""
+    """Return whether this client's fetcher uses the attribute that `install` replaces."""
     stock = getattr(getattr(consumer, "_fetcher", None), "PartitionRecords", None)
     if not inspect.isclass(stock):
         return False
@@ -68,16 +68,16 @@ def supported(consumer: Any) -> bool:
 
 
 def install(consumer: Any, kinds: Mapping[str, str]) -> None:
-    """Make every later poll of `consumer` return RecordBatch objects; kinds: topic -> kind."""
+    """Make later polls of `consumer` return RecordBatch objects; `kinds` maps topic to kind."""
     consumer._fetcher.PartitionRecords = partial(BatchRecords, kinds)  # noqa: SLF001
 
 
 class BatchRecords:
-    """One partition's share of a fetch response, given out batch by batch.
+    """One partition's part of a fetch response, returned batch by batch.
 
-    It keeps the stock class's order of events: `next_fetch_offset` moves past a batch when that
-    batch is given out, control and aborted batches move it without being given out, and an error
-    behind good batches is raised by the take that finds nothing before it.
+    It behaves like the class it replaces: `next_fetch_offset` moves past a batch when that batch is
+    taken; control batches and aborted batches move it without being returned; and an error behind
+    good batches is raised only once those have been taken.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class BatchRecords:
         self._kind = kinds.get(tp.topic, "")
         self._check_crcs = check_crcs
         self._committed_only = isolation_level == IsolationLevel.READ_COMMITTED
-        self._aborting: set[int] = set()  # producers whose open transaction ends in an abort
+        self._aborting: set[int] = set()  # producers whose open transaction was aborted
         self._aborted = deque(sorted(aborted_transactions or [], key=lambda txn: txn.first_offset))
         self._metrics = metric_aggregator
         self._on_drain = on_drain
@@ -114,7 +114,7 @@ class BatchRecords:
         return self._batches is not None
 
     def drain(self) -> None:
-        """Give up what is left; the fetcher may fetch this partition again."""
+        """Drop the remaining batches; the fetcher may then fetch this partition again."""
         if self._batches is not None:
             self._batches = None
             self._error = None
@@ -123,7 +123,7 @@ class BatchRecords:
             self._on_drain(self)
 
     def take(self, n: int | None = None) -> list[RecordBatch]:
-        """Return up to n further batches; [] and drained at the end."""
+        """Return up to n further batches; an empty list, and drained, at the end."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -135,7 +135,7 @@ class BatchRecords:
         except Exception as error:
             if not taken:
                 raise
-            self._error = error  # for the next take: what was read before it is good
+            self._error = error  # raised by the next take: the batches before it are good
         return taken
 
     def _unpack(self, records: Any) -> Iterator[RecordBatch]:
@@ -160,9 +160,11 @@ class BatchRecords:
         self.drain()
 
     def _hidden(self, batch: Any) -> bool:
-        """Tell whether this batch is a marker or, under read_committed, of an aborted transaction.
+        """Return whether the batch is a control batch or, under read_committed, was aborted.
 
-        Source: the client's own PartitionRecords, after Kafka's Fetcher.nextFetchedRecord.
+        References
+        ----------
+        kafka-python's PartitionRecords, and Kafka's Fetcher.nextFetchedRecord.
         """
         if self._committed_only and batch.has_producer_id():
             while self._aborted and self._aborted[0].first_offset <= batch.last_offset:
@@ -175,6 +177,7 @@ class BatchRecords:
         return bool(batch.is_control_batch)
 
     def _whole(self, batch: Any) -> RecordBatch:
+        """Return the batch with its records decompressed."""
         packed = memoryview(batch._buffer)[HEADER_BYTES:]  # noqa: SLF001
         packing = batch.compression_type
         return RecordBatch(
@@ -192,7 +195,7 @@ class BatchRecords:
         )
 
     def _reframe(self, batch: Any) -> Iterator[RecordBatch]:
-        """Yield a batch of the formats before 0.11 (magic 0 and 1) in the framing of magic 2."""
+        """Yield a batch of the formats before Kafka 0.11 (magic 0 and 1) in magic-2 framing."""
         kept: list[Framed] = []
         for record in batch:
             if self._check_crcs and not record.validate_crc():
@@ -208,15 +211,15 @@ class BatchRecords:
             self.bytes_read += len(made.data)
             self.records_read += made.count
             yield made
-        else:  # nothing of it is left, or all of it lies before: the next fetch begins behind it
+        else:  # empty, or entirely before the requested offset: fetch behind it next
             self.next_fetch_offset = max(self.next_fetch_offset, batch.base_offset + 1)
 
 
 def _ends_abort(batch: Any) -> bool:
-    """Tell whether the marker may end an aborted transaction: of what sort it was is in its key.
+    """Return whether a control batch may end an aborted transaction; its key has the type.
 
-    Compaction may have emptied it; its producer's transaction has ended there all the same. Sorts
-    that are not known end none.
+    Compaction may have emptied the batch, but the transaction ended there all the same. Control
+    records of unknown types end no transaction.
     """
     if not batch.records_count:
         return True
@@ -225,9 +228,9 @@ def _ends_abort(batch: Any) -> bool:
 
 
 def decompress(compression: int, data: memoryview) -> bytes:
-    """Return the records section as it was before the producer compressed it."""
+    """Return the decompressed records section of a batch."""
     if compression not in DECODERS:
-        raise UnsupportedCodecError(f"compression type {compression} is not known")
+        raise UnsupportedCodecError(f"unknown compression type {compression}")
     name, present, decode = DECODERS[compression]
     if not present():
         raise UnsupportedCodecError(f"the library for {name} is not installed")
@@ -238,7 +241,7 @@ def decompress(compression: int, data: memoryview) -> bytes:
 
 
 def frame(tp: Any, kind: str, records: Iterable[Framed]) -> RecordBatch:
-    """Return the records, in offset order and at least one, as one batch in magic-2 framing."""
+    """Return the records, at least one and in offset order, as one batch in magic-2 framing."""
     data, body = bytearray(), bytearray()
     base = first_ts = max_ts = last = count = 0
     for offset, ts_ms, key, value, headers in records:
@@ -265,6 +268,7 @@ def frame(tp: Any, kind: str, records: Iterable[Framed]) -> RecordBatch:
 
 
 def _string(body: bytearray, content: bytes | None) -> None:
+    """Append a length-prefixed byte string; None has length -1."""
     if content is None:
         encode_varint(-1, body.append)
     else:
@@ -273,7 +277,7 @@ def _string(body: bytearray, content: bytes | None) -> None:
 
 
 def reframe(tp: Any, kind: str, records: Iterable[Any]) -> RecordBatch:
-    """Return the stock path's records of one partition as one batch; times per record."""
+    """Return the client's parsed records of one partition as one batch with their timestamps."""
     return frame(
         tp, kind, ((r.offset, r.timestamp, r.key, r.value, r.headers or ()) for r in records)
     )

@@ -1,4 +1,4 @@
-"""Records out: each acknowledged by all in-sync replicas, or told as not acknowledged."""
+"""Producing records, each acknowledged by all in-sync replicas or reported as unacknowledged."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,15 @@ from stream.errors import CounterflowError, Unavailable
 
 log = logging.getLogger(__name__)
 
-LARGEST_REQUEST = 4 * 1024 * 1024  # a record at the broker's default of 1 MiB, with room
+LARGEST_REQUEST = 4 * 1024 * 1024  # a record of the default maximum, 1 MiB, fits easily
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One record to produce; no timestamp: the client's clock; no key: any partition."""
+    """One record to produce.
+
+    Without a timestamp the client's clock is used; without a key, any partition.
+    """
 
     topic: str
     value: bytes | None
@@ -30,24 +33,25 @@ class Outgoing:
 
 
 class Unacknowledged(Unavailable):
-    """The broker acknowledged only the records at the indices in `acknowledged`."""
+    """The broker acknowledged only the records whose indices are in `acknowledged`."""
 
     def __init__(self, message: str, acknowledged: Sequence[int], remedy: str = "") -> None:
-        super().__init__(message, remedy=remedy or "is the broker up? Send the others again")
+        super().__init__(message, remedy=remedy or "is the broker up? Send the other records again")
         self.acknowledged = tuple(acknowledged)
 
 
 class _Headers(list[tuple[str, bytes | None]]):
-    """Headers that count as none where the client adds up sizes and trips over a null value."""
+    """Headers that are false, so the client skips its size estimate, which fails on nulls."""
 
     def __bool__(self) -> bool:
         return False
 
 
 class _AsItCame(Serializer):  # type: ignore[misc]
-    """Lets a record through whose header values, or whose key and value together, are null.
+    """Produces records with null header values, or with both key and value null.
 
-    Kafka has such records and the client's checks refuse them; it serializes after its checks.
+    Kafka allows such records, but the client rejects them. Its checks run before the serializer, so
+    the serializer fills in the real headers and value.
     """
 
     def serialize(self, topic: str, headers: Any, data: Any) -> Any:
@@ -58,7 +62,17 @@ class _AsItCame(Serializer):  # type: ignore[misc]
 
 
 class Sink:
-    """Produces records, acknowledged by all in-sync replicas, once each while it lives."""
+    """Produces records; idempotent, and acknowledged by all in-sync replicas.
+
+    Parameters
+    ----------
+    client : mapping, optional
+        Further options of the producer: TLS, SASL and others.
+    linger_ms : int
+        How long the producer waits to fill a batch.
+    batch_bytes : int
+        Size of a full batch.
+    """
 
     def __init__(
         self,
@@ -73,7 +87,7 @@ class Sink:
             "request_timeout_ms": int(REQUEST_S * 1000),
             **(client or {}),
         }
-        # the client wants a delivery to last at least one request and what it waits before it
+        # the client requires delivery_timeout_ms >= request_timeout_ms + linger_ms
         least_ms = chosen["request_timeout_ms"] + chosen["linger_ms"]
         self._bootstrap_servers = bootstrap_servers
         self._options = {
@@ -97,9 +111,9 @@ class Sink:
         return connect(KafkaProducer, self._bootstrap_servers, self._options)
 
     def renew(self) -> None:
-        """A client without a past takes the place of one that failed; what waits in it is lost."""
+        """Replace a failed producer by a new one; records waiting in the old one are lost."""
         old, self._producer = self._producer, self._connected()
-        old._sender.force_close()  # noqa: SLF001 - the client's close would wait for its records
+        old._sender.force_close()  # noqa: SLF001 - close() alone would wait for its records
         old.close(timeout=1)
 
     def send(self, record: Outgoing) -> Any:
@@ -117,12 +131,12 @@ class Sink:
             )
 
     def flush(self, timeout_s: float = REQUEST_S) -> None:
-        """Wait until every record sent is acknowledged or failed; Unavailable when time is up."""
+        """Wait until every record is acknowledged or failed; raise Unavailable on a timeout."""
         with broker_errors("waiting for acknowledgements"):
             self._producer.flush(timeout=timeout_s)
 
     def produce(self, records: Sequence[Outgoing], timeout_s: float = REQUEST_S) -> None:
-        """Produce all records and return when all are acknowledged; raises Unacknowledged."""
+        """Produce all records and wait until all are acknowledged, else raise Unacknowledged."""
         futures: list[Any] = []
         said = remedy = ""
         try:
@@ -131,7 +145,7 @@ class Sink:
         except CounterflowError as error:
             said, remedy = error.message, error.remedy
         try:
-            self.flush(timeout_s)  # also after a failure: those before it are on their way
+            self.flush(timeout_s)  # even after a failure: the records before it are in flight
         except CounterflowError as error:
             said = said or error.message
         done = [at for at, future in enumerate(futures) if future.succeeded()]
@@ -143,12 +157,12 @@ class Sink:
             raise Unacknowledged(said, done, remedy)
 
     def close(self, timeout_s: float = REQUEST_S) -> None:
-        """Send what waits and leave; what is not acknowledged by then is given up and logged."""
+        """Send waiting records and close; records unacknowledged by then are dropped and logged."""
         try:
             self._producer.close(timeout=timeout_s)
         except errors.KafkaTimeoutError as error:
-            log.warning("records are given up: %s", error)
-            self._producer._sender.force_close()  # noqa: SLF001 - the client's close stops halfway
+            log.warning("unacknowledged records are dropped: %s", error)
+            self._producer._sender.force_close()  # noqa: SLF001 - close() stopped halfway
             self._producer.close(timeout=1)
 
     def __enter__(self) -> "Sink":

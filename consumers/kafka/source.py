@@ -1,4 +1,4 @@
-"""One rank's partitions, polled as whole record batches from offsets that the caller keeps."""
+"""Polling one rank's partitions as whole record batches, from offsets that the caller keeps."""
 
 import logging
 import time
@@ -22,22 +22,38 @@ Partition = tuple[str, int]
 Offsets = dict[Partition, int]
 
 MIB = 1024 * 1024
-FETCH_WAIT_MS = 10  # how long the broker holds an empty fetch; produced records end it at once
-PARTITION_BYTES = MIB  # of one partition in one fetch, compressed: what a poll is put together from
-POLL_BYTES = 8 * MIB  # larger polls make steps hardly faster, and the process larger
-FIRST_GUESS = 16 * 1024  # a batch's bytes before one was seen: the clients' usual batch_size
-MOST_ITEMS = 100_000  # of one inner poll
-HELD_BYTES = 64 * MIB  # beyond it the order over partitions is given up, not the memory
-GONE_S = 10.0  # a topic that the broker does not know for so long was deleted
-PATIENCE = 8  # fetches without a lagging partition's records: an open transaction holds them
+FETCH_WAIT_MS = 10  # longest time the broker delays an empty fetch; new records end it at once
+PARTITION_BYTES = MIB  # compressed bytes per partition and fetch
+POLL_BYTES = 8 * MIB  # larger polls hardly speed up learning, but take more memory
+FIRST_GUESS = 16 * 1024  # assumed size of a batch until one is seen: the usual batch_size
+MOST_ITEMS = 100_000  # most batches (or records, on the client's own path) in one fetch
+HELD_BYTES = 64 * MIB  # with more than this in memory, order across partitions is given up
+GONE_S = 10.0  # a topic unknown to the broker for this long was deleted
+PATIENCE = 8  # fetches without records of a lagging partition: an open transaction blocks it
 
 
 class KafkaSource:
     """Polls the batches of one rank's partitions, from offsets that the caller keeps.
 
-    `topics` maps each topic's name to its kind. `client` passes TLS, SASL and other options on to
-    the client. `whole` forces the batch path (True) or the stock path (False); by default the
-    client's looks decide. One thread at a time may use a source.
+    One thread at a time may use a source.
+
+    Parameters
+    ----------
+    topics : mapping
+        Topic name -> kind of its events.
+    group_id : str, optional
+        Group under which offsets are committed for lag tools; None commits nothing.
+    client : mapping, optional
+        Further options of the consumer: TLS, SASL and others.
+    isolation_level : str
+        `read_committed` or `read_uncommitted`.
+    rank, world : int
+        This source takes the partitions p with p % world == rank, and all partitions of items.
+    fetch_wait_ms : int
+        Longest time the broker delays an empty fetch.
+    whole : bool, optional
+        Force the fast path over whole batches (True) or the client's own record parser (False); by
+        default the fast path is used if the client supports it.
     """
 
     def __init__(
@@ -66,14 +82,14 @@ class KafkaSource:
                 "group_id": group_id,
                 "isolation_level": isolation_level,
                 "enable_auto_commit": False,
-                "auto_offset_reset": "none",  # a lost offset stops us; it never skips records
+                "auto_offset_reset": "none",  # a lost offset raises; records are never skipped
                 "allow_auto_create_topics": False,
                 "fetch_max_wait_ms": fetch_wait_ms,
                 "fetch_min_bytes": 1,
                 "max_partition_fetch_bytes": PARTITION_BYTES,
                 "bootstrap_timeout_ms": int(REQUEST_S * 1000),
                 "request_timeout_ms": int(REQUEST_S * 1000),
-                "metadata_max_age_ms": 30_000,  # so long a new partition may go unnoticed
+                "metadata_max_age_ms": 30_000,  # a new partition is noticed within this time
                 "reconnect_backoff_max_ms": 2_000,
                 "metrics_enabled": False,
                 **(client or {}),
@@ -83,24 +99,37 @@ class KafkaSource:
         if self.whole:
             install(self._consumer, self.topics)
         elif whole is None:
-            log.warning("this kafka-python parses record by record: expect 200 k records/s at most")
+            log.warning("this kafka-python parses record by record: expect at most 200 k records/s")
         self._assigned: dict[Partition, Any] = {}
-        # Where we started and the end known then, until the broker tells the end of now.
+        # Start offset and the end known then, until a fetch has told the current end.
         self._unproven: dict[Partition, tuple[int, int | None]] = {}
-        self._held: list[RecordBatch] = []  # polled, not yet given out
+        self._held: list[RecordBatch] = []  # fetched but not returned by `poll` yet
         self._largest = FIRST_GUESS
-        self._missing_s: dict[str, float] = {}  # topics that the broker does not know, since when
+        self._missing_s: dict[str, float] = {}  # topics unknown to the broker, and since when
 
     # -- partitions and offsets
 
     def start(
         self, offsets: Mapping[Partition, int] | None = None, skip_gap: bool = False
     ) -> Offsets:
-        """Stand at `offsets` in this rank's partitions, at the earliest record in all others.
+        """Seek to `offsets` in this rank's partitions, and to the earliest record in all others.
 
-        Raises Inconsistent for an offset whose record is gone, or in a partition that is none. With
-        `skip_gap` it stands at the earliest record instead of one that is gone; returns how many
-        offsets of which partitions were skipped so.
+        Parameters
+        ----------
+        offsets : mapping, optional
+            Next offset of each partition.
+        skip_gap : bool
+            Where an offset's record is gone, seek to the earliest record instead.
+
+        Returns
+        -------
+        dict
+            Number of skipped offsets of each partition that had a gap.
+
+        Raises
+        ------
+        Inconsistent
+            If an offset's record is gone, or a partition does not exist.
         """
         self._held = []
         self._assigned = {}
@@ -113,10 +142,10 @@ class KafkaSource:
         return self._add(mine, wanted, skip_gap)
 
     def discover(self) -> list[Partition]:
-        """Take up the partitions that were added since the start, from their first record.
+        """Add partitions created since the start, from their first record; return them.
 
-        Asks nobody: it looks at what the client knows. Raises Unavailable for a topic that is not
-        shown to us any more, and Inconsistent for one that was deleted.
+        Sends no request; it uses the client's metadata. Raises Unavailable for a topic that is no
+        longer visible, and Inconsistent for a topic that was deleted.
         """
         self._require_topics()
         new = [partition for partition in self._mine() if partition not in self._assigned]
@@ -125,17 +154,17 @@ class KafkaSource:
         return new
 
     def seek(self, offsets: Mapping[Partition, int]) -> None:
-        """Stand at `offsets`; other partitions stay where they are."""
+        """Seek to `offsets`; other partitions are not changed."""
         self._held = [b for b in self._held if (b.topic, b.partition) not in offsets]
         for partition, offset in offsets.items():
             self._stand(partition, offset)
 
     def pause(self, *partitions: Partition) -> None:
-        """Give out nothing of these partitions (of none named: of all) until they are resumed."""
+        """Stop returning records of these partitions (of all if none are given) until `resume`."""
         self._consumer.pause(*(self._assigned[p] for p in partitions or self._assigned))
 
     def resume(self, *partitions: Partition) -> None:
-        """Go on where `pause` stopped."""
+        """Continue after `pause`."""
         self._consumer.resume(*(self._assigned[p] for p in partitions or self._assigned))
 
     def assigned(self) -> list[Partition]:
@@ -143,7 +172,7 @@ class KafkaSource:
         return list(self._assigned)
 
     def positions(self) -> Offsets:
-        """Return the next offset of each partition: everything before it was given out."""
+        """Return each partition's next offset: every record before it was returned by `poll`."""
         found: Offsets = {}
         with broker_errors("reading positions"):
             for partition, tp in self._assigned.items():
@@ -156,21 +185,20 @@ class KafkaSource:
         return found
 
     def highwaters(self) -> Offsets:
-        """Return the ends of the partitions as the last fetches told them; unasked ones lack."""
+        """Return the high watermarks of the latest fetches; unfetched partitions are missing."""
         ends = {p: self._consumer.highwater(tp) for p, tp in self._assigned.items()}
         return {partition: end for partition, end in ends.items() if end is not None}
 
     def lag(self) -> Offsets:
-        """Return how many offsets lie between each position and its known end; no request."""
+        """Return the offsets between each position and its known end, without a request."""
         positions = self.positions()
         return {p: max(0, end - positions[p]) for p, end in self.highwaters().items()}
 
     def ends(self, timeout_s: float = REQUEST_S) -> Offsets:
-        """Return each partition's end, asking for those that no fetch has told since the start.
+        """Return each partition's end; records fetched to learn it are returned by later polls.
 
-        What is polled to learn them comes with the next polls.
-        Under read_committed it is the last stable offset, else the high watermark out of a fetch:
-        Tansu's answer to ListOffsets is wrong behind a batch of several records.
+        Under `read_committed` the end is the last stable offset. Else it is the high watermark of a
+        fetch, because Tansu answers ListOffsets wrongly behind a batch of several records.
         """
         if self.committed_only:
             with broker_errors("asking for the ends"):
@@ -188,13 +216,22 @@ class KafkaSource:
     # -- polling
 
     def poll(self, timeout_s: float = 0.05, max_bytes: int = POLL_BYTES) -> list[RecordBatch]:
-        """Return the next batches in the order of Kafka's time, over partitions.
+        """Return the next batches, ordered by Kafka timestamp across partitions.
 
-        At once what is there, else the first within `timeout_s`; about `max_bytes` of uncompressed
-        records at most, and at least one batch where there is one. A partition of which more is
-        known to lie in the log holds the others back until its next batch is here, so that a
-        backlog of impressions and clicks comes as it was produced. Raises Inconsistent when the
-        offsets we stand at are not in the log.
+        A partition whose next batch is in the log but not fetched yet holds back the others, so
+        that a backlog of impressions and clicks comes in the order it was produced.
+
+        Parameters
+        ----------
+        timeout_s : float
+            How long to wait for the first batch if none is available.
+        max_bytes : int
+            Approximate limit of uncompressed bytes; at least one batch is returned if there is one.
+
+        Raises
+        ------
+        Inconsistent
+            If the offsets are not in the log.
         """
         held = {(batch.topic, batch.partition) for batch in self._held}
         size = sum(len(batch.data) for batch in self._held if self._open(batch))
@@ -205,7 +242,7 @@ class KafkaSource:
             if size >= HELD_BYTES or (size >= max_bytes and not behind):
                 break
             room = max(1, (max_bytes - size) // self._largest)
-            all_of_it = self.whole and behind  # what the client holds of others stands in line
+            all_of_it = self.whole and behind  # else other partitions' buffered batches block it
             more = self._fetch(wait_ms, MOST_ITEMS if all_of_it else min(MOST_ITEMS, room))
             self._held += more
             size += sum(len(batch.data) for batch in more)
@@ -218,7 +255,7 @@ class KafkaSource:
         return self._release(max_bytes)
 
     def pending(self) -> set[Partition]:
-        """Return the partitions of impressions, clicks and ratings of which more is to come."""
+        """Return the partitions of impressions, clicks and ratings with more records to come."""
         held = {(batch.topic, batch.partition) for batch in self._held}
         return {
             p
@@ -227,19 +264,19 @@ class KafkaSource:
         }
 
     def _open(self, batch: RecordBatch) -> bool:
-        """Tell whether the batch may be given out: its partition is not paused."""
+        """Return whether the batch may be returned: its partition is not paused."""
         tp = self._assigned[batch.topic, batch.partition]
         return not self._consumer._subscription.assignment[tp].paused  # noqa: SLF001
 
     def _more(self, partition: Partition) -> bool:
-        """Tell whether the log may hold records behind those fetched."""
+        """Return whether the log may hold records behind the fetched ones."""
         state = self._consumer._subscription.assignment[self._assigned[partition]]  # noqa: SLF001
         if state.paused or state.position is None:
             return False
         return state.highwater is None or bool(state.position.offset < state.highwater)
 
     def _release(self, max_bytes: int) -> list[RecordBatch]:
-        """Give out what is held, the oldest first, until a partition's next batch is not here."""
+        """Return held batches, oldest first, until a partition's next batch is not fetched yet."""
         queues: dict[Partition, deque[RecordBatch]] = {}
         for batch in self._held:
             queues.setdefault((batch.topic, batch.partition), deque()).append(batch)
@@ -280,19 +317,19 @@ class KafkaSource:
         self._largest = max(widest, self._largest * 9 // 10, 1)
         return made
 
-    # -- what lag tools and snapshots read
+    # -- offsets and identity
 
     def commit(self, offsets: Mapping[Partition, int], timeout_s: float = REQUEST_S) -> None:
-        """Tell lag tools these offsets; without a group nothing happens. Raises Unavailable."""
+        """Commit offsets for lag tools; does nothing without a group. Raises Unavailable."""
         if self._group_id is None or not offsets:
             return
         with broker_errors("committing offsets"):
             self._consumer.commit(_named(offsets), timeout_ms=int(timeout_s * 1000))
 
     def tell(self, offsets: Mapping[Partition, int]) -> None:
-        """The offsets are on their way to lag tools; polls carry them, and log a refusal.
+        """Commit offsets for lag tools without waiting; later polls send them and log failures.
 
-        A commit waits for the broker's disk, and with it would the stream.
+        A commit waits for the broker's disk; a synchronous one would delay the stream.
         """
         if self._group_id is None or not offsets:
             return
@@ -300,7 +337,7 @@ class KafkaSource:
             self._consumer.commit_async(_named(offsets), _told)
 
     def committed(self, timeout_s: float = REQUEST_S) -> Offsets:
-        """Return what this group has committed in this rank's partitions; uncommitted ones lack."""
+        """Return this group's committed offsets; partitions without a commit are missing."""
         found: Offsets = {}
         with broker_errors("asking for committed offsets"):
             for partition, tp in self._assigned.items():
@@ -310,36 +347,36 @@ class KafkaSource:
         return found
 
     def identity(self) -> dict[str, str]:
-        """Return the ids of the cluster ("cluster") and of each topic, where the broker has them.
+        """Return the ids of the cluster ("cluster") and of each topic, where the broker has ids.
 
-        A snapshot of other ids belongs to another stream, even where its offsets would fit.
+        A snapshot with other ids belongs to another stream, even if its offsets would fit.
         """
-        cluster = self._consumer._cluster  # noqa: SLF001 - no public way to the ids
+        cluster = self._consumer._cluster  # noqa: SLF001 - the ids have no public accessor
         ids = {topic: cluster.topic_id(topic) for topic in self.topics}
         known = {topic: str(id_) for topic, id_ in ids.items() if id_ is not None and id_.int}
         return {"cluster": str(cluster.cluster_id or ""), **known}
 
     def identify(self) -> dict[str, str]:
-        """Return `identity` once the topics are known; before, the client has no ids of them."""
+        """Request the topics' metadata, then return `identity`."""
         self._mine()
         return self.identity()
 
     def look_again(self, timeout_s: float = 1.0) -> None:
-        """The client knows cluster and topics as they are now; raises Unavailable."""
-        net, manager = self._consumer._net, self._consumer._manager  # noqa: SLF001 - no public way
+        """Refresh the client's metadata of cluster and topics; raise Unavailable on failure."""
+        net, manager = self._consumer._net, self._consumer._manager  # noqa: SLF001 - not public
         with broker_errors("asking for the topics"):
             asked = self._consumer._cluster.request_update()  # noqa: SLF001
             net.run(manager.wait_for, asked, int(timeout_s * 1000))
 
     def verify(self, identity: Mapping[str, str]) -> None:
-        """Raise Inconsistent if a cluster or topic is another than in `identity`."""
+        """Raise Inconsistent if the cluster or a topic has another id than in `identity`."""
         now = self.identity()
         for name, id_ in identity.items():
             if id_ and now.get(name, id_) != id_:
                 raise Inconsistent(f"{name} has the id {now[name]}, not {id_}", DISAGREES)
 
     def close(self) -> None:
-        """Leave; nothing is committed."""
+        """Close the client without committing."""
         self._consumer.close(autocommit=False, timeout_ms=2_000)
 
     def __enter__(self) -> "KafkaSource":
@@ -348,13 +385,13 @@ class KafkaSource:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- inner
+    # -- internals
 
     def _exists(self, partition: Partition) -> bool:
         return partition[1] in self._consumer.partitions_for_topic(partition[0])
 
     def _require_topics(self) -> None:
-        """Raise for a topic that the client has lost sight of, while it looks again."""
+        """Raise if the client no longer sees a topic, and refresh its metadata."""
         cluster = self._consumer._cluster  # noqa: SLF001
         for topic in self.topics:
             if cluster.partitions_for_topic(topic) is not None:
@@ -362,20 +399,21 @@ class KafkaSource:
                 continue
             cluster.request_update()
             if topic in cluster.unauthorized_topics:
-                raise Unavailable(f"the topic {topic} is not shown to this user", remedy=NO_TOPIC)
+                raise Unavailable(f"the topic {topic} is not visible to this user", remedy=NO_TOPIC)
             since_s = self._missing_s.setdefault(topic, time.monotonic())
             if time.monotonic() - since_s > GONE_S:
-                raise Inconsistent(f"the topic {topic} was deleted while it was read", DISAGREES)
+                raise Inconsistent(f"the topic {topic} was deleted while reading", DISAGREES)
             raise Unavailable(f"the broker does not know the topic {topic}")
 
     def _mine(self) -> list[Partition]:
+        """Return this rank's partitions; raise CounterflowError if a topic does not exist."""
         mine = []
         for topic, kind in self.topics.items():
             with broker_errors(f"asking for the partitions of {topic}"):
                 numbers = self._consumer.partitions_for_topic(topic)
             if not numbers:
                 raise CounterflowError(
-                    f"the topic {topic} does not exist, or is not shown to this user",
+                    f"the topic {topic} does not exist, or is not visible to this user",
                     NO_TOPIC,
                 )
             for number in sorted(numbers):
@@ -386,6 +424,7 @@ class KafkaSource:
     def _add(
         self, partitions: Sequence[Partition], wanted: dict[Partition, int], skip_gap: bool = False
     ) -> Offsets:
+        """Assign further partitions and seek in each; return the number of skipped offsets."""
         added = {partition: TopicPartition(*partition) for partition in partitions}
         with broker_errors("asking for the earliest offsets"):
             first = self._consumer.beginning_offsets(
@@ -401,24 +440,25 @@ class KafkaSource:
             )
             if not skip_gap:
                 raise Inconsistent(message, GONE)
-            log.warning("%s; %d offsets are skipped", message, gap)
+            log.warning("%s; skipping %d offsets", message, gap)
             skipped[partition], wanted[partition] = gap, first[tp]
-        self._assigned = self._assigned | added  # anew: others may be looking at it
+        self._assigned = self._assigned | added  # a new dict: other threads may be reading it
         self._consumer.assign(list(self._assigned.values()))
         for partition, tp in added.items():
             self._stand(partition, wanted.get(partition, first[tp]))
         return skipped
 
     def _stand(self, partition: Partition, offset: int) -> None:
+        """Seek to an offset; `_prove` checks later that it is not beyond the end."""
         tp = self._assigned[partition]
         self._consumer.seek(tp, offset)
         self._unproven[partition] = offset, self._consumer.highwater(tp)
 
     def _unpark(self) -> None:
-        """Let records that were parked at a pause come back after its end.
+        """Let records that were set aside by a pause be returned after `resume`.
 
-        The client (3.0.12) takes them up only where its slot for the records in line is None, and
-        leaves the last, used up records there: a resumed partition would stall for ever.
+        kafka-python 3.0.12 returns them only if its slot of current records is None, but leaves the
+        last, exhausted records there, so a resumed partition would stall forever.
         """
         fetcher = self._consumer._fetcher  # noqa: SLF001
         if getattr(fetcher, "_paused_partition_records", None):
@@ -426,22 +466,23 @@ class KafkaSource:
                 fetcher._next_partition_records = None  # noqa: SLF001
 
     def _prove(self) -> None:
-        """Raise for a start behind the end, which Apache Kafka calls out of range and Tansu not."""
+        """Raise Inconsistent for a start beyond the end; Apache Kafka does, but Tansu does not."""
         for partition, (offset, stale) in list(self._unproven.items()):
             end = self._consumer.highwater(self._assigned[partition])
             if end is None or (offset > end and end == stale):
                 continue
             if offset > end:
                 raise Inconsistent(
-                    f"offset {offset} of {_name(partition)} is behind its end {end}", DISAGREES
+                    f"offset {offset} of {_name(partition)} is beyond its end {end}", DISAGREES
                 )
             del self._unproven[partition]
 
 
 def _time(batch: RecordBatch) -> int:
-    """Return the Kafka time of the batch's first record (ms).
+    """Return the Kafka timestamp of the batch's first record in ms.
 
-    Where compaction keeps removals, their last day stands in place of the first time.
+    For topics in which compaction keeps tombstones, the first timestamp may be a delete horizon
+    instead, which lies later.
     """
     return batch.max_ts_ms if batch.log_append else min(batch.first_ts_ms, batch.max_ts_ms)
 
@@ -455,5 +496,5 @@ def _named(offsets: Mapping[Partition, int]) -> dict[Any, Any]:
 
 
 def _told(_: Any, response: Any) -> None:
-    if isinstance(response, Exception):  # the next commit tells lag tools more
-        log.warning("offsets are not told to Kafka: %s", response)
+    if isinstance(response, Exception):  # not retried: the next commit is newer
+        log.warning("committing offsets to Kafka failed: %s", response)

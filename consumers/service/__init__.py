@@ -1,7 +1,7 @@
-"""The HTTP process: recommend and rank from rows in Redis, and take events for Kafka.
+"""The HTTP service: recommendations and rankings from rows in Redis, and events for Kafka.
 
     request ──► requests ──► one read of Redis (user row, seen items) ──► ranking ──► answer
                                    items in memory ◄── change log (follower)
 
-Loads neither torch nor numba: nothing is learned here.
+It imports neither torch nor numba, because it does not learn.
 """

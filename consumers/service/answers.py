@@ -1,4 +1,4 @@
-"""What answers hold; the OpenAPI description is made from these types."""
+"""The response bodies; the OpenAPI description is generated from these types."""
 
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ from stream.inference.model import Link
 
 
 class Support(Struct, frozen=True, kw_only=True):
-    """Whether the data speak of what is asked; if not, why."""
+    """Whether the data support what is asked; if not, the reason."""
 
     ok: bool
     reason: str | None = None
@@ -28,82 +28,83 @@ class Scored(Struct, frozen=True, kw_only=True):
              " consumption, from 0 to 1"),
     ]  # fmt: skip
     propensity: Annotated[
-        float, Meta(description="probability with which the item stands at this place of the list")
+        float, Meta(description="probability that the item stands at this position of the list")
     ]
     interval: Annotated[
         list[float] | None,
-        Meta(description="95 %, of what interval_kind says; null where the model does not say"),
+        Meta(description="95 % interval, of the kind in interval_kind; null if none is known"),
     ]
     interval_kind: Annotated[
         IntervalKind | None,
         Meta(description="predictive: of one rating; model-based: of the expected click or of the"
-             " effect; within-item: of a change of the item's number, from items whose number has"
-             " changed; average: of the average effect"),
+             " effect; within-item: of a change of the item's number, estimated from items whose"
+             " number has changed; average: of the average effect"),
     ] = None  # fmt: skip
     support: Annotated[
         Support | None,
-        Meta(description="by effect, or withheld by `do`: whether the item's own control was"
-             " observed"),
+        Meta(description="for objective effect, and for do.shown false: whether a control outcome"
+             " of the item was observed"),
     ] = None  # fmt: skip
     show_probability: Annotated[
         float | UnsetType,
-        Meta(description="of being shown rather than withheld, in both arms; left out where"
-             " nothing is withheld by chance"),
+        Meta(description="probability of being shown rather than withheld, the same in both arms;"
+             " left out if nothing is withheld at random"),
     ] = UNSET  # fmt: skip
 
 
 class Withheld(Struct, frozen=True, kw_only=True):
-    """An item that was left out by chance, to learn what happens without it: not to be shown."""
+    """An item withheld at random, to learn what happens without it; it must not be shown."""
 
     item_id: str
-    position: Annotated[int, Meta(description="place where it would stand, from 1")]
+    position: Annotated[int, Meta(description="position at which it would stand, from 1")]
     propensity: float
     show_probability: float
 
 
 class Known(Struct, frozen=True, kw_only=True):
-    """Whether the user has a row; without one the list is the fallback's."""
+    """Whether the user has a row; an unknown user is answered as the average user."""
 
     known: bool
     events: int
 
 
 class Served(Struct, frozen=True, kw_only=True):
-    """Which model answered."""
+    """The model that answered."""
 
     generation: str
     epoch: int
-    version: Annotated[int, Meta(description="changes that this server has followed")]
+    version: Annotated[int, Meta(description="number of changes that this server has applied")]
     outcome: str
     objective: str
 
 
 Degraded = Annotated[
     list[str] | UnsetType,
-    Meta(description="what the answer had to do without (redis: the user's row and seen items, so"
-         " it is the one for an unknown user, and not logged); left out where nothing was missing"),
+    Meta(description="dependencies that were unavailable (redis: neither the user's row nor seen"
+         " items are known, so the answer is that for an unknown user and is not logged); left out"
+         " if none was"),
 ]  # fmt: skip
 
 
 class Recommendation(Struct, frozen=True, kw_only=True):
-    """The best items, best first, but for what the service leaves to chance."""
+    """The best items, best first, except where exploration or withholding changes the order."""
 
     user: Known
     model: Served
     items: list[Scored]
     impression_id: Annotated[
         str | UnsetType,
-        Meta(description="names the list in impressions, clicks and ratings; there if the service"
-             " logs impressions or leaves something to chance"),
+        Meta(description="id of the list in impressions, clicks and ratings; present if the service"
+             " logs impressions, explores or withholds"),
     ] = UNSET  # fmt: skip
     withheld: Annotated[
-        list[Withheld] | UnsetType, Meta(description="left out where nothing is withheld")
+        list[Withheld] | UnsetType, Meta(description="left out if nothing is withheld")
     ] = UNSET
     degraded: Degraded = UNSET
 
 
 class Ranking(Struct, frozen=True, kw_only=True):
-    """The asked items that are known, best first, and those that are not."""
+    """The requested items that are known, best first, and the ids of the others."""
 
     user: Known
     model: Served
@@ -113,26 +114,26 @@ class Ranking(Struct, frozen=True, kw_only=True):
 
 
 class Consumption(Struct, frozen=True, kw_only=True):
-    """Chance of exposure times outcome, as a share of its scale, and what changes it."""
+    """Probability of exposure times outcome, as a share of its scale, and what changes it."""
 
     factual: float
-    direct: Annotated[float, Meta(description="change through the outcome, exposure held")]
+    direct: Annotated[float, Meta(description="change through the outcome, at fixed exposure")]
     total: Annotated[float, Meta(description="change through outcome and exposure")]
 
 
 class Individual(Struct, frozen=True, kw_only=True):
-    """What would have happened to the outcome that was observed."""
+    """What would have happened to the observed outcome in the other world."""
 
     observed: float
-    residual: Annotated[float, Meta(description="observed beyond what was expected")]
+    residual: Annotated[float, Meta(description="observed minus expected outcome")]
     counterfactual: float
 
 
 class Effect(Struct, frozen=True, kw_only=True):
-    """What an intervention changes; null where the data do not support it.
+    """The effect of an intervention; null if the data do not support it.
 
-    Where every path from what is set is closed (not learned) the effect is 0, without an interval,
-    and `support` says so.
+    If every path from the intervention to the outcome is closed (not learned), the effect is 0
+    without an interval, and `support` says so.
     """
 
     user: Known
@@ -141,16 +142,16 @@ class Effect(Struct, frozen=True, kw_only=True):
     factual: float
     counterfactual: float | None
     effect: float | None
-    interval: Annotated[list[float] | None, Meta(description="95 %, of the effect")]
+    interval: Annotated[list[float] | None, Meta(description="95 % interval of the effect")]
     interval_kind: IntervalKind | None
     support: Support
     assumptions: list[str]
     direct: Annotated[
-        float | None, Meta(description="of attributes: through the outcome's own equation")
+        float | None, Meta(description="for attributes: effect through the outcome's own equation")
     ] = None
     total: Annotated[
         float | None,
-        Meta(description="of attributes: equal to direct, popularity and position being held"),
+        Meta(description="for attributes: equal to direct, as popularity and position are fixed"),
     ] = None
     consumption: Consumption | None = None
     individual: Individual | None = None
@@ -158,17 +159,17 @@ class Effect(Struct, frozen=True, kw_only=True):
 
 
 class Term(Struct, frozen=True, kw_only=True):
-    """One path of a score, on the link scale."""
+    """One path's contribution to a score, on the link scale."""
 
     name: str
     value: float
     cut: Annotated[
-        float, Meta(description="what the path adds in the observed world and the score leaves out")
+        float, Meta(description="what the path adds in the observed world but not to the score")
     ]
 
 
 class Why(Struct, frozen=True, kw_only=True):
-    """A score in terms that add up: sum = link(score)."""
+    """A score as terms that add up: sum = link(score)."""
 
     user: Known
     item_id: str
@@ -181,20 +182,20 @@ class Why(Struct, frozen=True, kw_only=True):
 
 
 class Signal(Struct, frozen=True, kw_only=True):
-    """What one detector has said."""
+    """Detections of one drift detector."""
 
     detections: int
     last_ts_ms: int | None = None
 
 
 class Drift(Struct, frozen=True, kw_only=True):
-    """The detectors by signal; empty where the trainer publishes none."""
+    """The drift detectors by signal; empty if the trainer publishes none."""
 
     signals: dict[str, Signal]
 
 
 class UserRow(Struct, frozen=True, kw_only=True):
-    """What is kept of a user."""
+    """The counts and the stamp of a user's row."""
 
     user_id: str
     events: int
@@ -204,7 +205,7 @@ class UserRow(Struct, frozen=True, kw_only=True):
 
 
 class ItemRow(Struct, frozen=True, kw_only=True):
-    """What is kept of an item."""
+    """Title, attributes, counts and stamp of an item."""
 
     item_id: str
     title: str | None
@@ -216,13 +217,13 @@ class ItemRow(Struct, frozen=True, kw_only=True):
 
 
 class Accepted(Struct, frozen=True, kw_only=True):
-    """How many events the broker has acknowledged."""
+    """The number of events that the broker acknowledged."""
 
     accepted: int
 
 
 class BadPosted(Struct, frozen=True, kw_only=True):
-    """One event that is none."""
+    """One invalid event of a posted list."""
 
     index: int
     reason: str
@@ -230,7 +231,7 @@ class BadPosted(Struct, frozen=True, kw_only=True):
 
 
 class ProblemBody(Struct, frozen=True, kw_only=True):
-    """An error, RFC 9457; `code` is stable."""
+    """An error as in RFC 9457; `code` is stable."""
 
     type: str
     title: str
@@ -244,5 +245,5 @@ class ProblemBody(Struct, frozen=True, kw_only=True):
 
 
 def answer(body: Any, status: int = 200) -> Response:
-    """Return the body as JSON."""
+    """Return the body as a JSON response."""
     return Response(msgspec.json.encode(body), status, media_type="application/json")

@@ -1,6 +1,6 @@
-"""The application: routes and what each of them does.
+"""The Starlette application: its routes and their handlers.
 
-Its collaborators come in as arguments. One read of Redis a request; items are in memory.
+A request reads Redis once; the items are in memory.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ T = TypeVar("T")
 
 _RECOMMEND = msgspec.json.Decoder(Recommend)
 _RANK = msgspec.json.Decoder(Rank)
-CANCEL_S = 1.0  # longest wait for the follower's end before it is told again
+CANCEL_S = 1.0  # longest wait for a background task to end before it is cancelled again
 _SEEN_BY = ("rating", "click")  # events after which an item counts as seen
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>counterflow</title>
@@ -93,10 +93,24 @@ def create_app(
     impressions: ImpressionLog | None = None,
     loaded: Callable[[], object] = lambda: None,
 ) -> Starlette:
-    """Return the application; `produce` blocks until the broker acknowledges, None: no events.
+    """Return the application.
 
-    `impressions` is told of each recommendation, None: nobody is. `loaded` is called whenever all
-    items were loaded anew, before they are served.
+    Parameters
+    ----------
+    settings : Settings
+        All settings.
+    client : redis.asyncio.Redis
+        Client of the vector cache (`connect_async`).
+    produce : callable or None
+        Sends posted events and blocks until the broker acknowledges them; None accepts no events.
+    registry : CollectorRegistry
+        Receives the service's metrics.
+    clock : callable
+        Unix time in seconds.
+    impressions : ImpressionLog, optional
+        Logs each recommendation.
+    loaded : callable
+        Called each time all items have been loaded anew, before they are served.
     """
     service = Service(settings, client, produce, registry, clock, impressions, loaded)
 
@@ -106,7 +120,7 @@ def create_app(
         try:
             yield
         finally:
-            while tasks:  # a cancellation that meets an answer can be lost
+            while tasks:  # repeat: a cancellation that coincides with a reply can be lost
                 for task in tasks:
                     task.cancel()
                 tasks = (await asyncio.wait(tasks, timeout=CANCEL_S))[1]
@@ -134,6 +148,7 @@ def create_app(
 
 
 def _routes(service: "Service") -> list[Route]:
+    """Return the table of routes."""
     return [
         Route("/", service.page),
         Route("/v1/recommend", service.recommend, methods=["POST"]),
@@ -153,7 +168,7 @@ def _routes(service: "Service") -> list[Route]:
 
 
 class Service:
-    """What the routes share."""
+    """The handlers of the routes and the components that they share."""
 
     def __init__(
         self,
@@ -185,24 +200,25 @@ class Service:
         self._clock = clock
         self._openapi = orjson.dumps(describe())
         AtScrape(
-            "counterflow_dependency_up", "Whether it answers, 1 or 0", self._up, registry,
+            "counterflow_dependency_up", "1 while the dependency answers", self._up, registry,
             "dependency",
         )  # fmt: skip
         AtScrape(
             "counterflow_model_age_seconds",
-            "Since a trainer changed or confirmed the model's rows",
+            "Seconds since a trainer changed or confirmed the model's rows",
             lambda: {"": self.follower.age_s()},
             registry,
         )
 
     def start(self) -> set[asyncio.Task[None]]:
-        """Return the tasks beside the requests, at work."""
+        """Start the background tasks and return them."""
         self.following = asyncio.create_task(self.follower.run())
         watches = [self.store.watch(), self.withholding.run()]
         watches += [self.broker.watch()] if self.broker else []
         return {self.following, *map(asyncio.create_task, watches)}
 
     def _up(self) -> dict[str, float | None]:
+        """Return 1 or 0 for each dependency."""
         up: dict[str, float | None] = {"redis": float(self.store.up())}
         return up if self.broker is None else up | {"kafka": float(self.broker.up())}
 
@@ -219,12 +235,12 @@ class Service:
                 names = await lane.run(attribute_names, self._view(lane), asked)
             seen = self.settings.service.exclude_seen
             found = await self.users.read(asked.user_id, seen, names)
-            # a list in another world stands before nobody, and one without the user is no decision
+            # under `do`, or without the user's row, the list is not a decision to randomise or log
             real = (asked.do is None or asked.do.empty) and not found.away
-            now_ms = int(self._clock() * 1_000)  # of the decision and of its impressions
+            now_ms = int(self._clock() * 1_000)  # time of the decision and of its impressions
             lot = await self.withholding.of(asked.user_id, now_ms) if real else None
             told = now_ms if real else None
-            # the follower may have moved items meanwhile: all from here is one
+            # the follower may have changed the items meanwhile: use one view from here on
             view = self._view(lane)
             return await lane.run(self._recommended, view, asked, names, found, lot, told)
 
@@ -237,7 +253,7 @@ class Service:
         lot: Lot | None,
         now_ms: int | None,
     ) -> Response:
-        """Answer with the list; `now_ms` is when it stands before the user, None: it does not."""
+        """Answer with the list; `now_ms` is the time of its impressions, None if it has none."""
         outcome = self._choose(shelf, asked)
         without = [*found.seen, *(item.encode() for item in asked.exclude)]
         rows = shelf.candidates(asked.filters, without)
@@ -257,7 +273,7 @@ class Service:
         )
 
     async def rank(self, request: Request) -> Response:
-        """Answer with the given items, best first, and the unknown ones."""
+        """Answer with the given items, best first, and the ids of the unknown ones."""
         asked = await self._asked(_RANK, request)
         shelf = self._shelf()
         self._choose(shelf, asked)
@@ -270,6 +286,7 @@ class Service:
             return await lane.run(self._ranked, self._view(lane), asked, names, found)
 
     def _ranked(self, shelf: Shelf, asked: Rank, names: Sequence[str], found: Found) -> Response:
+        """Answer with the ranking."""
         outcome = self._choose(shelf, asked)
         rows, unknown = shelf.rows(asked.item_ids)
         known, items, _ = self._list(shelf, outcome, asked, names, found, rows, len(rows))
@@ -285,21 +302,23 @@ class Service:
         )
 
     async def _asked(self, decoder: msgspec.json.Decoder[T], request: Request) -> T:
+        """Return the decoded request body."""
         body = await read_body(request, self.settings.service.body_max_bytes)
         async with self.lanes.of_body(body) as lane:
             return await lane.run(decode, decoder, body)
 
     def _view(self, lane: Lane) -> Shelf:
-        """Return the shelf as it stands, for as long as the lane's work takes."""
+        """Return a consistent view of the items for the lane's work."""
         return self._shelf().view() if lane.threaded else self._shelf()
 
     def _shelf(self) -> Shelf:
+        """Return the items; raise a 503 problem before the first model was loaded."""
         if self.follower.shelf is None:
             raise unavailable(self.follower.problem)
         return self.follower.shelf
 
     def _choose(self, shelf: Shelf, asked: Choice) -> Outcome:
-        """Return the outcome to rank by; what cannot be ranked by is a problem, never a guess."""
+        """Return the outcome to rank by; raise a problem if the model cannot rank as asked."""
         default = self.settings.service.outcome
         outcome = choice.choose(shelf, asked.user_id, asked.outcome, default)
         choice.allow(shelf, outcome, asked.objective, asked.do)
@@ -316,7 +335,10 @@ class Service:
         k: int,
         lot: Lot | None = None,
     ) -> tuple[Known, list[Scored], Slate]:
-        """Return the slate and its items in the slate's order, withheld ones at the end."""
+        """Return the slate and its scored items in the slate's order, withheld ones last.
+
+        `rows` are the candidates, None for all items; `names` are attribute values read for `do`.
+        """
         user = shelf.user(found.user)
         size = len(shelf.catalogue.items)
         everyone = np.arange(size)
@@ -324,7 +346,7 @@ class Service:
         if rows is not None and (names or 4 * len(rows) < size):
             place, within = rows, np.arange(len(rows))
             pairs = shelf.pairs(outcome, user, place)
-        else:  # cheaper to score all than to copy most of them
+        else:  # scoring all items is cheaper than copying most of their rows
             place, pairs = everyone, shelf.pairs(outcome, user)
         read = shelf.features(names, found.features)
         do, refusal = choice.intervene(shelf, pairs, place, asked.do, read, spread=False)
@@ -348,7 +370,7 @@ class Service:
     def _tell(
         self, user_id: str, items: Sequence[Scored], slate: Slate, now_ms: int
     ) -> str | UnsetType:
-        """Return the slate's id, where it can be of use; the slate is on its way to Kafka."""
+        """Log the slate; return its id, or UNSET if nothing is logged or left to chance."""
         if self._impressions is None and not self.explorer.chance:
             return UNSET
         impression_id = uuid.uuid4().hex
@@ -360,11 +382,11 @@ class Service:
     # rows ----------------------------------------------------------------------------------------
 
     async def user(self, request: Request) -> Response:
-        """Answer with what is kept of a user."""
+        """Answer with the user's counts."""
         user_id = request.path_params["user_id"]
         row = await self.store.ask(partial(self.reader.user, encoded(user_id)))
         if row is None:
-            raise Problem(404, "unknown_user", "no row of this user", field="user_id")
+            raise Problem(404, "unknown_user", "the user has no row", field="user_id")
         return answer(
             UserRow(
                 user_id=user_id,
@@ -376,11 +398,11 @@ class Service:
         )
 
     async def item(self, request: Request) -> Response:
-        """Answer with what is kept of an item."""
+        """Answer with the item's title, attributes and counts."""
         item_id = request.path_params["item_id"]
         row = await self.store.ask(partial(self.reader.item, encoded(item_id)))
         if row is None:
-            raise Problem(404, "unknown_item", "no row of this item", field="item_id")
+            raise Problem(404, "unknown_item", "the item has no row", field="item_id")
         shelf = self.follower.shelf
         meta = shelf.catalogue.meta.get(encoded(item_id), {}) if shelf else {}
         return answer(
@@ -396,7 +418,7 @@ class Service:
         )
 
     async def model(self, _: Request) -> Response:
-        """Answer with the model as its trainer described it, and what is in memory of it."""
+        """Answer with the trainer's description of the model, and with what is in memory."""
         shelf = self._shelf()
         return answer(
             {
@@ -411,34 +433,34 @@ class Service:
     # events --------------------------------------------------------------------------------------
 
     async def events(self, request: Request) -> Response:
-        """Answer after the broker has acknowledged all events, or say which it has."""
+        """Answer once the broker has acknowledged all events, else say which it acknowledged."""
         body = await read_body(request, self.settings.service.body_max_bytes)
         scale = (self.settings.model.rating_min, self.settings.model.rating_max)
         async with self.lanes.of_body(body) as lane:
             events = await lane.run(read, body, int(self._clock() * 1_000), scale)
         if self._produce is None:
-            raise unavailable("this service takes no events: it has no broker", acknowledged=[])
+            raise unavailable("this service has no broker to send events to", acknowledged=[])
         try:
             async with self.lanes.of_events(len(events)) as lane:
                 done = await lane.run(self._produce, events)
         except CounterflowError as error:
-            log.warning("events were not taken: %s", error)
+            log.warning("posted events were not sent: %s", error)
             retry_after_s = getattr(error, "retry_after_s", 1.0)
             raise unavailable(
-                "Kafka is away: no event was acknowledged", retry_after_s, acknowledged=[]
+                "Kafka is unavailable: no event was acknowledged", retry_after_s, acknowledged=[]
             ) from error
         if self.settings.service.exclude_seen:
             await self._mark([event for event, ok in zip(events, done, strict=True) if ok])
         if not all(done):
             acknowledged = [index for index, ok in enumerate(done) if ok]
             raise unavailable(
-                f"the broker has acknowledged {len(acknowledged)} of {len(events)} events",
+                f"the broker acknowledged {len(acknowledged)} of {len(events)} events",
                 acknowledged=acknowledged,
             )
         return answer(Accepted(accepted=len(events)), 202)
 
     async def _mark(self, events: Sequence[Posted]) -> None:
-        """Seen items leave the lists at once; an event is accepted even if Redis is away."""
+        """Exclude rated and clicked items from further lists; failures of Redis are only logged."""
         try:
             await self.users.mark(
                 (event.user_id, event.item_id) for event in events if event.kind in _SEEN_BY
@@ -450,17 +472,17 @@ class Service:
     # health --------------------------------------------------------------------------------------
 
     async def livez(self, _: Request) -> Response:
-        """Answer 200 while the process works, whatever Redis does."""
+        """Answer 200 while the process works, whether or not Redis does."""
         if self.following is None or self.following.done():
-            raise Problem(503, "stopped", "the follower has ended; start the service again")
+            raise Problem(503, "stopped", "the follower task has ended; restart the service")
         return answer({"live": True})
 
     async def readyz(self, _: Request) -> Response:
-        """Answer 200 while lists can be served, from memory if need be; the body says how old."""
+        """Answer 200 while lists can be served, from memory if necessary, with the model's age."""
         shelf = self._shelf()
         silent_s, most_s = self.follower.silent_s(), self.settings.service.ready_lag_s
         if 0 < most_s < silent_s:
-            raise unavailable(f"no word from Redis for {silent_s:.1f} s: {self.follower.problem}")
+            raise unavailable(f"Redis is silent for {silent_s:.1f} s: {self.follower.problem}")
         return answer(
             {
                 "ready": True,
@@ -471,16 +493,16 @@ class Service:
         )
 
     async def metrics_page(self, request: Request) -> Response:
-        """Answer with the metrics in the format that is asked for."""
+        """Answer with the metrics in the requested format."""
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self.metrics.registry), headers={"content-type": media_type})
 
     async def openapi(self, _: Request) -> Response:
-        """Answer with the description of all this."""
+        """Answer with the OpenAPI description."""
         return Response(self._openapi, media_type="application/json")
 
     async def page(self, _: Request) -> Response:
-        """Answer with a page for people."""
+        """Answer with an HTML page for people."""
         shelf = self.follower.shelf
         state = f"{len(shelf.catalogue.items)} items" if shelf else self.follower.problem
         links = "".join(f'<li><a href="{link}">{link}</a>' for link in LINKS)
@@ -488,7 +510,7 @@ class Service:
 
 
 def attribute_names(shelf: Shelf, asked: Recommend) -> list[str]:
-    """Return the attribute values whose rows an intervention needs, seen items included."""
+    """Return the attribute values whose rows the intervention needs, for all candidates."""
     rows = shelf.candidates(asked.filters, [])
     ids = shelf.catalogue.items.ids
     items = ids if rows is None else [ids[row] for row in rows.tolist()]
@@ -503,7 +525,7 @@ def scored(
     judged: Sequence[ranking.Judged],
     slate: Slate,
 ) -> list[Scored]:
-    """Return the items of these rows with their scores."""
+    """Return the items of these rows with their scores, intervals and probabilities."""
     ids, meta = shelf.catalogue.items.ids, shelf.catalogue.meta
     items: list[Scored] = []
     for row, value, said, propensity, show_probability in zip(
@@ -533,13 +555,13 @@ def scored(
 
 
 def withholds(lot: Lot, ids: Sequence[bytes], rows: Rows) -> Withholds | None:
-    """Return what tells of a candidate, a place in `rows`, whether it is withheld."""
+    """Return a function that says whether a candidate, an index into `rows`, is withheld."""
     withheld = lot.withheld
     return None if withheld is None else lambda each: withheld(ids[rows[each]])
 
 
 def withheld(items: Sequence[Scored], slate: Slate) -> list[Withheld]:
-    """Return what the slate withholds, as an impression event of it has to say."""
+    """Return the withheld items with the fields that their impression events need."""
     return [
         Withheld(
             item_id=items[place].item_id,
@@ -552,11 +574,11 @@ def withheld(items: Sequence[Scored], slate: Slate) -> list[Withheld]:
 
 
 def encoded(entity: str) -> bytes:
-    """Return an id of a path as bytes; one that no event can have is unknown."""
+    """Return an id from a path as bytes; a 404 for an id that no event can have."""
     try:
         id_ = entity.encode()
     except UnicodeEncodeError:
-        raise Problem(404, "not_found", "an id is UTF-8") from None
+        raise Problem(404, "not_found", "the id is not valid UTF-8") from None
     if len(id_) > ID_MAX_BYTES:
-        raise Problem(404, "not_found", f"an id has at most {ID_MAX_BYTES} bytes")
+        raise Problem(404, "not_found", f"the id is longer than {ID_MAX_BYTES} bytes")
     return id_

@@ -1,4 +1,4 @@
-"""What a request chooses, judged against the model: what cannot be answered is a problem."""
+"""Checking a request's choices against the model; what cannot be answered raises a problem."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,42 +16,42 @@ from stream.inference.model import Outcome
 from stream.inference.rows import Pairs
 from stream.model.features import attribute_of, label, links_of, slope_name
 
-FEATURES_MAX = 4_096  # attribute values of one request: ~1 MB from Redis
+FEATURES_MAX = 4_096  # attribute values that one request may read: about 1 MB from Redis
 
 NO_CONTROL = "no control outcome has been observed: an effect needs withheld items"
 WITHHOLD = (
-    'post impressions with "shown": false and their show_probability, or let recommendations'
-    " withhold some"
+    'post impressions with "shown": false and their show_probability, or set exploration.withhold'
+    " so that recommendations withhold some items"
 )
 
 
 class Refusal(NamedTuple):
-    """What the data do not support, and why."""
+    """A part of an intervention that the data do not support, and the reason."""
 
     field: str
     reason: str
 
     def problem(self) -> Problem:
-        """Return it as the answer of a list, which cannot be given without it."""
-        remedy = "ask for what was observed, or post such items first"
+        """Return it as the problem that answers a request for a list."""
+        remedy = "ask for values that were observed, or post such items first"
         return Problem(422, "no_support", self.reason, field=self.field, remedy=remedy)
 
 
 def choose(
     shelf: Shelf, user_id: str, outcome: str | UnsetType, default: str, item_id: str = ""
 ) -> Outcome:
-    """Return the outcome that is asked for; what the model has not is a problem."""
+    """Return the requested outcome; raise a problem if an id is too long or it is unknown."""
     for field, given in (("user_id", user_id), ("item_id", item_id)):
         if len(given.encode(errors="surrogatepass")) > ID_MAX_BYTES:
-            raise invalid(field, f"an id has at most {ID_MAX_BYTES} bytes")
+            raise invalid(field, f"the id is longer than {ID_MAX_BYTES} bytes")
     name = default if isinstance(outcome, UnsetType) else outcome
     if name not in shelf.outcomes:
-        raise invalid("outcome", f"the model has {', '.join(shelf.outcomes)}")
+        raise invalid("outcome", f"the model's outcomes are {', '.join(shelf.outcomes)}")
     return shelf.outcomes[name]
 
 
 def allow(shelf: Shelf, outcome: Outcome, objective: str, do: Intervention | None) -> None:
-    """The model can rank by the objective in that world after the call, or it is a problem."""
+    """Raise a problem if the model cannot rank by the objective in the world of `do`."""
     model = shelf.parsed
     if objective == "effect" and not model.has_control(outcome):
         raise no_control("objective")
@@ -59,7 +59,7 @@ def allow(shelf: Shelf, outcome: Outcome, objective: str, do: Intervention | Non
         raise Problem(
             422,
             "not_available",
-            "the chance of exposure has not been learned yet",
+            "the probability of exposure has not been learned yet",
             field="objective",
             remedy="post ratings or impressions; until then rank by outcome",
         )
@@ -68,35 +68,35 @@ def allow(shelf: Shelf, outcome: Outcome, objective: str, do: Intervention | Non
     causal(shelf, "do")
     if do.shown is False:
         if objective != "outcome":
-            raise invalid("do.shown", f"an item that is not shown has no {objective} of showing")
+            raise invalid("do.shown", f"objective {objective} is not defined for withheld items")
         if not model.has_control(outcome):
             raise no_control("do.shown")
 
 
 def causal(shelf: Shelf, field: str) -> None:
-    """The model has causal paths after the call, or it is a problem."""
+    """Raise a problem if the served model has no causal paths."""
     if not shelf.parsed.causal:
         raise Problem(
             422,
             "not_available",
-            "the model that is served has no causal paths",
+            "the served model has no causal paths",
             field=field,
-            remedy="start a trainer of this version; it publishes them",
+            remedy="start a trainer of this version, which publishes them",
         )
 
 
 def no_control(field: str, detail: str = NO_CONTROL) -> Problem:
-    """Return the problem of an effect that no control outcome speaks of."""
+    """Return the problem of an effect for which no control outcome was observed."""
     return Problem(422, "no_control", detail, field=field, remedy=WITHHOLD)
 
 
 def describes(do: Intervention | None) -> bool:
-    """Return whether attributes are set."""
+    """Return whether the intervention sets attributes."""
     return do is not None and do.attributes is not UNSET
 
 
 def needs(shelf: Shelf, items: Sequence[bytes], do: Intervention | None) -> list[str]:
-    """Return the attribute values whose rows the intervention needs, each once."""
+    """Return the attribute values whose rows the intervention needs, without repeats."""
     if do is None or do.attributes is UNSET:
         return []
     _, numbers, _ = shelf.linked.of(items, shelf.catalogue.meta)
@@ -106,9 +106,9 @@ def needs(shelf: Shelf, items: Sequence[bytes], do: Intervention | None) -> list
         raise Problem(
             422,
             "too_many",
-            f"these items have {len(names)} attribute values, {FEATURES_MAX} at most",
+            f"these items have {len(names)} attribute values; at most {FEATURES_MAX} are allowed",
             field="do.attributes",
-            remedy="filter, or rank fewer items",
+            remedy="filter the candidates, or rank fewer items",
         )
     return names
 
@@ -121,9 +121,9 @@ def intervene(
     read: Read,
     spread: bool = True,
 ) -> tuple[Do, Refusal | None]:
-    """Return the intervention on the pairs of these rows, or what of it is not supported.
+    """Return the intervention on the pairs of these rows, or its first unsupported part.
 
-    `spread` false leaves out what only intervals need.
+    With `spread` false, quantities that only intervals need are left out.
     """
     if do is None:
         return Do(), None
@@ -152,7 +152,7 @@ def intervene(
 
 
 def number(name: str, read: Read) -> attributes.Number | None:
-    """Return the places of an item's number in what was read, None if it is no number."""
+    """Return where a numeric attribute's rows are in `read`; None if it is not numeric."""
     slope = read.names.get(slope_name("item", name))
     if slope is None:
         return None
@@ -161,7 +161,7 @@ def number(name: str, read: Read) -> attributes.Number | None:
 
 
 def refused(shelf: Shelf, outcome: Outcome, do: Intervention, read: Read) -> Refusal | None:
-    """Return the first part of the intervention that the data do not support."""
+    """Return the first part of the intervention that the data do not support, or None."""
     if do.position is not UNSET:
         reason = support.position(shelf.parsed, outcome, do.position)
         if reason is not None:

@@ -1,9 +1,9 @@
-"""Who may ask from where: the Host and Origin of a request, its content type, and CORS.
+"""Access checks: the Host and Origin of a request, its content type, and CORS.
 
-The service has no authentication yet, so a web page that somebody has open must not reach it. A
-page can post to any address (text/plain needs no leave), and by DNS rebinding under a Host of its
-own. What is asked under another name than the service's own, or from a page of another origin, is
-refused, unless the settings name it.
+The service has no authentication yet, so web pages that are open in a browser must not reach it. A
+page can post to any address (text/plain needs no CORS preflight), and with DNS rebinding under a
+Host of its own. So requests under another Host than the service's own, or from another origin, are
+refused unless the settings allow them.
 """
 
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ from consumers.settings import Service
 
 JSON = b"application/json"
 ANY = "*"
-PREFLIGHT_S = 600  # for so long a browser need not ask again
+PREFLIGHT_S = 600  # how long a browser may cache the answer to a preflight
 
 
 class Doors:
-    """An ASGI application around another; what it lets through has a Host that is known."""
+    """An ASGI middleware that passes on only requests with an allowed Host and Origin."""
 
     def __init__(self, app: ASGIApp, settings: Service) -> None:
         self._app = app
@@ -28,7 +28,7 @@ class Doors:
         self._origins = frozenset(listed(settings.allowed_origins))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The request is answered after the call, by the application or refused."""
+        """Pass the request on, answer a preflight, or refuse."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -60,33 +60,33 @@ class Doors:
         welcome: bool,
         preflight: bool,
     ) -> Problem | None:
-        """Return why the request goes no further, None if it does."""
+        """Return the problem with which the request is refused, None if it is not."""
         changes = scope["method"] not in ("GET", "HEAD", "OPTIONS")
         if (changes or scope["path"].startswith("/v1/")) and not self._known(
             scope, headers.get(b"host", b"").decode("latin-1")
         ):
             return Problem(
                 403, "foreign_host", "the Host of the request is not the service's own",
-                field="Host", remedy="ask by the service's own address, or name the host in"
+                field="Host", remedy="use the service's own address, or add the host to"
                 " service.allowed_hosts",
             )  # fmt: skip
         if (changes or preflight) and origin and not welcome:
             return Problem(
                 403, "foreign_origin", "the request comes from a page of another origin",
-                field="Origin", remedy="name the origin in service.allowed_origins",
+                field="Origin", remedy="add the origin to service.allowed_origins",
             )  # fmt: skip
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if scope["method"] == "POST" and kind != JSON:
             return Problem(
-                415, "not_json", "a body is application/json", field="Content-Type",
+                415, "not_json", "the body must be application/json", field="Content-Type",
                 remedy="send content-type: application/json",
             )  # fmt: skip
         return None
 
     def _known(self, scope: Scope, host: str) -> bool:
-        """Return whether that is a name of the service: where it listens, or one of the settings.
+        """Return whether the host is the service's own or one of the settings.
 
-        The address that a connection came in by is its own: a rebound name is no address.
+        The address at which a connection arrived is the service's own; DNS rebinding needs a name.
         """
         name, port = split(host)
         if not name:
@@ -98,7 +98,7 @@ class Doors:
         return name in own and port == str(own_port or "")
 
     def _from_here(self, scope: Scope, origin: str) -> bool:
-        """Return whether a page of that origin is the service's own, or may ask."""
+        """Return whether the origin is the service's own or an allowed one."""
         if not self._origins.isdisjoint((origin.lower().rstrip("/"), ANY)):
             return True
         scheme, separator, host = origin.lower().partition("://")
@@ -106,10 +106,9 @@ class Doors:
 
 
 def listed(text: str) -> list[str]:
-    """Return the names of a setting, which stand in it by commas.
+    """Return the names of a comma-separated setting.
 
-    >>> listed("Shop.example, 10.0.0.5:8080,")
-    ['shop.example', '10.0.0.5:8080']
+    >>> listed("Shop.example, 10.0.0.5:8080,") ['shop.example', '10.0.0.5:8080']
     """
     names = (bare(name.strip().lower().rstrip("/")) for name in text.split(","))
     return [name for name in names if name]
@@ -118,8 +117,8 @@ def listed(text: str) -> list[str]:
 def split(host: str) -> tuple[str, str]:
     """Return name and port of a Host header, without the brackets of an IPv6 address.
 
-    >>> split("[::1]:8080"), split("LOCALHOST:80"), split("shop.example")
-    (('::1', '8080'), ('localhost', '80'), ('shop.example', '80'))
+    >>> split("[::1]:8080"), split("LOCALHOST:80"), split("shop.example") (('::1', '8080'),
+    ('localhost', '80'), ('shop.example', '80'))
     """
     host = host.strip().lower()
     if host.startswith("["):
@@ -130,12 +129,12 @@ def split(host: str) -> tuple[str, str]:
 
 
 def bare(host: str) -> str:
-    """Return a host without the brackets of an IPv6 address, if it has no port."""
+    """Return a host in lower case, or an IPv6 address without its brackets."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host.lower()
 
 
 def cors(origin: str) -> Iterable[tuple[bytes, bytes]]:
-    """Return the headers by which a browser lets a page of that origin read the answer."""
+    """Return the headers with which a browser lets a page of this origin read the answer."""
     return (
         (b"access-control-allow-origin", origin.encode("latin-1")),
         (b"access-control-allow-methods", b"GET, POST"),

@@ -1,4 +1,4 @@
-"""What an intervention changes, why a score is what it is, and what the detectors say."""
+"""The routes for effects, explanations and drift."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -31,30 +31,35 @@ _EFFECT = msgspec.json.Decoder(AskEffect)
 _WHY = msgspec.json.Decoder(AskWhy)
 
 ASSUMED = {
-    "always": "nothing outside the model moves both exposure and outcome",
-    "user": "the user has no row: the average user, without bias or factors",
-    "shown": "windows were withheld by chance alone, given their show_probability, and what one"
-    " user is shown does not affect another",
-    "position": "a place changes whether an item is looked at, not what it is worth",
-    "rating": "a rating does not depend on the place",
-    "popularity": "popularity acts on the outcome through log(1 + count) alone",
-    "closed": "what no path was learned for changes nothing",
-    "attributes": "the value's coefficient is what setting it would do; total is direct, since the"
-    " model has no path from attributes to popularity or position: both are held",
-    "within": "what moved the number of an item did not move its outcome in another way; the slope"
-    " is that of the mean user, found within items, and the user's own part is the learner's",
-    "interval": "model-based: from how often user, item and values were seen, and from what the"
-    " learner's steps leave; without the error of position, popularity and confounder",
+    "always": "nothing outside the model affects both exposure and outcome",
+    "user": "the user has no row, so the answer is for the average user, without bias or factors",
+    "shown": "items were withheld at random with the given show_probability, and what one user is"
+    " shown does not affect another",
+    "position": "the position affects whether an item is looked at, not how much it is liked",
+    "rating": "a rating does not depend on the position",
+    "popularity": "popularity affects the outcome through log(1 + count) alone",
+    "closed": "a path that has not been learned has no effect",
+    "attributes": "the attribute value's coefficient is the effect of setting it; total equals"
+    " direct, as the model has no path from attributes to popularity or position, which are fixed",
+    "within": "whatever changed the item's number did not affect its outcome in another way; the"
+    " slope is that of the mean user, estimated within items, and the user's deviation from it is"
+    " the learner's",
+    "interval": "model-based: from the numbers of observations of user, item and attribute values,"
+    " and from the noise of the learner's steps; without the error of position, popularity and"
+    " confounder terms",
     "paths": "and from the regression of the outcome on its paths, linear on the outcome's scale",
     "average": "the average effect over the windows that the policy chose holds for this item",
-    "individual": "what was left to chance stays the same in both worlds",
+    "individual": "random influences on the outcome are the same in both worlds",
 }
 
-CLOSED = "no path from {} to the {} was learned: it is closed, so nothing is known beyond 0"
+CLOSED = (
+    "no path from {} to the {} has been learned: it is closed, so the effect is reported as 0 and"
+    " has no interval"
+)
 
 
 class Effects:
-    """The routes that ask the model, not for a list."""
+    """The routes that ask about one user and item instead of a list."""
 
     def __init__(
         self, settings: Settings, users: Users, shelf: Callable[[], Shelf], lanes: Lanes
@@ -65,20 +70,22 @@ class Effects:
         self._lanes = lanes
 
     def _shelf(self) -> Shelf:
-        return self._all().alone()  # an item's links are found faster than waited for
+        """Return the items with links of their own; building those beats waiting for a lock."""
+        return self._all().alone()
 
     async def effect(self, request: Request) -> Response:
-        """Answer with factual, counterfactual and effect of an intervention."""
+        """Answer with the factual and counterfactual outcome and the effect of an intervention."""
         asked = await self._asked(_EFFECT, request)
         self._effect(self._shelf(), asked)
         item = asked.item_id.encode()
         async with self._lanes.of_one(asked.do) as lane:
             names = await lane.run(choice.needs, self._view(lane), [item], asked.do)
             found = await self._users.read(asked.user_id, False, names)
-            # the follower may have moved items meanwhile: all from here is one
+            # the follower may have changed the items meanwhile: use one view from here on
             return await lane.run(self._told, self._view(lane), asked, names, found)
 
     def _told(self, shelf: Shelf, asked: AskEffect, names: Sequence[str], found: Found) -> Response:
+        """Answer with the effect from the rows that were read."""
         outcome = self._effect(shelf, asked)
         user = shelf.user(found.user)
         row = place(shelf, asked.item_id)
@@ -96,20 +103,22 @@ class Effects:
         return answer(effect(pairs, setting, asked, common))
 
     async def _asked(self, decoder: msgspec.json.Decoder[T], request: Request) -> T:
+        """Return the decoded request body."""
         body = await read_body(request, self._settings.service.body_max_bytes)
         async with self._lanes.of_body(body) as lane:
             return await lane.run(decode, decoder, body)
 
     def _view(self, lane: Lane) -> Shelf:
+        """Return a consistent view of the items for the lane's work."""
         return self._shelf().view() if lane.threaded else self._shelf()
 
     def _effect(self, shelf: Shelf, asked: AskEffect) -> Outcome:
-        """Return the outcome; what the model cannot say of the intervention is a problem."""
+        """Return the requested outcome; raise a problem if the model cannot answer."""
         default = self._settings.service.outcome
         outcome = choice.choose(shelf, asked.user_id, asked.outcome, default, asked.item_id)
         place(shelf, asked.item_id)
         if asked.do.empty:
-            raise invalid("do", "name what is set: shown, position, popularity or attributes")
+            raise invalid("do", "set at least one of shown, position, popularity and attributes")
         if asked.do.shown is not UNSET and not shelf.parsed.has_control(outcome):
             raise choice.no_control("do.shown")
         choice.causal(shelf, "do")
@@ -118,21 +127,22 @@ class Effects:
         return outcome
 
     async def explain(self, request: Request) -> Response:
-        """Answer with the score of one user and item, cut into its paths."""
+        """Answer with the score of one user and item as a sum of terms, one for each path."""
         asked = await self._asked(_WHY, request)
         self._explain(self._shelf(), asked)
         async with self._lanes.of_one(None):
             names: list[str] = []
-            if self._shelf().parsed.causal:  # else attribute values have no rows that are served
+            if self._shelf().parsed.causal:  # else rows of attribute values are not published
                 item = asked.item_id.encode()
                 names = choice.needs(self._shelf(), [item], Intervention(attributes={}))
             try:
                 found = await self._users.read(asked.user_id, False, names)
-            except CounterflowError:  # the terms add up, with attributes inside the item's
+            except CounterflowError:  # attributes then stay within the item's terms
                 names, found = [], Found(None, away=True)
             return self._why(self._shelf(), asked, names, found)
 
     def _why(self, shelf: Shelf, asked: AskWhy, names: Sequence[str], found: Found) -> Response:
+        """Answer with the explanation from the rows that were read."""
         outcome = self._explain(shelf, asked)
         user = shelf.user(found.user)
         pairs = shelf.pairs(outcome, user, place(shelf, asked.item_id)).wide()
@@ -162,17 +172,18 @@ class Effects:
         )
 
     def _explain(self, shelf: Shelf, asked: AskWhy) -> Outcome:
+        """Return the requested outcome; raise a problem if the model cannot explain it."""
         default = self._settings.service.outcome
         outcome = choice.choose(shelf, asked.user_id, asked.outcome, default, asked.item_id)
         place(shelf, asked.item_id)
         if asked.do is not None and not asked.do.empty:
             choice.causal(shelf, "do")
             if asked.do.shown is not UNSET or asked.do.attributes is not UNSET:
-                raise invalid("do", "a score is explained under position and popularity")
+                raise invalid("do", "an explanation accepts only position and popularity")
         return outcome
 
     async def drift(self, _: Request) -> Response:
-        """Answer with the detectors as the trainer published them last."""
+        """Answer with the drift detectors as the trainer last published them."""
         said = self._shelf().model.get("drift") or {}
         return answer(msgspec.convert({"signals": said}, answers.Drift))
 
@@ -180,12 +191,12 @@ class Effects:
 def effect(
     pairs: Pairs, setting: do.Do, asked: AskEffect, common: dict[str, Any]
 ) -> answers.Effect:
-    """Return the answer for one pair."""
+    """Return the answer for one pair and one intervention."""
     found = do.contrast(pairs, setting)
     own = bool(found.own[0])
     said = pairs.model.averages.get(pairs.outcome.name)
     if not own and (said is None or not np.isfinite(said.value)):
-        raise choice.no_control("item_id", "no control outcome of this item has been observed")
+        raise choice.no_control("item_id", "no control outcome of this item was observed")
     bounds = None if found.interval is None else [float(side[0]) for side in found.interval]
     if bounds is not None and not np.isfinite(bounds).all():
         bounds = None
@@ -224,7 +235,7 @@ def effect(
 
 
 def unsupported(pairs: Pairs, refusal: choice.Refusal, common: dict[str, Any]) -> answers.Effect:
-    """Return the answer that refuses: the factual alone, and why."""
+    """Return the answer to an unsupported intervention: the factual outcome and the reason."""
     factual = do.contrast(pairs, do.Do()).factual
     return answers.Effect(
         **common,
@@ -239,7 +250,7 @@ def unsupported(pairs: Pairs, refusal: choice.Refusal, common: dict[str, Any]) -
 
 
 def individual(outcome: Outcome, asked: AskEffect, found: do.Contrast) -> answers.Individual | None:
-    """Return what would have happened to the observed outcome, None if none is given."""
+    """Return the counterfactual of the observed outcome, None if no outcome was given."""
     if isinstance(asked.observed, msgspec.UnsetType):
         return None
     observed = np.array([asked.observed])
@@ -254,7 +265,7 @@ def individual(outcome: Outcome, asked: AskEffect, found: do.Contrast) -> answer
 def assumed(
     asked: AskEffect, pairs: Pairs, known: bool, kind: ranking.IntervalKind, bounded: bool
 ) -> list[str]:
-    """Return what the answer rests on."""
+    """Return the assumptions that the answer rests on."""
     modelled = bounded and kind == "model-based"
     place = None if asked.do.position is UNSET else asked.do.position
     count = None if asked.do.popularity is UNSET else asked.do.popularity
@@ -277,29 +288,29 @@ def assumed(
 
 
 def place(shelf: Shelf, item_id: str) -> Rows:
-    """Return the row of an item (1,); an unknown one is a 404."""
+    """Return the item's row as an array (1,); a 404 for an unknown item."""
     rows, unknown = shelf.rows([item_id])
     if unknown:
-        raise Problem(404, "unknown_item", "no row of this item", field="item_id")
+        raise Problem(404, "unknown_item", "the item has no row", field="item_id")
     return rows
 
 
 def on_scale(outcome: Outcome, observed: float) -> None:
-    """The observed outcome is one that can happen after the call, or it is a problem."""
+    """Raise a problem unless the observed outcome is a possible one."""
     if not outcome.low <= observed <= outcome.high or (
         outcome.link == "logit" and observed not in (0.0, 1.0)
     ):
         wanted = "0 or 1" if outcome.link == "logit" else f"{outcome.low} to {outcome.high}"
-        raise invalid("observed", f"a {outcome.name} is {wanted}")
+        raise invalid("observed", f"a {outcome.name} must be {wanted}")
 
 
 def known(user: User | None) -> Known:
-    """Return whether the user has a row."""
+    """Return whether the user has a row, and the row's events."""
     return Known(known=user is not None, events=0 if user is None else user.events)
 
 
 def served(shelf: Shelf, outcome: Outcome, objective: str) -> Served:
-    """Return which model answers."""
+    """Return the description of the model that answers."""
     return Served(
         generation=GENERATION,
         epoch=int(shelf.model.get("epoch", 0)),

@@ -1,4 +1,4 @@
-"""Examples of requests, by path: each can be sent as it stands to a service that has the items."""
+"""Example requests by path; they work on any service that has these items."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "/v1/rank": {
         "three items": {"user_id": "7", "item_ids": ["50", "172", "181"]},
-        "at the third place": {
+        "at the third position": {
             "user_id": "7",
             "item_ids": ["50", "172"],
             "outcome": "click",
@@ -30,7 +30,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             "do": {"shown": True},
         },
         "of a price": {"user_id": "7", "item_id": "50", "do": {"attributes": {"price": 9.9}}},
-        "of more popularity at the second place": {
+        "of more popularity at the second position": {
             "user_id": "7",
             "item_id": "50",
             "outcome": "click",

@@ -1,15 +1,16 @@
-"""Which candidates stand at which places: by rank, by chance, or withheld, and how probably.
+"""Slates with exploration and withholding, and the exact probabilities with which they are drawn.
 
-A share epsilon of the slates has a uniform permutation of the n candidates for its order, the rest
-their ranks. Each candidate is withheld with the chance w, by a keyed hash of user, item and window
-of the clock, so that a user who comes back within it meets the same decision. The first k of the
-order stand at the k places; where one is withheld, the next of the rest of the order takes its
-place, unless that is withheld too. The others stay where they are; where the rest has run out,
-those behind an empty place move up.
+The candidates are ordered: in a share epsilon of the slates by a uniform permutation of all n, else
+by rank. Each candidate is withheld with probability w, decided by a keyed hash of user, item and
+clock window, so that a user who returns within the window meets the same decision. The first k of
+the order stand at the k positions. Where one of them is withheld, the next candidate of the rest of
+the order takes its position, unless that is withheld too; the others stay where they are. Once the
+rest is used up, those behind an empty position move up.
 
-Withheld are then those whose place another took, and those that could have taken it: each with the
-place where it would stand. Each of these, and each that is shown, was shown with the chance 1 - w,
-whatever k. `places` has the probability, over keys, of standing at a place by rank.
+Items count as withheld if another took their position, or if they could have taken one; each is
+recorded with the position at which it would stand. Every shown and every withheld item was shown
+with probability 1 - w, whatever k is. `place` is the probability, over keys, of an item standing at
+a position by rank.
 """
 
 import math
@@ -24,24 +25,24 @@ from consumers.settings import Exploration
 
 Candidates = NDArray[np.intp]
 Probabilities = NDArray[np.float64]
-Withholds = Callable[[int], bool]  # whether a candidate is withheld
-NEGLIGIBLE = 1e-16
+Withholds = Callable[[int], bool]  # says whether a candidate is withheld
+NEGLIGIBLE = 1e-16  # smaller probabilities are treated as 0
 
 
 @dataclass(frozen=True, slots=True)
 class Slate:
-    """One list and what was withheld from it, as columns of length E: the shown ones by place."""
+    """One list and what was withheld from it, as columns of length E; shown items first."""
 
     candidate: Candidates  # (E,)
     position: NDArray[np.intp]  # (E,) from 1
-    propensity: Probabilities  # (E,) of being shown at this place, over all that chance decides
-    show_probability: Probabilities  # (E,) of being shown rather than withheld; 1: not randomised
+    propensity: Probabilities  # (E,) probability, over all draws, of being shown at this position
+    show_probability: Probabilities  # (E,) of being shown and not withheld; 1: not randomised
     shown: NDArray[np.bool_]  # (E,)
 
 
 @lru_cache(256)
 def reach(k: int, withhold: float) -> int:
-    """Return how many of an order can matter: that k of them are not withheld is all but sure."""
+    """Return how many of an order suffice for k that are not withheld, almost surely."""
     m = k
     while withhold and _below(m, k, withhold) > math.log(NEGLIGIBLE):
         m += 1 + m // 16
@@ -49,8 +50,8 @@ def reach(k: int, withhold: float) -> int:
 
 
 def _below(m: int, k: int, withhold: float) -> float:
-    """Return a bound of the log chance that fewer than k of m are not withheld (Chernoff)."""
-    share = (m - k + 1) / m  # withheld at least
+    """Return a Chernoff bound of the log probability that fewer than k of m are not withheld."""
+    share = (m - k + 1) / m  # smallest withheld share at which fewer than k remain
     if share <= withhold:
         return 0.0
     gain = share * math.log(share / withhold)
@@ -61,7 +62,7 @@ def _below(m: int, k: int, withhold: float) -> float:
 
 @lru_cache(1024)
 def binomial(m: int, withhold: float) -> Probabilities:
-    """Return the probabilities (m + 1,) that so many of m are withheld."""
+    """Return the probabilities (m + 1,) of how many of m candidates are withheld."""
     if withhold == 0.0:
         surely: Probabilities = np.eye(1, m + 1)[0]
         return surely
@@ -75,11 +76,12 @@ def binomial(m: int, withhold: float) -> Probabilities:
 
 @lru_cache(4096)
 def place(r: int, j: int, n: int, k: int, withhold: float) -> float:
-    """Return the probability that the r-th of an order of n is shown at place j of k.
+    """Return the probability that the r-th of an order of n is shown at position j of k.
 
-    Of the first k: at its own place unless it is withheld and, where the rest runs out, as many
-    places before it as there are empty ones. Of the rest: if it is not withheld, and as many of the
-    rest before it are not as places before this one are empty, which add up to one binomial
+    A candidate of the first k (r <= k) stands at its own position unless it is withheld; if the
+    rest of the order is used up, it moves up by the number of empty positions before it. A
+    candidate of the rest stands at position j if it is not withheld, and as many of the rest before
+    it are not withheld as there are empty positions before j. These cases sum to one binomial
     coefficient.
     """
     w = withhold
@@ -92,10 +94,10 @@ def place(r: int, j: int, n: int, k: int, withhold: float) -> float:
     if j > r:
         return 0.0
     spare = min(max(n - k, 0), reach(k, w))
-    if spare == reach(k, w):  # it never runs out
+    if spare == reach(k, w):  # the rest is never used up
         return 1.0 - w if j == r else 0.0
     empty = binomial(r - 1, w)
-    taken = binomial(spare, w)[::-1]  # by how many of the rest are not withheld
+    taken = binomial(spare, w)[::-1]  # by the number of the rest that are not withheld
     if j == r:
         enough = np.cumsum(empty)
         return float((1 - w) * (taken @ enough[np.minimum(np.arange(spare + 1), r - 1)]))
@@ -106,7 +108,7 @@ def place(r: int, j: int, n: int, k: int, withhold: float) -> float:
 
 @lru_cache(4096)
 def filled(j: int, n: int, withhold: float) -> float:
-    """Return the probability that an order of n fills place j: so many are not withheld."""
+    """Return the probability that an order of n fills position j."""
     if j > n:
         return 0.0
     if n >= reach(j, withhold):
@@ -123,10 +125,22 @@ def draw(
     withholds: Withholds,
     random: np.random.Generator,
 ) -> Slate:
-    """Return a slate of at most k of the candidates 0..n-1, with its true probabilities.
+    """Draw a slate of at most k of the candidates 0..n-1, with its exact probabilities.
 
-    `ranked` holds the best min(n, reach(k, withhold)) of them, best first; `withholds` says of a
-    candidate whether it is withheld, which it is with the chance `withhold`.
+    Parameters
+    ----------
+    ranked : array of int
+        The best min(n, reach(k, withhold)) candidates, best first.
+    n, k : int
+        Number of candidates and of positions.
+    epsilon : float
+        Share of slates whose order is a uniform permutation.
+    withhold : float
+        Probability that a candidate is withheld.
+    withholds : callable
+        Says whether a candidate is withheld.
+    random : numpy.random.Generator
+        Draws the permutations.
     """
     order = ranked
     explores = random.random() < epsilon
@@ -141,7 +155,7 @@ def draw(
     if explores:
         of = {each: r for r, each in enumerate(ranked.tolist())}
         ranks = [of.get(each, -1) for each in candidate.tolist()]
-    size = min(n, k + reach(k, withhold))  # beyond it nothing depends on how many there are
+    size = min(n, k + reach(k, withhold))  # more candidates do not change the probabilities
     by_rank = [
         place(r + 1, j, size, k, withhold) if r >= 0 else 0.0
         for r, j in zip(ranks, position, strict=True)
@@ -157,15 +171,15 @@ def draw(
     )
 
 
-Places = list[tuple[int, int]]  # (index into the order, place from 1)
+Places = list[tuple[int, int]]  # (index into the order, position from 1)
 
 
 def walk(order: list[int], k: int, withholds: Withholds) -> tuple[Places, Places]:
-    """Return what stands and what is withheld, each with its place."""
+    """Return the shown and the withheld candidates, each with its position."""
     first = min(k, len(order))
     out: dict[int, int] = {}
     rest = first
-    behind = 0  # how many places before this one stay empty
+    behind = 0  # number of empty positions before this one
     stands: Places = []
     for j in range(first):
         if not withholds(order[j]):
@@ -184,7 +198,7 @@ def walk(order: list[int], k: int, withholds: Withholds) -> tuple[Places, Places
 
 
 class Explorer:
-    """Draws the slates of one process; remembers only where its random numbers stand."""
+    """Draws the slates of one process; its only state is the random generator."""
 
     def __init__(self, settings: Exploration) -> None:
         self._epsilon, self._withhold = settings.epsilon, settings.withhold
@@ -196,7 +210,7 @@ class Explorer:
         return reach(k, self._withhold)
 
     def draw(self, ranked: Candidates, n: int, k: int, withholds: Withholds | None) -> Slate:
-        """Return the next slate of this process; None: nothing is withheld."""
+        """Return the next slate; with `withholds` None nothing is withheld."""
         withhold = 0.0 if withholds is None else self._withhold
         return draw(
             ranked, n, k, self._epsilon, withhold, withholds or (lambda _: False), self._random
@@ -204,7 +218,7 @@ class Explorer:
 
 
 def greedy(ranked: Candidates) -> Slate:
-    """Return the slate on which chance has no part: these candidates, each surely at its place."""
+    """Return a slate without randomisation: each candidate at its rank with probability 1."""
     size = len(ranked)
     return Slate(
         candidate=ranked,

@@ -1,4 +1,4 @@
-"""Keeps the shelf fresh: loads all items once, then follows the change log."""
+"""Keeping the items in memory up to date: load all once, then follow the change log."""
 
 import asyncio
 import logging
@@ -14,15 +14,25 @@ from stream.inference.model import parse
 
 log = logging.getLogger("counterflow.service")
 
-BLOCK_MS = 500  # longest wait for a change; below the client's socket timeout
-WAIT_S = 0.1  # between two questions for a model that no trainer has published yet
-MODEL_S = 1.0  # between two looks at the model's description
-SLACK_S = 0.25  # by which two looks at the same moment may differ
-HOLD_S = 5.0  # after a refusal that an operator has to mend
+BLOCK_MS = 500  # longest blocking read; must be below the client's socket timeout
+WAIT_S = 0.1  # time between checks for a first model
+MODEL_S = 1.0  # time between checks of the model's description
+SLACK_S = 0.25  # by how much two computed expiry times of the same write may differ
+HOLD_S = 5.0  # pause after an error that an operator must fix
 
 
 class Follower:
-    """One task beside the requests; `shelf` is None until a model has been loaded."""
+    """A task that keeps `shelf` up to date; `shelf` is None until a model has been loaded.
+
+    Parameters
+    ----------
+    clock : callable
+        Monotonic clock in seconds.
+    loaded : callable
+        Called whenever all items have been loaded anew.
+    ttl_s : float
+        TTL of the model's description, to compute when it was written.
+    """
 
     def __init__(
         self,
@@ -33,28 +43,28 @@ class Follower:
         ttl_s: float = 0.0,
     ) -> None:
         self.shelf: Shelf | None = None
-        self.problem = "nothing was loaded yet"  # as answers say it
-        self._said = ""  # as the log said it last
+        self.problem = "no model has been loaded yet"  # what answers say
+        self._said = ""  # the last error that was logged
         self._reader = reader
         self._metrics = metrics
         self._clock = clock
-        self._loaded = loaded  # told whenever all items were loaded anew
+        self._loaded = loaded
         self._contact_s = float("-inf")
         self._asked_s = float("-inf")
         self._ttl_s = ttl_s
-        self._lapses_s: float | None = None  # when the model's description does
+        self._lapses_s: float | None = None  # when the model's description expires
         self._confirmed_s: float | None = None
 
     def age_s(self) -> float | None:
-        """Return for how long no trainer has changed or confirmed the model; None without one."""
+        """Return the seconds since a trainer changed or confirmed the model; None without one."""
         return None if self._confirmed_s is None else self._clock() - self._confirmed_s
 
     def silent_s(self) -> float:
-        """Return for how long Redis has not answered the follower."""
+        """Return the seconds since Redis last answered the follower."""
         return self._clock() - self._contact_s
 
     async def run(self) -> None:
-        """Never returns; whatever Redis does, it goes on as soon as it can."""
+        """Follow forever; after an error of Redis, wait and try again."""
         while True:
             try:
                 waiting_s = await self.turn()
@@ -62,14 +72,14 @@ class Follower:
             except CounterflowError as error:
                 self._metrics.store_errors.labels(store="redis").inc()
                 if self._said != error.message:
-                    log.warning("holding: %s %s", error.message, error.remedy)
+                    log.warning("waiting for Redis: %s %s", error.message, error.remedy)
                 self._said, self.problem = error.message, outside(error)
                 waiting_s = error.retry_after_s if isinstance(error, Unavailable) else HOLD_S
             if waiting_s:
                 await asyncio.sleep(waiting_s)
 
     async def turn(self) -> float:
-        """The shelf is as fresh as the log after the call; returns how long to wait."""
+        """Apply the changes in the log; return how long to wait before the next turn."""
         if self.shelf is None or self._clock() - self._asked_s >= MODEL_S:
             await self._look()
         if self.shelf is None:
@@ -85,18 +95,18 @@ class Follower:
         return 0.0
 
     async def _look(self) -> None:
-        """The shelf has the shape of the model that Redis describes."""
+        """Load the items if the model in Redis has another shape; else update its description."""
         model = await self._reader.model()
         self._asked_s = self._clock()
         if model is None:
-            return  # a lapsed description leaves what is loaded in use
+            return  # an expired description leaves the loaded items in use
         await self._confirm()
         try:
             found = shapes(model)
             parse(model)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise Inconsistent(
-                "the model's description in Redis is not ours",
+                "the model's description in Redis does not have this version's format",
                 "another version wrote it: start this version's trainer",
             ) from error
         if self.shelf is not None and self.shelf.fits(model):
@@ -107,13 +117,13 @@ class Follower:
         self.shelf = shelf
 
     async def _confirm(self) -> None:
-        """It is known when the model was described last: a trainer does so every second.
+        """Find out when the model's description was last written; a trainer writes it every second.
 
-        Each time the description is to lapse later than before.
+        Each write moves its expiry to a later time.
         """
         try:
             left_ms = await self._reader.remaining_ms()
-        except Inconsistent:  # a user of Redis that may not ask
+        except Inconsistent:  # this Redis user may not run PTTL
             return
         if left_ms is None:
             return

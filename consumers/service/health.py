@@ -1,4 +1,4 @@
-"""What the service depends on, as it is when somebody asks: metrics at scrape time."""
+"""The state of dependencies, computed when the metrics are scraped."""
 
 import asyncio
 import contextlib
@@ -13,14 +13,14 @@ from prometheus_client.registry import Collector
 
 from consumers.settings import Kafka
 
-CHECK_S = 1.5  # longest wait for the broker, and between two questions
-FRESH_S = 4.0  # a sign of life counts for so long
+CHECK_S = 1.5  # timeout of a check of the broker, and time between two checks
+FRESH_S = 4.0  # an answer counts as recent for this long
 REPLY_MAX = 1 << 20
 API_VERSIONS = 18
 
 
 class AtScrape(Collector):
-    """A gauge whose values are asked for when it is scraped; a value that is None is absent."""
+    """A gauge whose values are computed when it is scraped; None values are left out."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class AtScrape(Collector):
         registry.register(self)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the gauge as it stands."""
+        """Yield the gauge with its present values."""
         labels = [self._label] if self._label else []
         gauge = GaugeMetricFamily(self._name, self._about, labels=labels)
         for named, value in self._values().items():
@@ -45,7 +45,7 @@ class AtScrape(Collector):
 
 
 class Broker:
-    """Whether one of the brokers answers: it is asked for its API versions, which all may ask."""
+    """Whether a broker answers a request for API versions, which needs no authentication."""
 
     def __init__(self, kafka: Kafka, clock: Callable[[], float] = time.monotonic) -> None:
         self._servers = [
@@ -60,11 +60,11 @@ class Broker:
         self._heard_s = float("-inf")
 
     def up(self) -> bool:
-        """Return whether a broker answered a moment ago."""
+        """Return whether a broker answered recently."""
         return self._clock() - self._heard_s < FRESH_S
 
     async def watch(self) -> None:
-        """Never returns; asks all brokers again and again, each on a connection of its own."""
+        """Check all brokers repeatedly, each on a new connection; never returns."""
         while True:
             asked = [asyncio.create_task(self._answers(*server)) for server in self._servers]
             try:
@@ -80,6 +80,7 @@ class Broker:
             await asyncio.sleep(CHECK_S)
 
     async def _answers(self, host: str, port: int) -> bool:
+        """Return whether the broker answers in time."""
         try:
             async with asyncio.timeout(CHECK_S):
                 reader, writer = await asyncio.open_connection(host, port, ssl=self._tls())
@@ -91,7 +92,7 @@ class Broker:
             return False
 
     def _tls(self) -> ssl.SSLContext | None:
-        """Return how to speak to a TLS listener; no secret is sent, so any certificate does."""
+        """Return the TLS context; certificates are not verified, since no secret is sent."""
         if not self._kafka.security_protocol.endswith("SSL"):
             return None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -106,7 +107,7 @@ class Broker:
 
 
 def request(client_id: str) -> bytes:
-    """Return the request for API versions, version 0."""
+    """Return an ApiVersions request, version 0."""
     name = client_id.encode()
     body = struct.pack(">hhih", API_VERSIONS, 0, 1, len(name)) + name
     return struct.pack(">i", len(body)) + body

@@ -1,7 +1,9 @@
-"""Answers as impressions on Kafka, in the background: an answer never waits for them or fails.
+"""Logging recommendations as impressions to Kafka in the background; answers never wait for it.
 
 answer ──► bounded queue ──► thread ──► Sink ──► {prefix}.impression.v1
-           full: dropped     away: tries again; counted when the broker has acknowledged
+
+If the queue is full, impressions are dropped and counted. If Kafka is unavailable, the thread
+reconnects. Impressions count as logged when the broker acknowledges them.
 """
 
 import logging
@@ -22,9 +24,9 @@ from stream.schemas import Impression
 
 log = logging.getLogger("counterflow.service")
 
-LINGER_MS = 20  # one request of the client holds what came within; nobody waits for it
-RETRY_S = 1.0  # between two attempts to connect
-CLOSE_S = 15.0  # above the client's longest attempt to connect
+LINGER_MS = 20  # the producer collects records for this long, as nobody waits for them
+RETRY_S = 1.0  # time between two attempts to connect
+CLOSE_S = 15.0  # must exceed the client's longest attempt to connect
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Shown:
         return len(self.item_ids)
 
     def events(self) -> Iterator[Impression]:
-        """Yield one event for each item, shown or withheld; ids repeat only if the slate does."""
+        """Yield one event per item, shown or withheld, its event_id derived from the slate's."""
         slate = self.slate
         for number, (item_id, position, propensity, show_probability, shown) in enumerate(
             zip(
@@ -67,31 +69,31 @@ class Shown:
 
 
 class ImpressionLog:
-    """Keeps at most `exploration.queue_max` impressions that are not acknowledged yet."""
+    """Sends impressions in a thread; at most `exploration.queue_max` are unacknowledged."""
 
     def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
         self._kafka = settings.kafka
         self._topic = topics.name(settings.kafka.topic_prefix, "impression")
         self._most = settings.exploration.queue_max
         self._waiting: deque[Shown] = deque()
-        self._open = 0  # impressions neither acknowledged nor dropped, sent or not
+        self._open = 0  # impressions neither acknowledged nor dropped yet
         self._closing = False
-        self._broken = False  # the client at work has failed with a record
-        self._troubled = False  # and it was said
+        self._broken = False  # the current client has failed to send a record
+        self._troubled = False  # the failure has been logged
         self._changed = threading.Condition()
         self._logged = Counter(
-            "counterflow_impressions_logged", "Impressions that Kafka acknowledged",
+            "counterflow_impressions_logged", "Impressions acknowledged by Kafka",
             registry=registry,
         )  # fmt: skip
         self._dropped = Counter(
-            "counterflow_impressions_dropped", "Impressions that were not logged",
+            "counterflow_impressions_dropped", "Impressions that could not be logged",
             registry=registry,
         )  # fmt: skip
         self._thread = threading.Thread(target=self._run, name="impressions", daemon=True)
         self._thread.start()
 
     def put(self, answer: Shown) -> None:
-        """The answer is on its way to Kafka, or counted as dropped; never waits, never raises."""
+        """Enqueue an answer's impressions, or drop and count them; never blocks or raises."""
         with self._changed:
             if self._closing or self._open + len(answer) > self._most:
                 self._dropped.inc(len(answer))
@@ -101,7 +103,7 @@ class ImpressionLog:
             self._changed.notify()
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """What was put is acknowledged, or counted as dropped, after the call."""
+        """Wait for acknowledgements, count the rest as dropped, and end the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -119,15 +121,15 @@ class ImpressionLog:
             self._rest()
 
     def _rest(self) -> bool:
-        """Return after a while, or at once whether closed."""
+        """Wait for RETRY_S; return at once, and true, if the log is closing."""
         with self._changed:
             return self._changed.wait_for(lambda: self._closing, RETRY_S)
 
     def _connected(self) -> Sink | None:
-        """Return a sink once there is something to send; None when closed and Kafka away."""
+        """Return a sink once there is something to send; None when closing without success."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._waiting)
-        patience_ms = 2 * self._kafka.request_timeout_ms  # the client wants more than one request's
+        patience_ms = 2 * self._kafka.request_timeout_ms  # must exceed the request's timeout
         while self._waiting:
             try:
                 return Sink(
@@ -142,9 +144,10 @@ class ImpressionLog:
         return None
 
     def _pump(self, sink: Sink) -> None:
-        """Send what waits until closed, or until a record failed: its client may be past help.
+        """Send waiting impressions until closed or until a record fails.
 
-        A broker that forgot the producer leaves an idempotent client refusing everything.
+        After a failure the client is replaced, because an idempotent producer that the broker no
+        longer knows fails every further record.
         """
         self._broken = False
         while not self._broken and (answer := self._next()) is not None:
@@ -175,14 +178,14 @@ class ImpressionLog:
             self._changed.notify()
 
     def _settle(self, counter: Counter, most: int) -> None:
-        """Count what was open and is not any more; after `close` nothing is."""
+        """Count up to `most` open impressions as logged or dropped."""
         with self._changed:
             settled = min(most, self._open)
             self._open -= settled
         counter.inc(settled)
 
     def _trouble(self, error: Exception) -> None:
-        """Say what is wrong once, and again only after something went right."""
+        """Log a failure, and the next one only after a success."""
         if not self._troubled:
-            log.warning("impressions are not logged: %s", error)
+            log.warning("impressions could not be logged: %s", error)
         self._troubled = True

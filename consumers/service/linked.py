@@ -1,4 +1,4 @@
-"""Which attribute values each item is linked to, as the learner links them."""
+"""The attribute values that each item is linked to, as in the learner."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,24 +18,24 @@ Integers = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Feature rows that were read, and the place of each name in them."""
+    """Rows of attribute values that were read, and the index of each name in them."""
 
     names: Mapping[str, int]
     features: Features
 
 
 class Linked:
-    """The links of described items, made when first asked for; names are numbered as they come.
+    """A cache of items' attribute links, built on first use; names get consecutive numbers.
 
-    Links lie one item after the other; an item that changes leaves its old ones behind. Threads
-    share it: what is there stays where it is, an item is asked for anew where its description is
-    another one than that of its links.
+    All links are in flat arrays; an item whose attributes change leaves its old links behind.
+    Threads share the cache: existing entries never move, and an item's links are built again if its
+    description has been replaced.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self._numbers: dict[str, int] = {}
-        self._place: dict[bytes, tuple[object, int]] = {}  # of an item in begin and size
+        self._place: dict[bytes, tuple[object, int]] = {}  # item -> description, index in _begin
         self._learning = threading.Lock()
         self._begin, self._size = Grown(np.intp), Grown(np.intp)
         self._number, self._value = Grown(np.intp), Grown(np.float64)
@@ -43,7 +43,7 @@ class Linked:
     def of(
         self, items: Sequence[bytes], meta: Mapping[bytes, Mapping[str, Any]]
     ) -> tuple[Integers, Integers, NDArray[np.float64]]:
-        """Return the links of the items: owner, number of the name, value, (m,) each."""
+        """Return the items' links: index of the item, number of the name, value; (m,) each."""
         with self._learning:
             places = [self._found(item, meta) for item in items]
         begin, size = self._begin.array[places], self._size.array[places]
@@ -52,7 +52,7 @@ class Linked:
         return owner, self._number.array[at], self._value.array[at]
 
     def called(self, numbers: Integers) -> list[str]:
-        """Return the names of these numbers, each once."""
+        """Return the names with these numbers, each once."""
         named = np.zeros(len(self.names), np.bool_)
         named[numbers] = True
         return [self.names[number] for number in np.flatnonzero(named).tolist()]
@@ -65,10 +65,23 @@ class Linked:
         read: Read,
         most: int,
     ) -> tuple[Links, Links]:
-        """Return the items' links as they are, and with these attributes in place of their own.
+        """Return the items' links as they are, and with these attributes replaced.
 
-        What is set comes first, so that it is never the value which a full row leaves out. Digits
-        of a number that no item has yet are new values, as they would be to the learner.
+        New links come first, so that a full row does not drop them. Rounded values of a number that
+        no item has are new values, as they are to the learner.
+
+        Parameters
+        ----------
+        items : sequence of bytes
+            Item ids.
+        meta : mapping
+            Item id -> title and attributes.
+        attributes : mapping
+            The attributes to set.
+        read : Read
+            Rows of all attribute values involved.
+        most : int
+            Links that a row can hold.
         """
         owner, number, value = self.of(items, meta)
         set_ = set(map(label, attributes))
@@ -76,7 +89,7 @@ class Linked:
         kept = np.ones(len(self.names), np.bool_)
         for name, at in read.names.items():
             called = self._numbers.get(name, len(place))
-            if called < len(place):  # a name that another thread has just added is not of these
+            if called < len(place):  # else another thread has just added the name
                 place[called] = at
                 kept[called] = attribute_of(name) not in set_
         known = place[number] >= 0
@@ -84,9 +97,9 @@ class Linked:
         old = linked(owner, place[number], value, len(items), read.features, most=most)
         stays = kept[number]
         owner, feature, value = owner[stays], place[number[stays]], value[stays]
-        given = list(links_of("item", attributes))[:most]  # further ones find no room in a row
+        given = list(links_of("item", attributes))[:most]
         width, rows = len(given), np.arange(len(items))
-        # each row: the given links, then those that stay
+        # each row has the new links first, then those that stay
         first = width * rows + np.searchsorted(owner, rows)
         fresh = (first[:, None] + np.arange(width)).ravel()
         rest = np.arange(len(owner)) + width * (owner + 1)
@@ -102,7 +115,7 @@ class Linked:
     def parts(
         self, item: bytes, meta: Mapping[bytes, Mapping[str, Any]], read: Read, pairs: Pairs
     ) -> dict[str, Part]:
-        """Return what each attribute of the one item adds for this user, by name."""
+        """Return what each attribute of one item adds to this user's score, by name."""
         old, _ = self.replace([item], meta, {}, read, pairs.model.max_links)
         weight = weights(old, read.features)
         bias = weight * read.features.bias[old.feature, pairs.treated]
@@ -116,7 +129,7 @@ class Linked:
         return found
 
     def _found(self, item: bytes, meta: Mapping[bytes, Mapping[str, Any]]) -> int:
-        """Return the place of an item as it is described now."""
+        """Return the index of the item's links for its present description."""
         said, (known, place) = meta.get(item), self._place.get(item, (self, 0))
         if known is said:
             return place
@@ -130,6 +143,7 @@ class Linked:
         return place
 
     def _named(self, name: str) -> int:
+        """Return the number of a name; a new name gets the next one."""
         number = self._numbers.setdefault(name, len(self.names))
         if number == len(self.names):
             self.names.append(name)
@@ -137,14 +151,14 @@ class Linked:
 
 
 class Grown:
-    """An array that grows at its end; doubling keeps copies rare."""
+    """An array that grows at its end, by doubling."""
 
     def __init__(self, dtype: type[np.generic]) -> None:
         self._held = np.zeros(64, dtype)
         self.array: NDArray[Any] = self._held[:0]
 
     def add(self, values: Sequence[float]) -> None:
-        """The values stand at the end after the call."""
+        """Append values."""
         size = len(self.array) + len(values)
         if size > len(self._held):
             self._held = np.pad(self._held, (0, max(size, 2 * len(self._held)) - len(self._held)))

@@ -1,4 +1,4 @@
-"""The OpenAPI description, made from the types of requests, answers and events."""
+"""The OpenAPI document, generated from the types of requests, answers and events."""
 
 from typing import Any
 
@@ -20,45 +20,46 @@ _TYPES = (
 )  # fmt: skip
 
 NOTES = """\
-Recommendations from rows that are learned while events come in.
+Recommendations from a model that learns while events arrive.
 
-**Unknown users** get the fallback: the global mean and what each item is worth to everyone (its
-bias), with popularity nowhere in it. Reading never creates anything.
+**Unknown users** are answered as the average user: the global mean plus each item's bias, without
+the effect of popularity. Reading never creates anything.
 
-**Objectives.** `outcome`: the expected outcome if shown at the first place, with position and
-popularity taken out; what lasts in the user, the confounder term, stays in. `effect`: shown minus
-withheld, the world being as it is; without any control outcome it is a 422 `no_control`, and an
-item without one of its own gets the average effect, which `support` tells. `consumption`: the
-chance of exposure times the outcome, as an ordinary recommender learns it; a rating counts as its
-share of the scale. The chance is that of self-selection for ratings and of the present policy for
-clicks, or of the other one where a head has learned nothing; where none has, it is a 422
-`not_available`.
+**Objectives.** `outcome`: the expected outcome if shown at the first position, with the effects of
+position and popularity removed; the user's long-term trait (the confounder term) is kept.
+`effect`: expected outcome if shown minus if withheld, in the world as it is. Without any control
+outcome it is a 422 `no_control`; an item without a control outcome of its own gets the average
+effect, and its `support` says so. `consumption`: the probability of exposure times the outcome, as
+an ordinary recommender learns it; a rating counts as its share of the scale. The probability is
+that of self-selection for ratings and that of the present policy for clicks; while one of the two
+has learned nothing the other is used, and while neither has, it is a 422 `not_available`.
 
 **`do`** sets parts of the world, several at once: `shown` (true: against withheld), `position`
-(from 1; multiplies a click's chance), `popularity` (a count), `attributes` of the item (the others
-stay). In lists it is a counterfactual ranking: all candidates in the world that is set; `shown:
-false` ranks by what is expected when withheld; `support` tells for which items no control of their
-own was observed. What was never observed is refused: an attribute value that no item had, a number
-outside those seen, a place or popularity beyond. Lists answer 422 `no_support`; `/v1/effect`
-answers with `support.ok` false, a reason, and no counterfactual.
+(from 1; multiplies the probability of a click), `popularity` (a count), `attributes` of the item
+(the others do not change). For a list it is a counterfactual ranking: all candidates in the world
+that is set. `shown: false` ranks by the expected outcome if withheld, and `support` says for which
+items no control outcome of their own was observed. Values that were never observed are refused: an
+attribute value that no item had, a number outside the observed range, a position or popularity
+beyond it. Lists answer 422 `no_support`; `/v1/effect` answers with `support.ok` false, a reason and
+no counterfactual.
 
-**Chance.** Where the service is configured to explore or to withhold, a recommendation leaves part
-of its order to chance: each item carries the `propensity` with which it stands at its place, and a
-withheld item is named with its place and `show_probability`, not to be shown. `impression_id` names
-the list in impressions, clicks and ratings. Rankings of given items and lists under `do` are never
-left to chance.
+**Randomisation.** If the service is configured to explore or to withhold, a part of the order of a
+recommendation is random. Each item has the `propensity` with which it stands at its position.
+Withheld items, which must not be shown, are listed with their position and `show_probability`.
+`impression_id` names the list in impressions, clicks and ratings. Rankings of given items and lists
+under `do` are never randomised.
 
-**Intervals** are of 95 % and say which kind they are. `predictive`: of one rating. `model-based`:
-of an expected click or an effect, from how often user, item and attribute values were seen, the
-spread of residuals and the learner's rates, and, where the model publishes one (`paths`), from the
-regression of the outcome on its paths. `within-item`: of a change of an item's number alone (a
-price), from outcomes of the same items at other numbers. `average`: of the average effect, from
-closed windows (AIPW). Where every path from what is set is closed, since none was learned, the
-effect is 0 without an interval, and `support.ok` is false.
+**Intervals** are 95 % intervals, and `interval_kind` says of what kind. `predictive`: of one
+rating. `model-based`: of an expected click or an effect, from how often user, item and attribute
+values were observed, the variance of residuals, the learning rates and, if the model publishes one
+(`paths`), the regression of the outcome on its paths. `within-item`: of a change of an item's
+number alone (a price), from outcomes of the same items at other values of the number. `average`: of
+the average effect, from closed windows (AIPW). If every path from what is set to the outcome is
+closed, because none was learned, the effect is 0 without an interval, and `support.ok` is false.
 """
 
 
-POSTED = (400, 403, 408, 413, 415, 422, 503)  # what any POST may be answered
+POSTED = (400, 403, 408, 413, 415, 422, 503)  # problems with which any POST may be answered
 
 
 def describe() -> dict[str, Any]:
@@ -96,19 +97,21 @@ def describe() -> dict[str, Any]:
             },
             "/v1/events": {
                 "post": _operation(
-                    "Events, to Kafka; 202 after its acknowledgement", "Accepted", events,
+                    "Send events to Kafka; answers 202 after the broker's acknowledgement",
+                    "Accepted", events,
                     status=202, problems=POSTED,
                 )
             },
             "/v1/users/{user_id}": {
-                "get": _operation("What is kept of a user", "UserRow", name="user_id")
+                "get": _operation("A user's counts", "UserRow", name="user_id")
             },
             "/v1/items/{item_id}": {
-                "get": _operation("What is kept of an item", "ItemRow", name="item_id")
+                "get": _operation("An item's title, attributes and counts", "ItemRow",
+                                  name="item_id")
             },
-            "/v1/model": {"get": _operation("The model that answers", problems=(503,))},
+            "/v1/model": {"get": _operation("The served model", problems=(503,))},
             "/v1/drift": {
-                "get": _operation("What the drift detectors say", "Drift", problems=(503,))
+                "get": _operation("The drift detectors", "Drift", problems=(503,))
             },
             "/livez": {"get": _operation("Whether the process works", problems=())},
             "/readyz": {"get": _operation("Whether it can answer", problems=(503,))},

@@ -1,12 +1,12 @@
-"""Connections that are given so much time, and so many of them: uvicorn's protocol with timers.
+"""uvicorn's HTTP protocol with timeouts for slow clients and a limit of connections.
 
-uvicorn closes a connection that is idle after an answer, and no other one. Here a request has
-`head_timeout_s` from its first byte (a new connection: from its beginning) until its headers are
-whole, `body_timeout_s` from there until its body is, however many bytes dribble in meanwhile, and a
-client as long to read on when it has stopped reading its answer.
+uvicorn itself only closes connections that are idle after an answer. Here, a request's headers must
+be complete `head_timeout_s` after its first byte (on a new connection: after connecting), its body
+`body_timeout_s` after that, however slowly bytes arrive. A client that stops reading its answer has
+`body_timeout_s` to continue.
 
 Beyond `connections_max` connections only /livez, /readyz and /metrics are answered, on SPARE
-further ones, so that those who watch the service still see it; even more are hung up on.
+further ones, so that monitoring still works. Even more connections are aborted.
 """
 
 import asyncio
@@ -20,25 +20,25 @@ from consumers.service.problems import Problem
 from consumers.settings import Service
 
 SPARE = 32
-READ_BYTES = 16 << 10  # of one read: a body in chunks of one byte each takes 10 ms of them
+READ_BYTES = 16 << 10  # size of one read; parsing this much in 1-byte chunks takes 10 ms
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 WATCHED = ("/livez", "/readyz", "/metrics")
 
 
 def patient(settings: Service) -> type[H11Protocol]:
-    """Return the protocol with the timers and the bound of these settings."""
+    """Return the protocol class with the limits of these settings."""
     return type("Patient", (_Patient,), {"limits": settings})
 
 
 class _Patient(H11Protocol):
-    """One connection; at most one timer runs, for what it waits for now."""
+    """One connection; at most one timer runs, for what the connection waits for now."""
 
     limits: ClassVar[Service]
     _timer: asyncio.TimerHandle | None = None
-    _awaited: object = None  # what the timer is for
+    _awaited: object = None  # what the timer waits for: "head", "reading" or a request's body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """The connection has until `head_timeout_s` to send its first headers."""
+        """Start the timer for the first headers; restrict or abort connections beyond the limit."""
         crowd = len(self.connections) - self.limits.connections_max
         super().connection_made(transport)
         if hasattr(transport, "max_size"):
@@ -50,12 +50,12 @@ class _Patient(H11Protocol):
         self._await("head")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """No timer runs after the call."""
+        """Stop the timer."""
         self._await(None)
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
-        """What has come is taken, and the timer runs for what has to come next."""
+        """Handle received data, then set the timer for what must come next."""
         cycle = self.cycle
         super().handle_events()
         if self.transport.is_closing() or self.flow.write_paused:
@@ -68,23 +68,23 @@ class _Patient(H11Protocol):
             self._await(None)
 
     def timeout_keep_alive_handler(self) -> None:
-        """An idle connection is closed, also if its client never reads the last answer."""
+        """Close an idle connection even if its client never reads the last answer."""
         super().timeout_keep_alive_handler()
         self._await("reading")
 
     def pause_writing(self) -> None:
-        """The client does not read its answer: it has until `body_timeout_s` to go on."""
+        """Start the timer for a client that does not read its answer."""
         super().pause_writing()
         self._await("reading")
 
     def resume_writing(self) -> None:
-        """The client reads on."""
+        """Stop the timer when the client reads again."""
         super().resume_writing()
         if self._awaited == "reading":
             self._await(None)
 
     def _await(self, what: object, anew: bool = False) -> None:
-        """The timer runs for that, from now unless it did so before; None: it does not run."""
+        """Start the timer for `what`, if not already running or `anew`; None stops it."""
         if what is self._awaited and not anew:
             return
         if self._timer is not None:
@@ -96,7 +96,7 @@ class _Patient(H11Protocol):
             self._timer = self.loop.call_later(limit_s, self._expire)
 
     def _expire(self) -> None:
-        """The connection is closed, with a word where no answer has begun."""
+        """Close the connection, with a 408 if no answer has begun."""
         cycle: Any = self.cycle
         answering = cycle is not None and not cycle.response_complete
         began = answering and cycle.response_started
@@ -110,19 +110,19 @@ class _Patient(H11Protocol):
 
 
 class Crowd:
-    """An ASGI application around another: one connection too many gets word of the health alone."""
+    """An ASGI middleware that answers only health checks on connections beyond the limit."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The request is answered after the call, or refused."""
+        """Pass the request on, or answer 503."""
         if scope["type"] == "http" and (scope.get("state") or {}).get("crowded"):
             if scope["path"] not in WATCHED:
                 problem = Problem(
                     503, "busy", "too many connections are open",
                     {"retry-after": "1", "connection": "close"},
-                    remedy="close those that are not used, or raise service.connections_max",
+                    remedy="close unused connections, or raise service.connections_max",
                 )  # fmt: skip
                 await problem.response()(scope, receive, send)
                 return

@@ -1,4 +1,4 @@
-"""Events over HTTP: judged by the code that judges Kafka's, then produced and acknowledged."""
+"""Posted events: validated by the code that validates Kafka's records, then sent to Kafka."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """A good event: its topic's kind, its key, its bytes as they came."""
+    """A valid event: its topic's kind, its key, and its bytes unchanged."""
 
     kind: str
     key: bytes
@@ -29,7 +29,7 @@ Produce = Callable[[Sequence[Posted]], Sequence[bool]]
 
 
 def read(body: bytes, now_ms: int, rating_scale: tuple[float, float]) -> list[Posted]:
-    """Return the events of a body, one or a list; any bad one is a 422 that names them all."""
+    """Return the events of a body, one or a list; a 422 names every bad one."""
     values = split(body)
     events: list[Posted] = []
     errors: list[dict[str, str | int]] = []
@@ -50,7 +50,7 @@ def read(body: bytes, now_ms: int, rating_scale: tuple[float, float]) -> list[Po
 
 
 def split(body: bytes) -> list[bytes]:
-    """Return the bytes of each event; a body that is not JSON is a 400."""
+    """Return the bytes of each event; a 400 for a body that is not JSON."""
     if body.lstrip()[:1] != b"[":
         return [body.strip()]
     try:
@@ -58,5 +58,7 @@ def split(body: bytes) -> list[bytes]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, "not_json", f"the body is not a JSON list: {error}") from None
     if len(values) > EVENTS_MAX:
-        raise invalid("body", f"{len(values)} events, {EVENTS_MAX} at most")
+        raise invalid(
+            "body", f"the body has {len(values)} events; at most {EVENTS_MAX} are allowed"
+        )
     return values

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problems: a stable code, a sentence, and the field where there is one."""
+"""Errors as RFC 9457 problems: a stable code, a sentence and, if known, the field at fault."""
 
 import logging
 from http import HTTPStatus
@@ -14,12 +14,12 @@ from stream.errors import CounterflowError
 log = logging.getLogger("counterflow.service")
 
 MEDIA_TYPE = "application/problem+json"
-LOG = "the service's log says more"
-GONE = 499  # the client left before its answer: nobody reads it, but it is counted
+LOG = "see the service's log for the cause"
+GONE = 499  # the client disconnected before its answer; only the metrics see this status
 
 
 class Problem(Exception):
-    """A request that is not answered; `code` is stable, `more` stands beside it in the body."""
+    """A request that is not answered; `code` is stable, `more` are further fields of the body."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Problem(Exception):
         self.more = more
 
     def response(self) -> Response:
-        """Return the problem as the answer."""
+        """Return the problem as a response."""
         body = {
             "type": f"/problems/{self.code}",
             "title": HTTPStatus(self.status).phrase,
@@ -52,45 +52,46 @@ class Problem(Exception):
 
 
 def unavailable(detail: str, retry_after_s: float = 1.0, **more: Any) -> Problem:
-    """Return the 503 that says when to come back."""
+    """Return a 503 problem with Retry-After."""
     seconds = max(1, round(retry_after_s))
     return Problem(503, "unavailable", detail, {"retry-after": str(seconds)}, **more)
 
 
 def invalid(field: str, detail: str, code: str = "invalid") -> Problem:
-    """Return the 422 that names the field."""
+    """Return a 422 problem that names the field."""
     return Problem(422, code, detail, field=field)
 
 
 async def on_problem(_: Request, error: Exception) -> Response:
-    """Return the answer to a Problem."""
+    """Return the response to a Problem."""
     assert isinstance(error, Problem)
     return error.response()
 
 
 def outside(error: CounterflowError) -> str:
-    """Return what of an error may leave the process.
+    """Return the part of an error that clients may see.
 
-    Behind the colon stands what another program said: addresses, names of users, paths.
+    The text behind the colon comes from other programs and may contain addresses, user names and
+    paths.
     """
     return error.message.partition(":")[0]
 
 
 async def on_store(_: Request, error: Exception) -> Response:
-    """Return the answer when Redis is away, or refuses what the service asks."""
+    """Return the response when Redis is unavailable or rejects a command."""
     assert isinstance(error, CounterflowError)
     retry_after_s = getattr(error, "retry_after_s", 1.0)
     return unavailable(outside(error), retry_after_s, remedy=LOG).response()
 
 
 async def on_gone(request: Request, _: Exception) -> Response:
-    """Return what is counted for a client that left before its body was here."""
-    log.debug("%s %s: the client has gone", request.method, request.url.path)
+    """Return the status that is counted for a client that disconnected while sending its body."""
+    log.debug("%s %s: the client has disconnected", request.method, request.url.path)
     return Response(status_code=GONE)
 
 
 async def on_http(_: Request, error: Exception) -> Response:
-    """Return starlette's own errors (404, 405) as problems."""
+    """Return Starlette's own errors (404, 405) as problems."""
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http")
     headers = dict(error.headers) if error.headers else None
@@ -98,5 +99,5 @@ async def on_http(_: Request, error: Exception) -> Response:
 
 
 async def on_error(_: Request, error: Exception) -> Response:
-    """Return a 500 that says nothing of the inside; the log has the trace."""
-    return Problem(500, "internal", "an error of the service; its log has it").response()
+    """Return a 500 without details; the log has the traceback."""
+    return Problem(500, "internal", "internal error; see the service's log").response()

@@ -1,4 +1,4 @@
-"""Lists from pairs: the score of an objective in a world, its interval, and the best of them."""
+"""Ranking pairs of a user and items: scores by objective, intervals, and the best items."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,12 +14,15 @@ from stream.inference.rows import Pairs
 
 IntervalKind = Literal["predictive", "model-based", "within-item", "average"]
 
-AVERAGE = "no control outcome of this item was observed; the average effect stands in"
-USUAL = "no control outcome of this item was observed; user and attributes alone speak for it"
+AVERAGE = "no control outcome of this item was observed; the average effect is used instead"
+USUAL = "no control outcome of this item was observed; user and attributes alone determine it"
 
 
 def standing_in(pairs: Pairs) -> str:
-    """Return what an item without a control outcome is told, and why without an interval."""
+    """Return the reason given for an item without a control outcome of its own.
+
+    It also says why the average effect that is used instead has no interval, if it has none.
+    """
     said = pairs.model.averages.get(pairs.outcome.name)
     if said is None or said.interval is not None or said.reason is None:
         return AVERAGE
@@ -28,20 +31,29 @@ def standing_in(pairs: Pairs) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What is said of a score beside it."""
+    """Interval and support of one score."""
 
     interval: list[float] | None
     kind: IntervalKind | None
-    own: bool | None = None  # whether its own control speaks; None where none is needed
-    reason: str | None = None  # what speaks where it does not
+    own: bool | None = None  # whether the item has a control outcome; None if none is needed
+    reason: str | None = None  # what is used instead, if it has none
 
 
 def scores(pairs: Pairs, objective: str, do: Do) -> Floats:
-    """Return what the items are ranked by (n,), in the world that `do` sets.
+    """Return the scores (n,) to rank by, in the world that `do` sets.
 
-    outcome: expected if shown, or if withheld where `do` says so. effect: shown minus withheld.
-    consumption: chance of exposure times the outcome as a share of its scale; showing sets the
-    chance to 1. Not cut at the ends of the scale (see `displayed`), where items would tie.
+    Scores are not clipped to the outcome's scale, where items would tie; see `displayed`.
+
+    Parameters
+    ----------
+    pairs : Pairs
+        The user paired with n items.
+    objective : str
+        `outcome`: expected outcome if shown, or if withheld where `do` says so. `effect`: shown
+        minus withheld. `consumption`: probability of exposure times the outcome as a share of its
+        scale; with `do.shown` the probability is 1.
+    do : Do
+        The intervention.
     """
     if objective == "effect":
         return showing(pairs, do.world()).value
@@ -54,12 +66,12 @@ def scores(pairs: Pairs, objective: str, do: Do) -> Floats:
 
 
 def _beyond(pairs: Pairs, arm: outcome.Arm) -> Floats:
-    """Return what is expected (n,), of ratings also beyond the ends of their scale."""
+    """Return the expected outcomes (n,); ratings may lie outside their scale."""
     return arm.eta if pairs.outcome.link == "identity" else arm.mean
 
 
 def displayed(of: Outcome, objective: str, score: Floats) -> Floats:
-    """Return the scores (n,) within the scale that they are of, in the same order."""
+    """Return the scores (n,) clipped to their scale, in the same order."""
     if objective == "effect":
         return score
     if objective == "consumption":
@@ -68,7 +80,7 @@ def displayed(of: Outcome, objective: str, score: Floats) -> Floats:
 
 
 def judge(pairs: Pairs, objective: str, do: Do, score: Floats) -> list[Judged]:
-    """Return interval and support of each score (n,), as it is displayed."""
+    """Return interval and support of each displayed score (n,)."""
     if objective == "effect":
         found = contrast(pairs, Do(True, do.position, do.popularity, do.attributes))
         bounds = _bounds(found.interval, len(pairs))
@@ -96,6 +108,7 @@ def judge(pairs: Pairs, objective: str, do: Do, score: Floats) -> list[Judged]:
 
 
 def _bounds(found: tuple[Floats, Floats] | None, size: int) -> list[list[float] | None]:
+    """Return the intervals as lists, None where a bound is NaN."""
     if found is None:
         return [None] * size
     pairs = zip(found[0].tolist(), found[1].tolist(), strict=True)
@@ -103,9 +116,9 @@ def _bounds(found: tuple[Floats, Floats] | None, size: int) -> list[list[float] 
 
 
 def best(scores: Floats, k: int) -> NDArray[np.intp]:
-    """Return the places of the k highest scores, best first; equal ones in the order of rows."""
+    """Return the indices of the k highest scores, best first; ties in the order of rows."""
     if k < len(scores):
-        # all that reach the k-th score, so that ties at the border do not depend on the partition
+        # take all items that reach the k-th score, so that ties do not depend on the partition
         border = np.partition(scores, len(scores) - k)[len(scores) - k]
         places = np.flatnonzero(scores >= border)
     else:

@@ -1,4 +1,4 @@
-"""What requests may hold, and their reading; a wrong one names its field."""
+"""The request bodies and their decoding; an error names the invalid field."""
 
 import re
 from typing import Annotated, Literal, TypeVar
@@ -17,8 +17,8 @@ EVENTS_MAX = 10_000
 ID_MAX_BYTES = 256
 FILTERS_MAX = 64
 VALUES_MAX = 10_000  # of one filter
-TEXT_MAX = VALUE_MAX_BYTES  # an event holds no longer one
-WHOLE_MAX = 2**53  # beyond it a double does not tell whole numbers apart
+TEXT_MAX = VALUE_MAX_BYTES  # as in events
+WHOLE_MAX = 2**53  # larger integers are not exact in double precision
 REAL_MAX = float(np.finfo(np.float32).max)  # rows are float32
 
 Id = Annotated[str, Meta(min_length=1, max_length=ID_MAX_BYTES, description="at most 256 bytes")]
@@ -31,7 +31,7 @@ Scalar = bool | Whole | Real | Text
 
 
 class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Bounds of a number; all that are given hold."""
+    """Bounds of a number; all given bounds must hold."""
 
     gte: Real | UnsetType = UNSET
     gt: Real | UnsetType = UNSET
@@ -46,28 +46,28 @@ Attribute = Scalar | Annotated[list[Text], Meta(max_length=MEMBERS_MAX)]
 
 
 class Intervention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is set, against the world as it is; several at once hold together."""
+    """What to set in the world as it is; several settings apply together."""
 
     shown: Annotated[
         bool | UnsetType,
-        Meta(description="true: against withheld; false: withheld, against shown"),
+        Meta(description="true: shown against withheld; false: withheld against shown"),
     ] = UNSET
     position: Annotated[
         Annotated[int, Meta(ge=1, le=2**31 - 1)] | UnsetType,
-        Meta(description="place in the list, from 1"),
+        Meta(description="position in the list, from 1"),
     ] = UNSET
     popularity: Annotated[
         Annotated[float, Meta(ge=0, le=REAL_MAX)] | UnsetType,
-        Meta(description="clicks and ratings of the item, decayed as the model counts them"),
+        Meta(description="the item's count of clicks and ratings, decayed as in the model"),
     ] = UNSET
     attributes: Annotated[
         Annotated[dict[Name, Attribute], Meta(max_length=ATTRIBUTES_MAX)] | UnsetType,
-        Meta(description="attribute of the item to another value; the others stay"),
+        Meta(description="attributes of the item and their new values; others do not change"),
     ] = UNSET
 
     @property
     def empty(self) -> bool:
-        """Whether it sets nothing."""
+        """Whether nothing is set."""
         return all(
             value is UNSET
             for value in (self.shown, self.position, self.popularity, self.attributes)
@@ -75,7 +75,7 @@ class Intervention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What both kinds of request choose."""
+    """The fields that both kinds of lists have."""
 
     user_id: Id
     outcome: Literal["rating", "click"] | UnsetType = UNSET
@@ -84,7 +84,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Recommend(Choice, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The best k of all items."""
+    """Ask for the best k of all items."""
 
     k: Annotated[int, Meta(ge=1, le=K_MAX)] = 10
     exclude: Annotated[list[Id], Meta(max_length=ITEMS_MAX)] = []
@@ -92,19 +92,19 @@ class Recommend(Choice, frozen=True, kw_only=True, forbid_unknown_fields=True):
         dict[Name, Filter],
         Meta(
             max_length=FILTERS_MAX,
-            description="attribute to a value, a list of values (any of them), or bounds",
+            description="attribute -> a value, a list of values (any of them), or bounds",
         ),
     ] = {}
 
 
 class Rank(Choice, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The given items, best first."""
+    """Ask for the given items, best first."""
 
     item_ids: Annotated[list[Id], Meta(max_length=ITEMS_MAX)]
 
 
 class AskEffect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an intervention changes for one user and item."""
+    """Ask for the effect of an intervention for one user and item."""
 
     user_id: Id
     item_id: Id
@@ -112,12 +112,12 @@ class AskEffect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     do: Intervention
     observed: Annotated[
         Real | UnsetType,
-        Meta(description="the outcome that happened: asks what would have happened to it"),
+        Meta(description="an outcome that happened; asks for its counterfactual"),
     ] = UNSET
 
 
 class AskWhy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Why one user and item have their score; `do` takes position and popularity."""
+    """Ask why a user and an item have their score; `do` accepts position and popularity."""
 
     user_id: Id
     item_id: Id
@@ -129,19 +129,19 @@ T = TypeVar("T")
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """Return the body; one beyond `most` bytes is a 413 before it is held in memory."""
+    """Return the body; raise a 413 problem as soon as more than `most` bytes have arrived."""
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
         size += len(part)
         if size > most:
-            raise Problem(413, "too_large", f"a body has at most {most} bytes")
+            raise Problem(413, "too_large", f"the body is larger than {most} bytes")
         parts.append(part)
     return b"".join(parts)
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """Return the request; not JSON is a 400, a wrong field a 422 that names it."""
+    """Return the decoded request; a 400 if it is not JSON, a 422 that names an invalid field."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -152,12 +152,10 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 
 def where(message: str) -> tuple[str, str]:
-    """Return the field that msgspec's message names, and the message without the place.
+    """Return the field that msgspec's message names, and the message without it.
 
-    >>> where("Expected `int` >= 1 - at `$.k`")
-    ('k', 'Expected `int` >= 1')
-    >>> where("Object missing required field `user_id`")
-    ('user_id', 'Object missing required field `user_id`')
+    >>> where("Expected `int` >= 1 - at `$.k`") ('k', 'Expected `int` >= 1') >>> where("Object
+    missing required field `user_id`") ('user_id', 'Object missing required field `user_id`')
     """
     detail, _, place = message.partition(" - at `")
     field = re.sub(r"^(key` in `)?\$\.?", "", place.rstrip("`"))

@@ -1,4 +1,4 @@
-"""The process: sockets, signals, clients."""
+"""The service process: its socket, signals and clients."""
 
 import asyncio
 import contextlib
@@ -28,26 +28,27 @@ from stream.errors import CounterflowError
 
 log = logging.getLogger("counterflow.service")
 
-SOCKET_TIMEOUT_S = 5.0  # above the follower's longest wait
+SOCKET_TIMEOUT_S = 5.0  # must exceed the follower's longest blocking read
 SHUTDOWN_S = 10
 
 
 class KafkaProduce:
-    """Produces posted events; the client connects with the first, and anew after each failure.
+    """Produces posted events; connects on first use, and again after each failure.
 
-    A broker that forgot the producer leaves an idempotent client refusing everything.
+    A failed client is replaced because an idempotent producer that the broker no longer knows fails
+    every further record.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._kafka = settings.kafka
         self._timeout_s = settings.service.produce_timeout_s
         self._sink: Sink | None = None
-        self._using: Counter[Sink] = Counter()  # requests at work with each client
+        self._using: Counter[Sink] = Counter()  # number of requests that use each client
         self._lock = threading.Lock()
         self._refused: CounterflowError | None = None  # why the last attempt to connect failed
 
     def __call__(self, events: Sequence[Posted]) -> list[bool]:
-        """Return for each event whether the broker has acknowledged it."""
+        """Return for each event whether the broker acknowledged it."""
         records = [
             Outgoing(topics.name(self._kafka.topic_prefix, event.kind), event.value, event.key)
             for event in events
@@ -65,7 +66,7 @@ class KafkaProduce:
         return [True] * len(events)
 
     def _take(self) -> Sink:
-        """Return the client, connected; who waited for an attempt that failed shares its error."""
+        """Return the connected client; requests that awaited a failed attempt share its error."""
         before = self._refused
         with self._lock:
             if self._sink is None:
@@ -83,7 +84,7 @@ class KafkaProduce:
             return self._sink
 
     def _put_back(self, sink: Sink, failed: bool) -> None:
-        """A client that failed gets no more requests after the call; the last to use it closes."""
+        """Stop using a failed client; its last user closes it."""
         with self._lock:
             self._using[sink] -= 1
             if failed and self._sink is sink:
@@ -92,10 +93,10 @@ class KafkaProduce:
             if left:
                 del self._using[sink]
         if left:
-            sink.close(0)  # its requests were answered: what it holds was said to be refused
+            sink.close(0)  # its requests have been answered; the rest was reported as failed
 
     def close(self) -> None:
-        """What was sent is acknowledged or given up, and the client has left, after the call."""
+        """Wait for outstanding records, dropping those that time out, and close the client."""
         with self._lock:
             sink, self._sink = self._sink, None
         if sink is not None:
@@ -103,11 +104,11 @@ class KafkaProduce:
 
 
 class Server(uvicorn.Server):
-    """Ends with 0 on SIGTERM and SIGINT (uvicorn raises the signal again)."""
+    """A uvicorn server that exits with 0 on SIGTERM and SIGINT; uvicorn would raise the signal."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """A signal ends the serving, a second one at once, inside the with statement."""
+        """Handle signals: the first ends the server gracefully, a second one at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -122,18 +123,18 @@ class Server(uvicorn.Server):
 
 
 def keep_all() -> None:
-    """What is held now is never looked through again for garbage: that would take 140 ms."""
+    """Exclude existing objects from garbage collection, which would take 140 ms to scan them."""
     gc.collect()
     gc.freeze()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return the listening socket; a port that is taken is an error with a remedy."""
+    """Return a listening socket; raise an error with a remedy if the port is taken."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
         )[0]
-        # TCP by name: asyncio sets TCP_NODELAY only then, and without it an answer takes 40 ms
+        # asyncio sets TCP_NODELAY only if the protocol is given; without it an answer takes 40 ms
         held = socket.socket(family, kind, socket.IPPROTO_TCP)
         try:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -148,26 +149,26 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def check_host(settings: Service) -> None:
-    """Return if only this machine can connect, or if somebody said that others may.
+    """Raise unless the service is on loopback or `service.allowed_hosts` is set.
 
-    The service has no authentication: who reaches it may read every user and post events.
+    The service has no authentication: whoever reaches it can read every user and post events.
     """
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
     except ports.TAKEN:
-        return  # `listen` says what is wrong with it
+        return  # `listen` reports the error
     addresses = {str(address[0]).partition("%")[0] for *_, address in found}
     if settings.allowed_hosts or all(ipaddress.ip_address(a).is_loopback for a in addresses):
         return
     raise CounterflowError(
         f"service.host {settings.host} is not loopback, and the service has no authentication",
-        "set service.allowed_hosts to the names by which it may be asked (*: any), behind what"
-        " keeps others out, or leave service.host at 127.0.0.1",
+        "set service.allowed_hosts to the names by which it may be called (*: any) and protect the"
+        " service, for instance by a proxy; or leave service.host at 127.0.0.1",
     )
 
 
 def configured(app: Starlette, settings: Service) -> uvicorn.Config:
-    """Return how the application is served."""
+    """Return uvicorn's configuration."""
     return uvicorn.Config(
         app,
         lifespan="on",
@@ -181,7 +182,7 @@ def configured(app: Starlette, settings: Service) -> uvicorn.Config:
 
 
 def run(settings: Settings, started: Callable[[str], None] | None = None) -> None:
-    """Requests were answered until a signal; `started` is told the URL once it listens."""
+    """Serve until a signal; `started` is called with the URL once the socket listens."""
     check_host(settings.service)
     yield_often()
     held = listen(settings.service.host, settings.service.port)

@@ -1,7 +1,7 @@
-"""All items in memory as requests see them: rows to score, titles, and filters on attributes.
+"""All items in memory, as requests see them: rows to score, titles, and filters on attributes.
 
-Changed only by the follower, on the event loop; nothing a request does adds an item. What works in
-a thread has a view, which stays as it is.
+Only the follower changes the shelf, on the event loop; requests never add items. Work in a thread
+uses a view, which does not change.
 """
 
 import copy
@@ -20,43 +20,51 @@ from model_store.reader import Catalogue, Changes
 from stream.inference.model import Floats, Outcome, parse
 from stream.inference.rows import Features, Items, Pairs, User
 
-FILTERS_MAX = 256  # filters remembered until an attribute changes
-MATCHED_MAX = 1_000_000  # items that all remembered filters have together
+FILTERS_MAX = 256  # results of filters that are cached until an attribute changes
+MATCHED_MAX = 1_000_000  # items in all cached results together
 
 Rows = NDArray[np.intp]
 
 
 class Shelf:
-    """The model's shape, the items that the reader keeps fresh, and what is derived from both."""
+    """The items in memory, the model's description, and what is derived from both.
+
+    Parameters
+    ----------
+    model : mapping
+        The trainer's description of the model.
+    catalogue : Catalogue
+        Item rows and titles, kept up to date by the reader.
+    """
 
     def __init__(self, model: Mapping[str, Any], catalogue: Catalogue) -> None:
         self.shapes: Shapes = shapes(model)
         self.catalogue = catalogue
         self.linked = Linked()
         self._matching = Matching()
-        self._changed = 0  # items with other attributes since the links were begun
+        self._changed = 0  # items whose attributes changed since the links were last rebuilt
         self.tell(model)
 
     def view(self) -> "Shelf":
-        """Return what stands now, for another thread: what changes later does not reach it."""
+        """Return a view for another thread, which later changes do not reach."""
         twin = copy.copy(self)
         twin.catalogue = self.catalogue.view()
         return twin
 
     def alone(self) -> "Shelf":
-        """Return the same with links of its own, for one item: nobody else has to be waited for."""
+        """Return a copy with attribute links of its own, so that it waits for no other thread."""
         twin = copy.copy(self)
         twin.linked = Linked()
         return twin
 
     def tell(self, model: Mapping[str, Any]) -> None:
-        """The model is as described after the call; its rows have the shape of before."""
+        """Replace the model's description; its rows must have the same shapes."""
         self.model = dict(model)
         self.parsed = parse(model)
         self.outcomes = self.parsed.outcomes
 
     def globals(self) -> Floats:
-        """Return the global terms, (2Y,) or (Y,): the newest written, else those of the model."""
+        """Return the newest global terms, shape (2Y,) for a causal model, else (Y,)."""
         size = len(self.outcomes) * (2 if self.parsed.causal else 1)
         newest = self.catalogue.globals_
         if len(newest) == size:
@@ -65,11 +73,11 @@ class Shelf:
         return np.resize(np.asarray(given, np.float32), size) if given else np.zeros(size, "f4")
 
     def fits(self, model: Mapping[str, Any]) -> bool:
-        """Return whether rows of that model have the shape of these."""
+        """Return whether that model's rows have the same shapes as this one's."""
         return shapes(model) == self.shapes and len(model["outcomes"]) == len(self.outcomes)
 
     def user(self, payload: bytes | None) -> User | None:
-        """Return a user's row; None without a row of this shape."""
+        """Decode a user's row; None if there is none of this shape."""
         if payload is None:
             return None
         row = unpack_many([payload], self.shapes["user"])
@@ -79,9 +87,9 @@ class Shelf:
         return User(row.bias[0], row.vector[0], *counts)
 
     def pairs(self, outcome: Outcome, user: User | None, rows: Rows | None = None) -> Pairs:
-        """Return the user against the items of these rows, None for all of them.
+        """Return the user paired with the items of these rows, or with all items.
 
-        Without a user the average one: no bias and no factors of its own.
+        Without a user, it is the average user, whose biases and factors are 0.
         """
         shape, held = self.shapes["user"], self.catalogue.items
         average = User(np.zeros(shape[0], np.float32), np.zeros(shape[1], np.float32))
@@ -95,13 +103,13 @@ class Shelf:
         )
 
     def features(self, names: Sequence[str], payloads: Sequence[bytes | None]) -> Read:
-        """Return the rows of attribute values that were read under these names."""
+        """Decode the rows of attribute values, read under these names."""
         row = unpack_many(payloads, self.shapes["feature"])
         places = {name: at for at, name in enumerate(names)}
         return Read(places, Features(row.bias, row.vector, row.events, row.present))
 
     def rows(self, ids: Sequence[str]) -> tuple[Rows, list[str]]:
-        """Return the rows of known items, and the ids of the others, both in order and once."""
+        """Return the rows of known items and the ids of unknown ones, in order, each once."""
         place = self.catalogue.items.row
         found: list[int] = []
         unknown: list[str] = []
@@ -114,7 +122,7 @@ class Shelf:
         return np.array(found, np.intp), unknown
 
     def candidates(self, filters: Mapping[str, Filter], without: Sequence[bytes]) -> Rows | None:
-        """Return the rows that satisfy every filter and are not left out; None for all of them."""
+        """Return the rows that satisfy every filter and are not excluded; None for all rows."""
         if not filters and not without:
             return None
         items = self.catalogue.items
@@ -127,7 +135,7 @@ class Shelf:
         return np.flatnonzero(wanted)
 
     def forget(self, changes: Changes) -> None:
-        """Filters are asked anew after the call if any attribute has changed."""
+        """Drop cached filter results if any attribute changed, and links when many did."""
         if changes.reloaded or changes.meta:
             self._matching = Matching()
             self._changed += len(changes.meta)
@@ -135,7 +143,7 @@ class Shelf:
                 self.linked, self._changed = Linked(), 0
 
     def remembers(self, filters: Mapping[str, Filter]) -> bool:
-        """Return whether it is known which items satisfy the filters."""
+        """Return whether the result of these filters is cached."""
         return Matching.name(filters) in self._matching.held
 
     def _satisfy(self, filters: Mapping[str, Filter]) -> list[bytes]:
@@ -154,9 +162,9 @@ class Shelf:
 
 
 class Matching:
-    """Which items satisfy the filters that were asked for, until any attribute changes.
+    """A cache of the items that satisfy a set of filters, valid until any attribute changes.
 
-    Views share it: what two threads put in at the same time, both have found.
+    Views share it; two threads may compute and store the same result.
     """
 
     def __init__(self) -> None:
@@ -165,11 +173,11 @@ class Matching:
 
     @staticmethod
     def name(filters: Mapping[str, Filter]) -> bytes:
-        """Return the same bytes for the same filters."""
+        """Return the cache key of the filters."""
         return msgspec.json.encode(filters, order="sorted")
 
     def put(self, name: bytes, found: list[bytes]) -> None:
-        """These items are held under that name; all others are gone when there are too many."""
+        """Store a result; if the cache is full it is cleared first."""
         if len(self.held) >= FILTERS_MAX or self._size + len(found) > MATCHED_MAX:
             self.held.clear()
             self._size = 0
@@ -181,12 +189,12 @@ Test = Callable[[Any], bool]
 
 
 def satisfies(tests: Sequence[tuple[str, Test]], attributes: Mapping[str, Any]) -> bool:
-    """Return whether every filter holds."""
+    """Return whether the attributes satisfy every filter."""
     return all(test(attributes.get(name)) for name, test in tests)
 
 
 def holds(wanted: Filter, found: Any) -> bool:
-    """Return whether an attribute satisfies a filter; an absent one satisfies none.
+    """Return whether an attribute satisfies a filter; a missing attribute satisfies none.
 
     >>> holds("Comedy", ["Action", "Comedy"]), holds(Condition(gte=1990), 1989), holds(1, True)
     (True, False, False)
@@ -195,7 +203,7 @@ def holds(wanted: Filter, found: Any) -> bool:
 
 
 def matcher(wanted: Filter) -> Test:
-    """Return what tells whether an attribute satisfies the filter, in the time of one look-up."""
+    """Return a predicate for the filter that takes the time of one look-up."""
     one = within(wanted) if isinstance(wanted, Condition) else among(wanted)
 
     def test(found: Any) -> bool:
@@ -205,7 +213,7 @@ def matcher(wanted: Filter) -> Test:
 
 
 def within(wanted: Condition) -> Test:
-    """Return what tells whether a number lies within the bounds."""
+    """Return a predicate for numbers within the bounds."""
 
     def test(found: Any) -> bool:
         if isinstance(found, bool) or not isinstance(found, int | float):
@@ -221,7 +229,7 @@ def within(wanted: Condition) -> Test:
 
 
 def among(wanted: Filter) -> Test:
-    """Return what tells whether a value is one of those; true is not 1."""
+    """Return a predicate for membership; true does not equal 1."""
     values = wanted if isinstance(wanted, list) else [wanted]
     flags = {value for value in values if isinstance(value, bool)}
     others = {value for value in values if not isinstance(value, bool)}

@@ -1,8 +1,8 @@
-"""Redis as requests ask it: a short deadline, one more try, and no waiting for one that is away.
+"""Redis with a short deadline, one retry, and a circuit breaker.
 
-A connection that died while it lay idle is no failure: what is asked is asked once more, on a fresh
-one. When Redis fails or hangs all the same, the request that found out has waited for one deadline,
-and the others are told at once (a circuit breaker), until `watch` finds that Redis answers again.
+A connection that died while idle is not a failure: the query is repeated once on a fresh one. If
+Redis fails or hangs nevertheless, the request that noticed it has waited for one deadline, and
+further requests fail at once until `watch` sees Redis answer again.
 """
 
 import asyncio
@@ -21,13 +21,21 @@ log = logging.getLogger("counterflow.service")
 
 T = TypeVar("T")
 
-PING_S = 1.0  # longest wait for a sign of life, and between two of them
-MEND_S = 0.25  # between two while Redis is away
-FRESH_S = 4.0  # a sign of life counts for so long: two of them, with their longest waits
+PING_S = 1.0  # timeout of a ping, and time between two pings
+MEND_S = 0.25  # time between two pings while Redis is unavailable
+FRESH_S = 4.0  # an answer counts as recent for this long: two pings with their timeouts
 
 
 class Store:
-    """Asks Redis for requests; `problem` is why it is not asked at present, None if it is."""
+    """Runs queries of Redis; while `problem` is not None, they fail at once.
+
+    Parameters
+    ----------
+    deadline_s : float
+        Timeout of a query, in seconds.
+    clock : callable
+        Monotonic clock in seconds.
+    """
 
     def __init__(
         self,
@@ -45,11 +53,11 @@ class Store:
         self._heard_s = float("-inf")
 
     def up(self) -> bool:
-        """Return whether it gave a sign of life a moment ago, and has not failed since."""
+        """Return whether Redis answered a ping recently and has not failed since."""
         return self.problem is None and self._clock() - self._heard_s < FRESH_S
 
     async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
-        """Return the answer; raises CounterflowError at the latest after the deadline."""
+        """Return the query's result; raise CounterflowError after the deadline at the latest."""
         if self.problem is not None:
             raise Unavailable(self.problem.message, MEND_S, self.problem.remedy)
         try:
@@ -59,7 +67,7 @@ class Store:
             raise
 
     async def watch(self) -> None:
-        """Never returns; Redis is asked for a sign of life, and trusted again when it gives one."""
+        """Ping Redis repeatedly and close the circuit breaker when it answers; never returns."""
         while True:
             try:
                 await self._within(PING_S, self._ping)
@@ -72,7 +80,7 @@ class Store:
             try:
                 pause_s = PING_S if self.problem is None else MEND_S
                 async with asyncio.timeout(pause_s):
-                    await self._broken.wait()  # who finds it broken has it looked at, at once
+                    await self._broken.wait()  # a failed query triggers a ping at once
             except TimeoutError:
                 pass
 
@@ -81,19 +89,22 @@ class Store:
             await self._client.ping()
 
     async def _within(self, deadline_s: float, question: Callable[[], Awaitable[T]]) -> T:
+        """Run the query, with one retry on a fresh connection, within the deadline."""
         try:
             async with asyncio.timeout(deadline_s):
                 try:
                     return await question()
                 except Unavailable:
-                    # others that lie idle may have died with it
+                    # other idle connections may have died with this one
                     await self._client.connection_pool.disconnect(inuse_connections=False)
                     return await question()
         except TimeoutError:
-            raise Unavailable(f"Redis is away: no answer within {deadline_s} s", 0.5) from None
+            raise Unavailable(
+                f"Redis is unavailable: no answer within {deadline_s} s", 0.5
+            ) from None
 
     def _break(self, error: CounterflowError) -> None:
-        """Nobody waits for Redis after the call, until it gives a sign of life."""
+        """Open the circuit breaker: queries fail at once until Redis answers a ping."""
         self._errors.inc()
         if self.problem is None:
             log.warning("answering without Redis: %s %s", error.message, error.remedy)

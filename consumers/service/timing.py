@@ -1,4 +1,4 @@
-"""Times every request by method, route and status; no ids in labels."""
+"""Timing every request by method, route and status; labels contain no ids."""
 
 import time
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Timing:
-    """An ASGI application around another; label children are kept, .4 instead of 1.3 us each."""
+    """An ASGI middleware; caching the label children takes 0.4 instead of 1.3 us per request."""
 
     def __init__(self, app: ASGIApp, histogram: Histogram, templates: Mapping[Any, str]) -> None:
         self._app = app
@@ -20,7 +20,7 @@ class Timing:
         self._children: dict[tuple[str, str, int], Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The request is answered and counted after the call."""
+        """Pass the request on and record its duration."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

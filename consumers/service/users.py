@@ -1,4 +1,4 @@
-"""What requests read of one user: the row and the seen items, in one read of Redis."""
+"""Reading a user's row and seen items from Redis in one round trip."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -17,28 +17,28 @@ from model_store.scripts import SEEN
 from model_store.wire import mapped
 from stream.errors import CounterflowError
 
-CHUNK = 256  # rows a read: 1 to 2 ms of the client's time
+CHUNK = 256  # keys per read: decoding takes 1 to 2 ms
 
 log = logging.getLogger("counterflow.service")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one read of Redis found: packed rows, None where there is none."""
+    """What a read of Redis found: encoded rows, None where there is none."""
 
     user: bytes | None
     seen: list[bytes] = field(default_factory=list)
     features: list[bytes | None] = field(default_factory=list)
-    away: bool = False  # Redis did not answer: nothing is known of the user
+    away: bool = False  # Redis did not answer, so nothing is known of the user
 
     @property
     def degraded(self) -> list[str] | UnsetType:
-        """What an answer has to do without, as it says so."""
+        """The unavailable dependencies, as the answer lists them."""
         return ["redis"] if self.away else UNSET
 
 
 class Users:
-    """Reads never write; only posted events mark items as seen."""
+    """Reads users' rows; writes nothing but seen items of posted events."""
 
     def __init__(
         self, client: redis.asyncio.Redis, store: Store, prefix: str, ttl_s: int, most: int
@@ -49,9 +49,10 @@ class Users:
         self._script: Any = self._client.register_script(SEEN)
 
     async def read(self, user_id: str, with_seen: bool, features: Sequence[str] = ()) -> Found:
-        """Return the user's row, the items that the user has seen, and rows of attribute values.
+        """Return the user's row, the user's seen items, and the rows of attribute values.
 
-        Without Redis the user is unknown; attribute values nothing stands in for: Unavailable.
+        If Redis is unavailable the user is unknown; if attribute values are needed, raise
+        Unavailable, as nothing can replace them.
         """
         user = user_id.encode()
         names = keys(self._prefix, "user", [user])
@@ -62,7 +63,7 @@ class Users:
         names += keys(self._prefix, "feature", ids)
         rows: list[bytes | None] = []
         try:
-            for start in range(0, len(names), CHUNK):  # a longer reply would hold the event loop
+            for start in range(0, len(names), CHUNK):  # a longer reply would block the event loop
                 rows += await self._store.ask(partial(self._get, names[start : start + CHUNK]))
         except CounterflowError:
             if features:
@@ -75,7 +76,7 @@ class Users:
             return list(await self._client.mget(names))
 
     async def mark(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
-        """These (user, item) leave the next lists; Unavailable when Redis is away."""
+        """Exclude the items of these (user, item) pairs from later lists; raise Unavailable."""
         items: dict[bytes, list[bytes]] = {}
         for user, item in pairs:
             items.setdefault(user, []).append(item)

@@ -1,4 +1,4 @@
-"""Which item is withheld from whom: by a keyed hash, one decision a window of the clock."""
+"""Which items are withheld from a user, decided by a keyed hash once per clock window."""
 
 import asyncio
 import contextlib
@@ -17,24 +17,25 @@ from stream.errors import CounterflowError
 
 log = logging.getLogger("counterflow.service")
 
-CHECK_S = 10.0  # between two looks at the shared key: so long after a FLUSHALL two may differ
-FIRST_S = 0.5  # longest wait of a request for the first look
-RANGE = 1 << 64
+# Time between checks of the shared key; after a FLUSHALL services may differ for as long.
+CHECK_S = 10.0
+FIRST_S = 0.5  # longest time for which a request waits for the first check
+RANGE = 1 << 64  # number of hash values
 
 
 @dataclass(frozen=True, slots=True)
 class Lot:
-    """What one list leaves to chance."""
+    """The withholding decisions for one list."""
 
-    withheld: Callable[[bytes], bool] | None  # whether an item is; None: nothing is
+    withheld: Callable[[bytes], bool] | None  # says whether an item is; None: nothing is
 
 
 class Withholding:
-    """The keyed hash of one service; the same in all that share the key.
+    """The keyed hash of a service; the same in all services that share the key.
 
-    The key comes from `exploration.seed`, else it is 32 random bytes that the first service puts
-    into Redis, so that all workers and replicas decide alike, and again after a restart. While it
-    is not known nothing is withheld. No answer tells the key, nor what it will withhold next.
+    The key is derived from `exploration.seed`. If that is 0, the first service stores 32 random
+    bytes in Redis, so that all workers and replicas decide alike, even after a restart. While the
+    key is unknown nothing is withheld. Answers reveal neither the key nor future decisions.
     """
 
     def __init__(self, settings: Settings, client: redis.asyncio.Redis) -> None:
@@ -50,9 +51,9 @@ class Withholding:
             self._key = secrets.token_bytes(32)
 
     async def of(self, user_id: str, now_ms: int) -> "Lot":
-        """Return what decides of an item whether it is withheld from the user now.
+        """Return the decisions for this user in the current clock window.
 
-        The same for each moment in a window of the clock, [n, n + 1) * join.window_s.
+        Windows are [n, n + 1) * `join.window_s`; decisions do not change within one.
         """
         if self._shared and not self._known:
             with contextlib.suppress(CounterflowError, TimeoutError):
@@ -72,7 +73,7 @@ class Withholding:
         return Lot(withheld)
 
     async def look(self) -> None:
-        """The key is the one in Redis after the call, ours if there was none; Unavailable."""
+        """Load the key from Redis, storing ours if there is none; raise Unavailable."""
         with mapped():
             pipe: Any = self._client.pipeline(transaction=False)
             pipe.set(self._name, self._key, nx=True, ex=self._ttl_s)
@@ -83,7 +84,7 @@ class Withholding:
             self._key, self._known = bytes(found), True
 
     async def run(self) -> None:
-        """The key stays the shared one; returns at once where there is none to share."""
+        """Keep the key equal to the shared one; returns at once if no key is shared."""
         said = False
         while self._shared:
             try:
@@ -91,6 +92,6 @@ class Withholding:
                 said = False
             except CounterflowError as error:
                 if not said:
-                    log.warning("the key of withholding is not confirmed: %s", error)
+                    log.warning("cannot confirm the withholding key: %s", error)
                 said = True
             await asyncio.sleep(CHECK_S)

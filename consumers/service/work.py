@@ -1,11 +1,11 @@
-"""Where requests are worked on: at once between two others, or in a thread when it takes longer.
+"""Where requests are processed: on the event loop, or in threads if they take longer.
 
-All requests share one event loop, /livez among them, so none may hold it for more than a few
-milliseconds. What is quick runs on the loop, few at a time; what scores many rows, and what reads
-or changes many attributes, runs in a few threads, each kind with its own, so that one kind does not
-wait for another. Who finds too many waiting is refused with a 503 and told when to come back.
+All requests share one event loop, including /livez, so none may block it for more than a few
+milliseconds. Quick requests run on the loop, few at a time. Requests that score many rows, or read
+or change many attributes, run in a few threads; each kind has its own lane, so that kinds do not
+wait for each other. When too many requests wait in a lane, further ones get a 503 with Retry-After.
 
-A thread sees a view of the shelf that nothing changes (`Shelf.view`), never the shelf itself.
+A thread works on a view of the shelf (`Shelf.view`), which does not change.
 """
 
 import asyncio
@@ -24,21 +24,33 @@ from consumers.service.shelf import Shelf
 
 T = TypeVar("T")
 
-SWITCH_S = 0.0005  # after so long a thread lets another one run: the loop waits for few of these
-RETRY_S = 1
+SWITCH_S = 0.0005  # longest time for which the loop waits until another thread yields
+RETRY_S = 1  # Retry-After of refused requests, in seconds
 
-QUICK_ROWS = 8_192  # rows that are scored on the loop: below 1 ms
-QUICK_ANSWERS = 100  # items of an answer that are made on the loop: about 1 ms
-QUICK_IDS = 1_000  # ids that are looked up on the loop
-QUICK_FILTERED = 4_096  # attributes that are compared on the loop: 1 to 2 ms
-QUICK_VALUES = 64  # values of attributes that are set for one item on the loop
+QUICK_ROWS = 8_192  # rows that may be scored on the loop: below 1 ms
+QUICK_ANSWERS = 100  # items of an answer that may be built on the loop: about 1 ms
+QUICK_IDS = 1_000  # ids that may be looked up on the loop
+QUICK_FILTERED = 4_096  # attributes that may be compared on the loop: 1 to 2 ms
+QUICK_VALUES = 64  # attribute values that may be set for one item on the loop
 QUICK_EVENTS = 100
-QUICK_BODY = 32 << 10  # bytes that are decoded on the loop
+QUICK_BODY = 32 << 10  # bytes that may be decoded on the loop
 LONG_ANSWERS = 1_000
 
 
 class Lane:
-    """Lets at most `places` requests work at a time, in the order in which they came."""
+    """Processes at most `places` requests at a time, in order of arrival.
+
+    Parameters
+    ----------
+    name : str
+        Name of the threads.
+    places : int
+        Requests processed at a time.
+    waiting : int
+        Requests that may wait; further ones get a 503.
+    threads : bool
+        Whether work runs in threads instead of on the event loop.
+    """
 
     def __init__(self, name: str, places: int, waiting: int, threads: bool) -> None:
         self._places = asyncio.Semaphore(places)
@@ -47,14 +59,14 @@ class Lane:
 
     @property
     def threaded(self) -> bool:
-        """Whether its work is done beside the loop."""
+        """Whether work runs in threads."""
         return self._threads is not None
 
     async def __aenter__(self) -> "Lane":
         if self._waiting >= self._most:
             raise Problem(
                 503, "busy", "too many requests of this kind are waiting",
-                {"retry-after": str(RETRY_S)}, remedy="come back later, or ask for less at a time",
+                {"retry-after": str(RETRY_S)}, remedy="retry later, or ask for less at a time",
             )  # fmt: skip
         self._waiting += 1
         try:
@@ -72,30 +84,30 @@ class Lane:
         self._places.release()
 
     async def run(self, work: Callable[..., T], *args: object) -> T:
-        """Return what the work returns; who holds a place of the lane may ask."""
+        """Return the result of the work; the caller must have entered the lane."""
         if self._threads is None:
             return work(*args)
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     def close(self) -> None:
-        """No work begins after the call."""
+        """Stop starting further work."""
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Lanes:
-    """The lanes of one service."""
+    """The lanes of a service."""
 
     def __init__(self) -> None:
         self.quick = Lane("quick", 8, 1_024, threads=False)
-        self.many = Lane("many", 2, 256, threads=True)  # many rows, some milliseconds
-        self.long = Lane("long", 2, 64, threads=True)  # many attributes, up to a second
-        self.posts = Lane("posts", 8, 256, threads=True)  # small ones, that wait for the broker
-        self.loads = Lane("loads", 2, 64, threads=True)  # posts of many events
+        self.many = Lane("many", 2, 256, threads=True)  # many rows: some milliseconds
+        self.long = Lane("long", 2, 64, threads=True)  # many attributes: up to a second
+        self.posts = Lane("posts", 8, 256, threads=True)  # few events, waiting for the broker
+        self.loads = Lane("loads", 2, 64, threads=True)  # many events
         self._all = (self.quick, self.many, self.long, self.posts, self.loads)
 
     def of(self, shelf: Shelf, asked: Choice) -> Lane:
-        """Return the lane for a list."""
+        """Return the lane for a request for a list."""
         if describes(asked.do):
             return self.long
         if isinstance(asked, Recommend):
@@ -109,21 +121,21 @@ class Lanes:
         return self.many if answers > QUICK_ANSWERS else self.quick
 
     def of_one(self, do: Intervention | None) -> Lane:
-        """Return the lane for what is asked of one item."""
+        """Return the lane for a request about one item."""
         given = do.attributes if do is not None and do.attributes is not UNSET else {}
         values = sum(len(value) if isinstance(value, list) else 1 for value in given.values())
         return self.quick if values <= QUICK_VALUES else self.long
 
     def of_body(self, body: bytes) -> Lane:
-        """Return the lane in which a body is decoded."""
+        """Return the lane for decoding a body."""
         return self.quick if len(body) <= QUICK_BODY else self.long
 
     def of_events(self, count: int) -> Lane:
-        """Return the lane in which so many events go to the broker."""
+        """Return the lane for sending this many events to the broker."""
         return self.posts if count <= QUICK_EVENTS else self.loads
 
     def _compares(self, shelf: Shelf, filters: Mapping[str, Filter]) -> bool:
-        """Return whether it takes long to find out what satisfies the filters."""
+        """Return whether evaluating the filters takes long."""
         values = sum(len(each) for each in filters.values() if isinstance(each, list))
         compared = len(filters) * len(shelf.catalogue.meta)
         if values <= QUICK_IDS:
@@ -131,11 +143,11 @@ class Lanes:
         return True
 
     def close(self) -> None:
-        """No work begins after the call."""
+        """Stop starting further work in all lanes."""
         for lane in self._all:
             lane.close()
 
 
 def yield_often() -> None:
-    """The interpreter's threads take turns every half millisecond, so the loop comes to its own."""
+    """Make threads yield every half millisecond, so that the event loop is not delayed."""
     sys.setswitchinterval(SWITCH_S)
