@@ -1,10 +1,9 @@
 """Settings from the command line, the environment, a TOML file and the defaults, in this order.
 
-Each section is a frozen struct. Each field carries a description; `config show` and
-deploy/config.example.toml are generated from them. An unknown setting is an error.
-
-In the environment a setting is named `COUNTERFLOW_SECTION__KEY`; names without a double underscore
-are ignored. A secret can also be read from a file:
+Each section is a frozen struct. Each field carries its description, which appears in
+deploy/config.example.toml (`example()` generates that file) and in the remedies of errors. In the
+environment a setting is `COUNTERFLOW_SECTION__KEY`; names without a double underscore are not
+settings. A secret can also be read from a file:
 `COUNTERFLOW_KAFKA__SASL_PLAIN_PASSWORD_FILE=/run/secrets/kafka`.
 """
 
@@ -46,41 +45,51 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Kafka(Section, frozen=True, kw_only=True):
-    """The Kafka cluster that holds the event topics and the dead-letter topic."""
+    """The broker that events are read from and dead letters are written to."""
 
     bootstrap_servers: Annotated[
-        Name, described("Bootstrap servers, host:port, separated by commas.")
+        Name, described("Brokers to contact first: host:port, separated by commas.")
     ] = "127.0.0.1:9092"
     topic_prefix: Annotated[
         Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}$")],
         described("Prefix of the topic names: {prefix}.rating.v1 and so on."),
     ] = "counterflow"
     group_id: Annotated[
-        Name, described("Consumer group of the offsets that lag tools read; never read back.")
+        Name,
+        described(
+            "Consumer group whose committed offsets show the lag to other tools; the trainer"
+            " never reads them."
+        ),
     ] = "counterflow"
-    client_id: Annotated[Name, described("Name of this client in the broker's logs.")] = (
-        "counterflow"
-    )
+    client_id: Annotated[
+        Name, described("Name of the clients in the broker's logs and metrics.")
+    ] = "counterflow"
     isolation_level: Annotated[
         Literal["read_committed", "read_uncommitted"],
         described("read_committed skips the records of aborted transactions."),
     ] = "read_committed"
     fetch_max_wait_ms: Annotated[
-        Natural, described("Longest time the broker waits for data; it adds to freshness.")
+        Natural,
+        described("Longest time (ms) the broker holds an empty fetch; adds to the freshness."),
     ] = 10
-    fetch_max_bytes: Annotated[Count, described("Largest fetch over all partitions, in bytes.")] = (
-        64 << 20
-    )
-    request_timeout_ms: Annotated[Count, described("Timeout of a request to the broker.")] = 30_000
+    fetch_max_bytes: Annotated[
+        Count,
+        described("Accepted but not used: a fetch takes at most 1 MiB per partition (compressed)."),
+    ] = 64 << 20
+    request_timeout_ms: Annotated[
+        Count, described("Longest wait (ms) for the broker's answer to a request.")
+    ] = 30_000
     security_protocol: Annotated[
         Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
-        described("Protocol of the connections."),
+        described("Transport security and authentication of the connections."),
     ] = "PLAINTEXT"
-    ssl_cafile: Annotated[str, described("Certificate authority, a PEM file.")] = ""
-    ssl_certfile: Annotated[str, described("Certificate of this client, a PEM file.")] = ""
-    ssl_keyfile: Annotated[str, described("Private key of this client, a PEM file.")] = ""
+    ssl_cafile: Annotated[str, described("PEM file of the certificate authority.")] = ""
+    ssl_certfile: Annotated[str, described("PEM file of the client's certificate.")] = ""
+    ssl_keyfile: Annotated[str, described("PEM file of the client's private key.")] = ""
     ssl_password: Annotated[str, described("Password of the private key.", secret=True)] = ""
-    ssl_check_hostname: Annotated[bool, described("Verify the broker's host name.")] = True
+    ssl_check_hostname: Annotated[
+        bool, described("Whether the broker's host name must match its certificate.")
+    ] = True
     sasl_mechanism: Annotated[
         Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER"],
         described("SASL mechanism; empty without SASL."),
@@ -91,7 +100,9 @@ class Kafka(Section, frozen=True, kw_only=True):
     )
     options: Annotated[
         dict[str, Any],
-        described("Further options of the kafka-python clients (a table; JSON outside TOML)."),
+        described(
+            "Further options of the kafka-python clients (a table here; JSON in the environment)."
+        ),
     ] = {}
 
 
@@ -100,7 +111,9 @@ class Redis(Section, frozen=True, kw_only=True):
 
     url: Annotated[
         Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")],
-        described("redis://, rediss:// or unix://; may contain user and password.", secret=True),
+        described(
+            "redis://, rediss:// or unix:// URL; may contain user and password.", secret=True
+        ),
     ] = "redis://127.0.0.1:6379/0"
     prefix: Annotated[
         Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")],
@@ -108,13 +121,15 @@ class Redis(Section, frozen=True, kw_only=True):
     ] = "cf"
     ttl_s: Annotated[
         Annotated[int, Meta(ge=2)],
-        described("Time after which a row expires unless a trainer has rewritten it."),
+        described(
+            "Time to live (s) of the rows; a running trainer renews them within a quarter of it."
+        ),
     ] = 86_400
     read_timeout_s: Annotated[
         Seconds,
         described(
-            "Longest time a request waits for Redis; after it the request is answered from memory"
-            " as for an unknown user."
+            "Longest wait (s) of an HTTP request for Redis; after it the request is"
+            " answered from memory, as for an unknown user."
         ),
     ] = 0.25
 
@@ -122,39 +137,48 @@ class Redis(Section, frozen=True, kw_only=True):
 class Snapshots(Section, frozen=True, kw_only=True):
     """Snapshots of the trainer's state on disk."""
 
-    dir: Annotated[Name, described("Folder of the snapshots; one folder per trainer.")] = (
+    dir: Annotated[Name, described("Folder of the snapshots; each trainer needs its own.")] = (
         "snapshots"
     )
     interval_s: Annotated[
-        Seconds, described("Time between two snapshots; a crash repeats at most this much work.")
+        Seconds,
+        described(
+            "Time (s) between two snapshots; about this much work is repeated after a crash."
+        ),
     ] = 5.0
-    keep: Annotated[Count, described("Number of snapshots to keep.")] = 3
+    keep: Annotated[Count, described("How many snapshots are kept.")] = 3
 
 
 class Trainer(Section, frozen=True, kw_only=True):
-    """The process that learns."""
+    """The trainer process."""
 
     batch_max: Annotated[
-        Count, described("Most events of one step; a step takes what is queued, up to this many.")
+        Count, described("Most interactions per call of the learner; a larger poll is split.")
     ] = 65_536
     seed: Annotated[
-        Natural, described("Random seed; on a CPU the same seed and polls give the same bits.")
+        Natural,
+        described(
+            "Seed of all random draws; on a CPU, same seed and same polls give the same bits."
+        ),
     ] = 0
     metrics_host: Annotated[
-        Name, described("Address of the trainer's /metrics, /livez and /readyz.")
+        Name, described("Address on which /metrics, /livez and /readyz of the trainer listen.")
     ] = "127.0.0.1"
     metrics_port: Annotated[
-        Port, described("Port of /metrics, /livez and /readyz; 0 takes a free one.")
+        Port, described("Port of /metrics, /livez and /readyz of the trainer; 0: any free port.")
     ] = 9108
     duplicates_window: Annotated[
         Natural,
-        described("Number of (type, event_id) pairs remembered to ignore duplicates; 0: none."),
+        described(
+            "How many (type, event_id) pairs are remembered to ignore repeated events; 0: none."
+        ),
     ] = 1_000_000
     rank: Annotated[
-        Natural, described("Number of this trainer, from 0; partition p goes to rank p % world.")
+        Natural,
+        described("Number of this trainer among `world`; partition p is read by rank p % world."),
     ] = 0
     world: Annotated[
-        Count, described("Number of trainers that share the user partitions; each reads all items.")
+        Count, described("How many trainers share the users' partitions; each one reads all items.")
     ] = 1
 
 
@@ -162,81 +186,89 @@ class Service(Section, frozen=True, kw_only=True):
     """The HTTP service."""
 
     host: Annotated[
-        Name, described("Address to listen on; beyond loopback, allowed_hosts must be set too.")
+        Name, described("Address to listen on; one that is not loopback also needs allowed_hosts.")
     ] = "127.0.0.1"
-    port: Annotated[Port, described("Port to listen on; 0 takes a free one.")] = 8080
+    port: Annotated[Port, described("Port to listen on; 0: any free port.")] = 8080
     allowed_hosts: Annotated[
         str,
         described(
-            "Host names accepted beside the service's own address: name (any port) or name:port,"
-            " separated by commas; *: any."
+            "Host headers accepted besides the service's own address, separated by commas:"
+            " name (any port), name:port, or * (all)."
         ),
     ] = ""
     allowed_origins: Annotated[
         str,
         described(
-            "Origins of web pages that may call the service, separated by commas"
-            " (https://shop.example); *: any."
+            "Origins of web pages whose requests are accepted, separated by commas"
+            " (https://shop.example); *: all."
         ),
     ] = ""
     outcome: Annotated[
-        Literal["rating", "click"], described("Outcome of requests that name none.")
+        Literal["rating", "click"], described("Outcome used by a request that names none.")
     ] = "rating"
     exclude_seen: Annotated[
         bool, described("Leave items that the user has clicked or rated out of recommendations.")
     ] = True
-    seen_max: Annotated[Count, described("Number of seen items remembered for each user.")] = 2_000
-    body_max_bytes: Annotated[Count, described("Largest request body.")] = 4 << 20
+    seen_max: Annotated[
+        Count, described("How many seen items are kept per user (in bytes: 16 times this number).")
+    ] = 2_000
+    body_max_bytes: Annotated[Count, described("Largest request body (bytes).")] = 4 << 20
     connections_max: Annotated[
         Count,
         described(
-            "Most connections served at once; /livez, /readyz and /metrics are answered on a few"
-            " more. Stay below the limit of open files."
+            "Most connections served; 32 more get only the health routes. Keep it below the"
+            " limit of open files."
         ),
     ] = 512
     head_timeout_s: Annotated[
-        Seconds, described("Time in which all headers of a request must have arrived.")
+        Seconds, described("Time (s) within which all headers of a request must arrive.")
     ] = 10.0
     body_timeout_s: Annotated[
-        Seconds, described("Time for a request's body to arrive, and for a client to read on.")
+        Seconds,
+        described(
+            "Time (s) within which a body must arrive, and within which a stalled client"
+            " must read on."
+        ),
     ] = 30.0
     produce_timeout_s: Annotated[
-        Seconds, described("Longest wait for the broker to acknowledge posted events.")
+        Seconds, described("Longest wait (s) for the broker to acknowledge posted events.")
     ] = 10.0
     ready_lag_s: Annotated[
         Annotated[float, Meta(ge=0)],
         described(
-            "/readyz fails once Redis has been silent for this long; 0: it does not fail while"
-            " lists can be served from memory."
+            "/readyz fails when Redis has not answered for this long (s); 0: only before a"
+            " model is loaded."
         ),
     ] = 0.0
 
 
 class Exploration(Section, frozen=True, kw_only=True):
-    """Randomisation of recommendations, and the logging of impressions."""
+    """Random exploration and withholding in recommendations, and their log."""
 
     epsilon: Annotated[
         Annotated[float, Meta(ge=0, le=1)],
-        described("Share of recommendations that are a uniform permutation of the candidates."),
+        described(
+            "Share of recommendations that are a uniformly random permutation of the candidates."
+        ),
     ] = 0.0
     withhold: Annotated[
         Annotated[float, Meta(ge=0, le=0.5)],
         described(
-            "Probability that a placed item is withheld as a control; one draw per user, item and"
-            " join window."
+            "Probability that a placed item is withheld as a control, drawn once per user,"
+            " item and window."
         ),
     ] = 0.0
     seed: Annotated[
         Natural,
         described(
-            "Seed of the permutations and secret key of withholding; 0: random, the key shared in"
-            " Redis.",
+            "Seed of the draws and key of withholding, to be kept secret; 0: random, the"
+            " key shared through Redis.",
             secret=True,
         ),
     ] = 0
-    log_impressions: Annotated[bool, described("Log recommendations to the impression topic.")] = (
-        False
-    )
+    log_impressions: Annotated[
+        bool, described("Write recommendations to the impression topic.")
+    ] = False
     queue_max: Annotated[
         Count, described("Most unacknowledged impressions; further ones are dropped and counted.")
     ] = 10_000
@@ -246,11 +278,14 @@ class Model(Section, frozen=True, kw_only=True):
     """The model and its learning step."""
 
     factors: Annotated[
-        Annotated[int, Meta(ge=1, le=1024)], described("Length of the outcome vectors.")
+        Annotated[int, Meta(ge=1, le=1024)], described("Length of the factor vectors.")
     ] = 32
     device: Annotated[
         Device,
-        described("Device of the step; auto: a usable GPU with room for full tables, else cpu."),
+        described(
+            "Where the learning step runs; auto: a usable GPU that can hold full tables,"
+            " else the CPU."
+        ),
     ] = "auto"
     step: Annotated[
         Step,
@@ -261,34 +296,35 @@ class Model(Section, frozen=True, kw_only=True):
     ] = "auto"
     block: Annotated[
         Annotated[int, Meta(ge=1, le=BLOCK_MAX)],
-        described("Interactions per block; smaller blocks are closer to the sequential step."),
+        described("Interactions per block; smaller blocks are closer to the sequential driver."),
     ] = 256
     threads: Annotated[
         Annotated[int, Meta(ge=0, le=THREADS_MAX)],
-        described("CPU threads for blocks; 0: one per core, at most 4. Results are identical."),
+        described(
+            "CPU threads of the block driver; 0: one per core, at most 4. Results do not"
+            " depend on it."
+        ),
     ] = 0
-    rating_min: Annotated[float, described("Lowest valid rating; lower ones are bad events.")] = 1.0
-    rating_max: Annotated[float, described("Highest valid rating; higher ones are bad events.")] = (
-        5.0
-    )
+    rating_min: Annotated[float, described("Lowest rating; a lower one is a dead letter.")] = 1.0
+    rating_max: Annotated[float, described("Highest rating; a higher one is a dead letter.")] = 5.0
     exposure_factors: Annotated[
         Annotated[int, Meta(ge=1, le=256)],
-        described("Length of the exposure vectors: long-term factors of who is shown what."),
+        described("Length of the long-term exposure factors (who is shown or chooses what)."),
     ] = 16
     session_factors: Annotated[
         Annotated[int, Meta(ge=0, le=256)],
-        described("Length of the session vectors: factors of recently chosen items; 0: none."),
+        described("Length of the session factors (what follows the items just chosen); 0: none."),
     ] = 16
     without: Annotated[
         str,
         described(
-            "Model paths to close, separated by commas: exposure, weights, robust, popularity,"
-            " position, confounder, control."
+            "Model paths to disable, separated by commas: exposure, weights, robust,"
+            " popularity, position, confounder, control."
         ),
     ] = ""
     pairs: Annotated[
         Annotated[int, Meta(ge=0, le=16)],
-        described("Uniformly drawn items with which each event is contrasted."),
+        described("Uniformly drawn items that each interaction is contrasted with."),
     ] = 2
     alpha: Annotated[
         Share,
@@ -296,62 +332,81 @@ class Model(Section, frozen=True, kw_only=True):
             "Weights are propensity ** (alpha - 1): 0 corrects selection in full, 1 not at all."
         ),
     ] = 0.5
-    clip: Annotated[Share, described("Smaller propensities are replaced by this value.")] = 0.02
+    clip: Annotated[Share, described("Propensities below this value are raised to it.")] = 0.02
     robust_share: Annotated[Share, described("Share of the doubly robust term in the loss.")] = 0.3
     mix: Annotated[
-        Share, described("Share of the weighted error in the vectors' gradient; rest: factual.")
+        Share,
+        described(
+            "Share of the weighted error in the gradient of the factor vectors; the rest is"
+            " the factual head's."
+        ),
     ] = 0.25
     average: Annotated[
         Share,
-        described("Decay of the Polyak average of served item and attribute terms; 0: no average."),
+        described(
+            "Decay of the Polyak average of served item and attribute terms; 0: no averaging."
+        ),
     ] = 0.0
-    half_life_s: Annotated[Seconds, described("Half-life of an item's popularity.")] = 604_800.0
+    half_life_s: Annotated[Seconds, described("Half-life (s) of an item's popularity count.")] = (
+        604_800.0
+    )
     synthetic: Annotated[
         Share,
         described(
-            "Weight of counterfactual outcomes generated from observed ones; 0: none. Above 0,"
-            " results depend on the polls."
+            "Weight of counterfactual outcomes made from observed ones; 0: none. Above 0,"
+            " results depend on how polls are cut."
         ),
     ] = 0.0
     replay: Annotated[
         Annotated[int, Meta(ge=0, le=64)],
         described(
-            "How often an event is learned again while the queue is empty. Above 0, results depend"
-            " on idle time."
+            "How often an event is learned again while the queue is empty. Above 0, results"
+            " depend on idle time."
         ),
     ] = 0
-    max_users: Annotated[Count, described("Most users; memory grows with those that occur.")] = (
+    max_users: Annotated[Count, described("Most users; memory is taken as rows are used.")] = (
         2_000_000
     )
-    max_items: Annotated[Count, described("Most items; memory grows with those that occur.")] = (
+    max_items: Annotated[Count, described("Most items; memory is taken as rows are used.")] = (
         500_000
     )
     max_features: Annotated[Count, described("Most attribute values.")] = 65_536
     cache_dir: Annotated[
-        str, described("Folder of compiled code; empty: beside the code if writable, else none.")
+        str,
+        described(
+            "Folder of the compiled kernels; empty: beside the code, or no cache where that"
+            " is read-only."
+        ),
     ] = ""
 
 
 class Join(Section, frozen=True, kw_only=True):
-    """How exposures are joined with outcomes."""
+    """The join of exposures and outcomes in event time."""
 
-    window_s: Annotated[Seconds, described("Time for which an exposure waits for outcomes.")] = (
-        3_600.0
-    )
+    window_s: Annotated[
+        Seconds, described("How long (s, event time) an exposure waits for its outcomes.")
+    ] = 3_600.0
     idle_s: Annotated[
-        Seconds, described("A partition silent for this long no longer holds back the watermark.")
+        Seconds,
+        described(
+            "A partition this far (s) behind the latest Kafka time no longer holds the"
+            " watermark back."
+        ),
     ] = 60.0
     ahead_s: Annotated[
-        Elapsed, described("How far an event's time may be ahead of the record's Kafka time.")
+        Elapsed,
+        described(
+            "How far (s) an event's own time may be ahead of its Kafka time before it is cut back."
+        ),
     ] = 1.0
     open_max: Annotated[
-        Count, described("Most open exposures; beyond it the oldest is closed early.")
+        Count, described("Most open exposures; beyond it the oldest closes early.")
     ] = 1_000_000
-    closed_max: Annotated[
-        Count, described("Closed exposures remembered, to recognise late outcomes.")
-    ] = 1_000_000
+    closed_max: Annotated[Count, described("Closed exposures remembered for late outcomes.")] = (
+        1_000_000
+    )
     pending_max: Annotated[
-        Count, described("Outcomes kept waiting for an impression that has not arrived yet.")
+        Count, described("Outcomes remembered until their impression arrives.")
     ] = 100_000
 
 

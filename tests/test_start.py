@@ -29,8 +29,8 @@ except CounterflowError as error:
 
 
 def lines(word: str, text: str = README) -> list[str]:
-    """Return the indented commands that begin with this word, each with the lines it goes on in."""
-    found = re.findall(rf"^ +({word} (?:.*\\\n)*.*)$", text, re.MULTILINE)
+    """Return the commands of code blocks indented by four that begin with this word, each whole."""
+    found = re.findall(rf"^ {{4}}({word} (?:.*\\\n)*.*)$", text, re.MULTILINE)
     assert found, word
     return found
 
