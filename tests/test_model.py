@@ -125,6 +125,7 @@ def open_every_path(learner: Learner) -> None:
     s = learner.scalars
     s.outcome[:, sc.SLOPE], s.outcome[:, sc.SLOPE + 1] = (0.2, 0.3), (0.25, -0.4)
     s.outcome[:, sc.GATE] = 1.0
+    s.withheld[:, sc.CARRIED], s.withheld[:, sc.LEVEL] = (0.2, -0.3), (0.1, 0.15)
     s.place[1:6, sc.THETA] = (0.8, 0.6, 0.5, 0.4, 0.3)
 
 

@@ -23,9 +23,9 @@ from stream.inference.model import Floats
 from stream.inference.noise import level, match, trait
 from stream.inference.outcome import Arm, World
 from stream.inference.rows import Pairs
+from stream.model.step.names import TERMS
 
 Z = 1.959964  # the .975 quantile of the standard normal
-PATHS = ("intercept", "user", "item", "match", "popularity", "confounder")  # known term names
 
 Bounds = tuple[Floats, Floats]
 
@@ -135,7 +135,7 @@ def _residual(pairs: Pairs, arm: Arm) -> Floats:
 def fitted(pairs: Pairs) -> bool:
     """Return whether a regression on known terms is published for the outcome."""
     fit = pairs.model.fits.get(pairs.outcome.name)
-    return fit is not None and set(fit.names) <= set(PATHS)
+    return fit is not None and set(fit.names) <= set(TERMS)
 
 
 def design(pairs: Pairs, arm: Arm) -> Floats | None:

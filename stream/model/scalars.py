@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from stream.model.config import Outcome
 from stream.model.kernels import Array, compiled
 from stream.model.layout import HEADS
+from stream.model.step.names import GlobalTerms
 
 BLOCK = 1024  # interactions between two update points, after the first
 PLACES = 64  # positions with an examination probability of their own; later ones use the last
@@ -185,8 +186,9 @@ def refresh_place(row: Array, keen: float) -> None:
 
 
 @compiled
-def refresh(o: Array, h: Array, t: Array, w: Array, n: Array, memory: float) -> None:
+def refresh(g: GlobalTerms, memory: float) -> None:
     """Update all global terms from the pending sums, which become 0."""
+    o, h, t, w, n = g.outcome, g.head, g.place, g.withheld, g.counters
     n[SETTLED] = n[CONTROLS]
     keep, keen = fading(n, memory)
     for k in range(o.shape[0]):

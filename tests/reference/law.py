@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stream.batch import Batch
 from stream.model import scalars as sc
 from stream.model.learner import Learner
+from stream.model.step.names import GlobalTerms
 from stream.roles import Role
 from tests.reference import loss
 from tests.reference.rows import Composed, Floats, Key, Rows, Sums, rate_of
@@ -99,10 +100,8 @@ class Reference(State):
         if self.config.average > 0:
             self._average(block.touched)
         if border:
-            sc.refresh(
-                self.outcome, self.head, self.place, self.withheld, self.count,
-                float(self.config.memory),
-            )  # fmt: skip
+            terms = GlobalTerms(self.outcome, self.head, self.place, self.withheld, self.count)
+            sc.refresh(terms, float(self.config.memory))
         return j + 1
 
     # -- the walk: each user's interactions in order, all else as when the block began

@@ -26,7 +26,7 @@ class Scores:
     shown: float
     observed: float
     withheld: float  # as it is learned
-    withheld_told: float  # as it is told: before the first control outcome, the treated score
+    withheld_told: float  # as it is told: with the confounder path, and the treated score at first
     eta: float  # of the item's exposure
     weight: float
     raw: float | None  # before it is over its running mean; None of no weight
@@ -84,7 +84,10 @@ def score(state: State, e: Event, user: Composed, item: Composed) -> Scores:
         told = withheld
     else:  # the control row begins as the treated one
         withheld += item.bias[o] + match
-        told = shown - base[0] + base[1]
+        told = plain - base[0] + base[1]
+    if on.confounder and row[sc.GATE] > 0:
+        carried = state.withheld[o]
+        told += (row[sc.SLOPE + 1] + carried[sc.CARRIED]) * z + carried[sc.LEVEL]
     eta = item.bias[3 * Y + e.head] + z
     weight, raw = weigh(state, e, eta)
     return Scores(

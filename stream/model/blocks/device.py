@@ -4,7 +4,6 @@ Tables and links are on the GPU, where they grow by doubling. Columns are sent a
 predictions and global terms return in one transfer, which is the step's only synchronisation.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,12 @@ from stream.model.blocks import gpu
 from stream.model.blocks.device_order import device_order, moved
 from stream.model.blocks.names import TILE, Order, Room, Size
 from stream.model.blocks.order import borders, faded
-from stream.model.blocks.room import sum_size
+from stream.model.blocks.room import Sizes, shapes
 from stream.model.drivers import Tables as RowsAndLinks
 from stream.model.links import Links
 from stream.model.step import account
 from stream.model.step.names import (
+    TERMS,
     Columns,
     Given,
     GlobalTerms,
@@ -30,6 +30,16 @@ from stream.model.step.names import (
     Tables,
 )
 from stream.model.tables import Table
+
+_TYPES: dict[Any, torch.dtype] = {
+    np.float32: torch.float32, np.float64: torch.float64, np.int32: torch.int32,
+}  # fmt: skip
+WORDS = 3 + len(TERMS)  # floats per interaction that come back: predictions and score terms
+
+
+def _floats(n: int) -> int:
+    """Return how many floats n interactions send back; the doubles behind them are aligned."""
+    return WORDS * n + WORDS * n % 2
 
 
 class Bits:
@@ -103,11 +113,12 @@ class Device:
         links = (self._links[0].rows, self._links[1].rows) if linked else None
         order = device_order(columns.user, columns.item, columns.pair, *edges, links, rows)
         terms, sent = self._send(given.terms)
-        told = torch.zeros(9 * n + n % 2, device=self.device)  # aligns the terms to 8 bytes
+        told = torch.zeros(_floats(n), device=self.device)
         told[: 3 * n] = torch.nan
         back = Predictions(
-            told[:n], told[n : 2 * n], told[3 * n : 9 * n].view(n, 6), told[2 * n : 3 * n]
-        )
+            prediction=told[:n], control=told[n : 2 * n], served=told[2 * n : 3 * n],
+            terms=told[3 * n : WORDS * n].view(n, len(TERMS)),
+        )  # fmt: skip
         outcomes = Outcomes(*(moved(x, self.device) for x in given.outcomes))
         on_gpu = given._replace(
             columns=wrap_all(columns), terms=wrap_all(terms),
@@ -156,27 +167,18 @@ class Device:
         return self._room[1]
 
     def _made(self, B: int, each: int, linked: bool) -> Any:
-        i, G = self.at.item, gpu.whole(sum_size(self.at))
-        W, most = gpu.whole(i.D + i.E + i.S + i.C), self._links[1].rows.shape[1]
+        most = self._links[1].rows.shape[1]
         tiles = 2 * B * each // (TILE + 1) + 1
         value_tiles = 2 * B * (each + 1) * most // (TILE + 1) + 1 if linked else 0
-
-        def floats(*shape: int) -> Tensor:
-            return torch.empty(shape, device=self.device)
-
-        def doubles(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=torch.float64, device=self.device)
-
-        made: Sequence[Any] = (
-            doubles(B, account.columns(self.at.pairs)),
-            torch.empty(B, dtype=torch.int32, device=self.device), floats(B, each), floats(B, each),
-            floats(B, each), floats(B, each), floats(B), floats(B), floats(B),
-            floats(B, i.D + i.E + i.S), floats(B, 3),
-            floats(B * each * linked, W), floats(B * linked, G),
-            floats(B * each * linked, G), floats(tiles, G), floats(value_tiles, G), self._cells,
-            doubles(-(-B // TILE), len(self._cells)),
-        )  # fmt: skip
-        return Room(*made)
+        sizes = Sizes(B, B * linked, B * each * linked, tiles, value_tiles)
+        made = {
+            name: torch.empty(shape, dtype=_TYPES[kind], device=self.device)
+            for name, (kind, shape) in shapes(self.at, sizes, gpu.whole).items()
+        }
+        parts = torch.empty(
+            (-(-B // TILE), len(self._cells)), dtype=torch.float64, device=self.device
+        )
+        return Room(**made, cells=self._cells, total_part=parts)
 
     def _launch(self, args: Any) -> None:
         types = tuple(map(self.compiled.typeof_pyval, args))
@@ -193,8 +195,8 @@ class Device:
             (out.prediction, out.control, out.served), host[: 3 * n].reshape(3, n), strict=True
         ):
             to[:] = part
-        out.terms[:] = host[3 * n : 9 * n].reshape(n, 6)
-        flat, first = host[9 * n + n % 2 :].view(np.float64), 0
+        out.terms[:] = host[3 * n : WORDS * n].reshape(n, len(TERMS))
+        flat, first = host[_floats(n) :].view(np.float64), 0
         for x in terms:
             x[:] = flat[first : first + x.size].view(x.dtype).reshape(x.shape)
             first += x.size

@@ -1,5 +1,8 @@
 """Allocates the memory through which the phases of blocks communicate, on the host."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from stream.model.blocks.names import Hands, Order, Room
@@ -13,28 +16,63 @@ def sum_size(at: Layouts) -> int:
     return i.D + i.E + i.S + 2 * i.C + 6
 
 
+class Sizes(NamedTuple):
+    """The most of each in one block; chains and segments only count where values are linked."""
+
+    block: int
+    chains: int
+    segments: int
+    segment_tiles: int
+    value_tiles: int
+
+
+Shapes = dict[str, tuple[type, tuple[int, ...]]]
+
+
+def shapes(at: Layouts, sizes: Sizes, whole: Callable[[int], int] = int) -> Shapes:
+    """Return the type and shape of each array of `Room` except `cells` and `total_part`.
+
+    `whole` rounds the length of a row up to whole strides of all lanes.
+    """
+    i, each, B = at.item, 1 + at.pairs, sizes.block
+    V, G = i.D + i.E + i.S, whole(sum_size(at))
+    of_pairs, one = (np.float32, (B, each)), (np.float32, (B,))
+    return {
+        "told": (np.float64, (B, account.columns(at.pairs))),
+        "kind": (np.int32, (B,)),
+        "error": of_pairs,
+        "push": of_pairs,
+        "contrast": of_pairs,
+        "session": of_pairs,
+        "miss": one,
+        "off": one,
+        "rest": one,
+        "moment": (np.float32, (B, V)),
+        "norm": (np.float32, (B, 3)),
+        "composed": (np.float32, (sizes.segments, whole(V + i.C))),
+        "chain_sum": (np.float32, (sizes.chains, G)),
+        "segment_sum": (np.float32, (sizes.segments, G)),
+        "segment_part": (np.float32, (sizes.segment_tiles, G)),
+        "value_part": (np.float32, (sizes.value_tiles, G)),
+    }
+
+
 def room(at: Layouts, order: Order) -> Room:
     """Return memory for the largest block of the order."""
 
     def most(edges: np.ndarray) -> int:
         return int(np.diff(edges).max(initial=0))
 
-    i, each, B = at.item, 1 + at.pairs, most(order.events)
-    chains, segments = most(order.chains.block), most(order.segments.block)
     linked = len(order.values.row) > 0
-    G = sum_size(at)
-
-    def floats(*shape: int) -> np.ndarray:
-        return np.empty(shape, np.float32)
-
-    return Room(
-        np.empty((B, account.columns(at.pairs))), np.empty(B, np.int32), floats(B, each),
-        floats(B, each), floats(B, each), floats(B, each), floats(B), floats(B), floats(B),
-        floats(B, i.D + i.E + i.S), floats(B, 3),
-        floats(segments * linked, i.D + i.E + i.S + i.C), floats(chains * linked, G),
-        floats(segments * linked, G), floats(most(order.segments.tile_block), G),
-        floats(most(order.values.tile_block), G), np.empty((0, 6), np.int32), np.empty((0, 0)),
+    sizes = Sizes(
+        most(order.events), most(order.chains.block) * linked,
+        most(order.segments.block) * linked, most(order.segments.tile_block),
+        most(order.values.tile_block),
     )  # fmt: skip
+    made: dict[str, Any] = {
+        name: np.empty(shape, kind) for name, (kind, shape) in shapes(at, sizes).items()
+    }
+    return Room(**made, cells=np.empty((0, 6), np.int32), total_part=np.empty((0, 0)))
 
 
 def hands(at: Layouts, links: int, lanes: int = 1) -> Hands:

@@ -69,7 +69,7 @@ def _totals(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
                 account.collect(w.m, w.s.told[k])
                 g.counters[sc.STEPS] += int(w.s.told[k, account.KIND]) & account.LEARNS
             if w.order.border[at]:
-                sc.refresh(g.outcome, g.head, g.place, g.withheld, g.counters, memory)
+                sc.refresh(g, memory)
 
     return one_by_one
 

@@ -3,7 +3,6 @@
 import numpy as np
 
 from stream.compiled import embedded
-from stream.model import scalars as sc
 from stream.model.blocks import sums
 from stream.model.blocks.folded import fold, move
 from stream.model.blocks.names import (
@@ -20,7 +19,7 @@ from stream.model.blocks.names import (
 )
 from stream.model.step import account
 from stream.model.step.compose import add_links, link_weight, linked, own_parts, width
-from stream.model.step.control import tell_control
+from stream.model.step.control import first_score, tell_control
 from stream.model.step.interaction import Seen, closes, interaction, observe
 from stream.model.step.lanes import ends, meet, padded, place, product, square
 from stream.model.step.link import sigmoid
@@ -115,8 +114,7 @@ def withhold(w: Work, e: Event, f: Score, lin0: np.float32) -> np.float32:
     own = items[e.i, c]
     held = product(s.user, items[e.i, ai.control :], 0, ai.D, m.lane)
     if items[e.i, ai.control_sum] == 0:
-        base0 = np.float32(m.terms.outcome[e.o, sc.BASE + 1])
-        lin0 = base0 + s.user[c] + s.items[0, ai.bias + e.o] + f.match
+        lin0 = first_score(m, s, e, f)
         own = s.items[0, ai.bias + e.o] - (s.items[0, c] - own)
         held = product(s.user, items[e.i], ai.vector, ai.D, m.lane)
     if m.lane.own == 0:

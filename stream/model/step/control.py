@@ -15,9 +15,16 @@ from stream.model.step.lanes import ends
 from stream.model.step.link import sigmoid
 from stream.model.step.names import Array, Event, Model, Scratch
 from stream.model.step.rows import step_bias
-from stream.model.step.score import Score
+from stream.model.step.score import Score, with_trait
 
 _ONE, _ZERO = np.float32(1), np.float32(0)
+
+
+@embedded
+def first_score(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
+    """Return lin0 of an item's first control outcome: its control row is then the treated one."""
+    at, base0 = m.at.user, np.float32(m.terms.outcome[e.o, sc.BASE + 1])
+    return base0 + s.user[at.bias + at.Y + e.o] + s.items[0, m.at.item.bias + e.o] + f.match
 
 
 @embedded
@@ -36,17 +43,14 @@ def start(m: Model, s: Scratch, e: Event, f: Score, lin0: np.float32) -> np.floa
             folded = s.items[0, own + c] - items[e.i, own + c]
             items[e.i, own + c] = s.items[0, ai.bias + c] - folded
         s.items[0, own + e.o] = shown
-    base0 = np.float32(m.terms.outcome[e.o, sc.BASE + 1])
-    return base0 + s.user[own + e.o] + shown + f.match
+    return first_score(m, s, e, f)
 
 
 @embedded
 def tell_control(m: Model, told: Array, e: Event, f: Score, lin0: np.float32) -> None:
     """Add a control outcome to the sums behind base0, delta and level0."""
-    w = m.terms.withheld[e.o]
-    carried = lin0 + (f.alpha + np.float32(w[sc.CARRIED])) * f.z
-    carried += np.float32(w[sc.LEVEL])
-    mu = sigmoid(carried) if e.logit else carried
+    lin = with_trait(m, e, f, lin0)
+    mu = sigmoid(lin) if e.logit else lin
     bend = mu * (_ONE - mu) if e.logit else _ONE
     told[account.TOTAL] = e.label
     told[account.W_A] = (mu - e.label) * f.z

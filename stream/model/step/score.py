@@ -78,10 +78,18 @@ def factual(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
 
 
 @embedded
-def withheld(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
-    """Return the score if withheld; before the item's first control outcome, the treated score.
+def with_trait(m: Model, e: Event, f: Score, lin0: np.float32) -> np.float32:
+    """Return lin0 with the control arm's confounder path: + alpha0 (s . t) + level0."""
+    w = m.terms.withheld[e.o]
+    slope = f.alpha + np.float32(w[sc.CARRIED])
+    return lin0 + slope * f.z + np.float32(w[sc.LEVEL])
 
-    The treated score is then taken with base0 in place of base.
+
+@embedded
+def withheld(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
+    """Return the score if withheld that the control row is learned by: without the confounder path.
+
+    Before the item's first control outcome it is the treated score with base0 in place of base.
     """
     so, ai, items = m.terms.outcome, m.at.item, m.tables.items
     base, base0 = np.float32(so[e.o, sc.BASE]), np.float32(so[e.o, sc.BASE + 1])
@@ -90,7 +98,7 @@ def withheld(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
         lin = base0 + s.user[bias] + s.items[0, bias]
         own = product(s.user, items[e.i], ai.vector, ai.D, m.lane)
         return lin + (f.match - own) + product(s.user, items[e.i, ai.control :], 0, ai.D, m.lane)
-    return f.lin - base + base0
+    return f.plain - base + base0
 
 
 @embedded
@@ -98,7 +106,7 @@ def expect(m: Model, s: Scratch, e: Event, f: Score, out: Predictions) -> np.flo
     """Write the predictions of both arms for an interaction not learned as shown; return lin0."""
     mu = f.theta * sigmoid(f.lin) if e.logit else within(m, e.o, f.lin)
     lin0 = withheld(m, s, e, f)
-    mu0 = mean(m, e.o, lin0)
+    mu0 = mean(m, e.o, with_trait(m, e, f, lin0) if f.gate else lin0)
     if m.lane.own == 0:
         out.prediction[e.j] = mu
         out.control[e.j] = mu0 if m.terms.counters[sc.SETTLED] > 0 else np.float32(np.nan)

@@ -144,7 +144,6 @@ def sequential(at: Layouts) -> Any:
             if on.live and learns(e.role):
                 steps[sc.STEPS] += 1
                 if sc.border(steps[sc.STEPS]):
-                    g = m.terms
-                    sc.refresh(g.outcome, g.head, g.place, g.withheld, g.counters, memory)
+                    sc.refresh(m.terms, memory)
 
     return compiled(learn, error_model="numpy")
