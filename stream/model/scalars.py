@@ -2,8 +2,8 @@
 
 Every interaction adds to pending sums. A term changes only at update points, which are given by the
 number of learned interactions (1, 2, 4, … 1,024, then every 1,024th). Between two update points all
-terms are constant, so every driver sees the same ones, and they do not depend on how a stream is
-divided into batches.
+terms are constant, so with the sequential driver they do not depend on how a stream is divided into
+batches; every driver changes them after the same interactions.
 
 At an update point, slopes take a natural-gradient step: the summed score divided by the summed
 information, which is recursive least squares for one coefficient (Ljung, 1977; Amari, 1998).

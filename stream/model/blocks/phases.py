@@ -1,10 +1,10 @@
 """The phases of a block, and the loop over the blocks of a batch; barriers separate the phases.
 
-    1. compose the block's items with their attribute values      (if there are any)
-    2. users: learn each user's interactions in order
-    3. items: sum gradients, take one step each, and update what must advance in order
-    4. attribute values: sum gradients, take one step each
-    5. global terms: sum all contributions, and update the terms at an update point
+    compose           the block's items with their attribute values, if there are any
+    users             learn each user's interactions in order
+    items             sum gradients, take one step each, update what must advance in order, average
+    attribute values  sum gradients, take one step each, average
+    global terms      sum all contributions, and update the terms at an update point
 
 Results do not depend on which worker handles which user, item or value: each is handled by one
 worker, and values passed between workers are summed in the order of the batch.
