@@ -6,6 +6,9 @@ STAMP := $(VENV)/.installed
 # recbole's wheel carries MovieLens-100K; without its own dependencies it is 2 MB.
 DATA := recbole==1.2.1
 
+# Processes that share the test files; 0: all tests in one, in order.
+WORKERS ?= 2
+
 .PHONY: install demo test lint bench clean
 
 install: $(STAMP)
@@ -28,7 +31,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 bench: install
 	PEER=$(PEER) $(BIN)/python -m tests.benchmarks $(ARGS)
