@@ -113,10 +113,12 @@ def score(learner: Learner, user: int, item: int, outcome: int, shown: bool = Tr
     at = outcome if shown else Y + outcome
     h = i.vector[0, :D] if shown else i.vector[0, D : 2 * D]
     total = learner.globals()[at] + u.bias[0, at] + i.bias[0, at] + u.vector[0, :D] @ h
+    trait = u.vector[0, D : D + E] @ i.vector[0, 2 * D : 2 * D + E]
     if shown:
         apart = i.bias[0, 2 * Y + 2] - model["popularity_mean"][outcome]
-        total += model["kappa"][outcome] * apart
-        total += model["alpha"][outcome] * (u.vector[0, D : D + E] @ i.vector[0, 2 * D : 2 * D + E])
+        total += model["kappa"][outcome] * apart + model["alpha"][outcome] * trait
+    else:
+        total += model["alpha0"][outcome] * trait + model["level0"][outcome]
     return float(1 / (1 + np.exp(-total)) if outcome == CLICK else total)
 
 
