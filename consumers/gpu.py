@@ -32,11 +32,11 @@ def check(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> str:
 
 
 def shown(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> dict[str, Any]:
-    """Return the driver that would learn, and why; or why none would."""
+    """Return the driver that would learn, and why; or the error why none would, and the remedy."""
     try:
         choice = choose(config, gpu)
     except Inconsistent as error:
-        return {"driver": None, "why": error.message, "remedy": error.remedy}
+        return {"driver": None, "error": error.message, "remedy": error.remedy}
     return {
         "driver": choice.driver,
         "device": choice.device,

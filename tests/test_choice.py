@@ -220,7 +220,15 @@ def test_former_names_are_told_by_the_settings_too() -> None:
         assert refused.value.remedy == remedy
     with pytest.raises(WrongSetting) as refused:
         load({}, {"COUNTERFLOW_MODEL__STEP": "other"})
-    assert refused.value.remedy == describe("model", "step")
+    assert refused.value.remedy.startswith(describe("model", "step"))
+    assert refused.value.remedy.endswith("One of: auto, sequential, blocks.")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:1"])
+def test_a_device_that_is_none_is_refused_with_those_that_are(device: str) -> None:
+    with pytest.raises(WrongSetting, match=device) as refused:
+        load({}, {"COUNTERFLOW_MODEL__DEVICE": device})
+    assert refused.value.remedy.endswith("One of: auto, cpu, cuda.")
 
 
 def test_block_and_threads_reach_the_model_and_have_its_bounds() -> None:
@@ -235,8 +243,9 @@ def test_block_and_threads_reach_the_model_and_have_its_bounds() -> None:
 
 
 def test_settings_that_exclude_each_other_are_a_wrong_setting() -> None:
-    with pytest.raises(WrongSetting, match=r"model\.step sequential"):
+    with pytest.raises(WrongSetting, match=r"model\.step sequential.*choose blocks") as refused:
         model_config(load({"model.step": "sequential", "model.device": "cuda"}))
+    assert not refused.value.remedy  # the reason says already what to choose
 
 
 # what is told ------------------------------------------------------------------------------------
@@ -296,7 +305,7 @@ def test_the_doctor_has_the_check_and_config_show_the_driver() -> None:
 
 def test_config_show_tells_why_nothing_would_learn() -> None:
     shows = shown(replace(SMALL, device="cuda"), lambda: LACKING)
-    assert shows["driver"] is None and LACKING.lacks[0] in shows["why"] and shows["remedy"]
+    assert shows["driver"] is None and LACKING.lacks[0] in shows["error"] and shows["remedy"]
 
 
 def test_the_trainer_logs_the_driver_once(broker, prefix, redis_url, tmp_path, caplog) -> None:
