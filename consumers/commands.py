@@ -71,6 +71,10 @@ def train(args: argparse.Namespace, settings: Settings) -> int:
     """Learn until the end or a signal, snapshot, and print the summary."""
     keep_compiled(settings)
     share_one_arena()
+    from consumers.gpu import ready
+    from consumers.model_config import model_config
+
+    ready(model_config(settings))
     stop = stop_on_signals()
     from prometheus_client import CollectorRegistry
 

@@ -14,6 +14,15 @@ class Advice(CounterflowError):
     """Everything works, and a remedy would make it work better."""
 
 
+def ready(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> None:
+    """Raise Inconsistent where the settings demand a GPU that cannot be used.
+
+    Nothing is asked where they demand none: then the step runs somewhere.
+    """
+    if config.device == "cuda":
+        choose(config, gpu)
+
+
 def check(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> str:
     """Return what GPU is there and where the step runs.
 
