@@ -43,13 +43,18 @@ def check(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> str:
 def shown(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> dict[str, Any]:
     """Return the driver that would learn, and why; or the error why none would, and the remedy."""
     try:
-        choice = choose(config, gpu)
+        return told(choose(config, gpu))
     except Inconsistent as error:
         return {"driver": None, "error": error.message, "remedy": error.remedy}
+
+
+def told(choice: Choice) -> dict[str, Any]:
+    """Return the driver as it stands in JSON, and why it is that one."""
     return {
         "driver": choice.driver,
         "device": choice.device,
         "threads": choice.threads,
+        "block": choice.block,
         "why": choice.why,
     }
 

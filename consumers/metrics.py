@@ -60,6 +60,11 @@ class TrainerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
         self.build_info = build_info(registry)
+        self.learning_step_info = Gauge(
+            "counterflow_learning_step_info",
+            "1, with the driver that learns, where, on how many threads, how many at a time",
+            ["driver", "device", "threads", "block"], registry=registry,
+        )  # fmt: skip
         self.events = Counter("counterflow_events", "Events accepted", ["type"], registry=registry)
         self.bad_events = Counter(
             "counterflow_bad_events", "Records that went to dead letters", ["reason"],

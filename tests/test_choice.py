@@ -135,9 +135,10 @@ def test_a_small_model_can_be_made_to_choose_as_the_large_one_did() -> None:
 
 def test_the_choice_says_what_learns_where_and_why() -> None:
     told = str(chosen(FREE))
-    assert told.startswith("blocks on a GPU (NVIDIA H100), because ")
+    assert told.startswith("blocks on a GPU (NVIDIA H100, blocks of 256), because ")
     assert str(chosen(NONE)) == "sequential (the CPU), because no GPU is seen"
-    assert str(chosen(NONE, step="blocks")).startswith("blocks (3 threads), because ")
+    blocks = str(chosen(NONE, step="blocks", block=4_096))
+    assert blocks.startswith("blocks (blocks of 4,096, 3 threads), because ")
     assert str(chosen(NONE, step="blocks", device="cpu")).count(":") == 0
 
 
@@ -297,7 +298,8 @@ def test_the_doctor_has_the_check_and_config_show_the_driver() -> None:
     shows = orjson.loads(done.stdout)
     assert shows["model"]["block"] == 7
     assert shows["learning_step"] == {
-        "driver": "sequential", "device": "cpu", "threads": 1, "why": "model.step is sequential",
+        "driver": "sequential", "device": "cpu", "threads": 1, "block": 1,
+        "why": "model.step is sequential",
     }  # fmt: skip
     refused = told("config", "show", "--set", "model.step=compiled")
     assert refused.returncode == 2 and FORMER["compiled"] in refused.stderr.decode()
@@ -308,7 +310,9 @@ def test_config_show_tells_why_nothing_would_learn() -> None:
     assert shows["driver"] is None and LACKING.lacks[0] in shows["error"] and shows["remedy"]
 
 
-def test_the_trainer_logs_the_driver_once(broker, prefix, redis_url, tmp_path, caplog) -> None:
+def test_the_trainer_tells_the_driver_once_in_its_log_and_by_a_metric(
+    broker, prefix, redis_url, tmp_path, caplog
+) -> None:
     place = Place(broker, prefix, redis_url, tmp_path)
     with caplog.at_level(logging.INFO):
         trainer = place.trainer()
@@ -317,7 +321,15 @@ def test_the_trainer_logs_the_driver_once(broker, prefix, redis_url, tmp_path, c
         finally:
             trainer.close()
     said = [m for m in caplog.messages if m.startswith("learning step: ")]
-    assert said == [f"learning step: {trainer.engine.learner.choice}"]
+    choice = trainer.engine.learner.choice
+    assert said == [f"learning step: {choice}"]
+    (info,) = (m for m in trainer.metrics.registry.collect() if m.name.endswith("_step_info"))
+    assert [(sample.name, sample.labels, sample.value) for sample in info.samples] == [
+        ("counterflow_learning_step_info", {
+            "driver": choice.driver, "device": choice.device,
+            "threads": str(choice.threads), "block": str(choice.block),
+        }, 1.0),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("step", ["sequential", "blocks"])

@@ -32,18 +32,24 @@ CORES_MAX = 4  # of the blocks' own choosing: the other cores belong to fetching
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What learns, where, on how many threads of the CPU, and why that."""
+    """What learns, where, on how many threads of the CPU, how much at a time, and why that."""
 
     driver: Driver
     device: Literal["cpu", "cuda"]
     threads: int
+    block: int  # interactions that are learned at a time
     why: str
     name: str = ""  # of the GPU
 
     def __str__(self) -> str:
         """Return all of it in one line."""
         many = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        where = {"sequential": "the CPU", "blocks": many, "blocks on a GPU": self.name}
+        of = f"blocks of {self.block:,}"
+        where = {
+            "sequential": "the CPU",
+            "blocks": f"{of}, {many}",
+            "blocks on a GPU": f"{self.name}, {of}",
+        }
         return f"{self.driver} ({where[self.driver]}), because {self.why}"
 
     def settled(self, config: ModelConfig) -> ModelConfig:
@@ -62,7 +68,7 @@ def choose(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> Choice:
     if config.device == "cuda":
         return _demanded(config, gpu())
     if config.step == "sequential":
-        return Choice("sequential", "cpu", 1, "model.step is sequential")
+        return Choice("sequential", "cpu", 1, 1, "model.step is sequential")
     if config.device == "cpu":
         against = "model.device is cpu"
     else:
@@ -70,10 +76,11 @@ def choose(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> Choice:
         against = _against(config, found)
         if not against:
             why = f"a GPU is there, and {_room(config, found)}"
-            return Choice("blocks on a GPU", "cuda", 1, why, found.name)
+            return Choice("blocks on a GPU", "cuda", 1, config.block, why, found.name)
     if config.step == "blocks":
-        return Choice("blocks", "cpu", _threads(config), f"model.step is blocks, and {against}")
-    return Choice("sequential", "cpu", 1, against)
+        why = f"model.step is blocks, and {against}"
+        return Choice("blocks", "cpu", _threads(config), config.block, why)
+    return Choice("sequential", "cpu", 1, 1, against)
 
 
 def needed(config: ModelConfig) -> int:
@@ -102,7 +109,7 @@ def _demanded(config: ModelConfig, found: Gpu) -> Choice:
             "add what is missing, or set COUNTERFLOW_MODEL__DEVICE=auto",
         )
     why = f"model.device is cuda; {_room(config, found)}"
-    return Choice("blocks on a GPU", "cuda", 1, why, found.name)
+    return Choice("blocks on a GPU", "cuda", 1, config.block, why, found.name)
 
 
 def _against(config: ModelConfig, found: Gpu) -> str:
