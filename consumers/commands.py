@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ import orjson
 from consumers.gpu import Advice
 from consumers.settings import Settings, show
 from stream.errors import CounterflowError
+
+log = logging.getLogger("counterflow.trainer")
 
 M_ARENA_MAX = -8  # of glibc's mallopt
 WORLDS = {
@@ -87,6 +90,7 @@ def train(args: argparse.Namespace, settings: Settings) -> int:
         server = endpoint.serve(host, port, registry, health)
     except ports.TAKEN as error:
         raise ports.refused("trainer.metrics_port", host, port, error) from error
+    log.info("metrics on %s/metrics", ports.url(host, server.server_port))
     trainer = build.trainer(settings, registry, stop, health)
     try:
         trainer.start(from_earliest=args.from_earliest, skip_gap=args.skip_gap)

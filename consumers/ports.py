@@ -7,6 +7,11 @@ from stream.errors import CounterflowError
 TAKEN = (OSError, UnicodeError)  # the latter of a host name that is none
 
 
+def url(host: str, port: int) -> str:
+    """Return the address by which what listens there is asked."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def refused(what: str, host: str, port: int, error: Exception) -> CounterflowError:
     """Return the error of a port that cannot be listened on; `what` is its setting's name."""
     reason = getattr(error, "strerror", None) or error
