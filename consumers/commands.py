@@ -268,7 +268,7 @@ def doctor(args: argparse.Namespace, settings: Settings) -> int:
         from consumers.gpu import check
         from consumers.model_config import model_config
 
-        return check(model_config(settings))
+        return check(model_config(settings), batch_max=settings.trainer.batch_max)
 
     return 0 if all([healthy(name, run) for name, run in checks(kafka, redis, disk, gpu)]) else 1
 

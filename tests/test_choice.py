@@ -17,7 +17,7 @@ from consumers.gpu import Advice, check, shown
 from consumers.model_config import model_config
 from consumers.settings import WrongSetting, describe, load
 from stream.errors import Inconsistent
-from stream.model.choice import Choice, choose, needed
+from stream.model.choice import Choice, choose, cores, needed
 from stream.model.config import BLOCK_MAX, FORMER, ModelConfig, Step
 from stream.model.gpu import Gpu, asked, gpu, seen, torch_build
 from stream.model.layout import STRIDE
@@ -256,8 +256,8 @@ def test_the_doctor_says_what_the_step_runs_on() -> None:
     cpu = "the step runs sequentially on the CPU"
     assert check(SMALL, lambda: NONE) == f"no GPU; {cpu}"
     assert "78.0 of 80.0 GiB free; the step runs in blocks on it" in check(SMALL, lambda: FREE)
-    blocks = replace(SMALL, step="blocks", threads=2)
-    assert check(blocks, lambda: NONE).endswith("in blocks on 2 of the CPU's threads")
+    blocks = replace(SMALL, step="blocks", threads=1)
+    assert check(blocks, lambda: NONE).endswith("in blocks on 1 of the CPU's threads")
     large = replace(SMALL, max_users=50_000_000)
     assert "too small" in check(large, lambda: FULL) and cpu in check(large, lambda: FULL)
 
@@ -273,6 +273,25 @@ def test_the_doctor_advises_where_a_gpu_is_seen_that_libraries_do_not_reach(caps
         )  # fmt: skip
     with pytest.raises(Advice):
         check(replace(SMALL, step="blocks"), lambda: LACKING)
+
+
+def test_the_doctor_advises_where_blocks_cannot_be_as_they_were_set(capsys) -> None:
+    blocks = replace(SMALL, step="blocks", device="cpu", threads=1, block=64)
+    assert check(blocks, lambda: NONE, batch_max=64).startswith("no GPU; ")
+    many = cores() + 1
+    for wrong, words in (
+        (replace(blocks, block=65), ("model.block 65", "trainer.batch_max 64")),
+        (replace(blocks, threads=many), (f"model.threads {many}", f"the cores, {cores()}")),
+    ):
+        assert healthy("gpu", lambda wrong=wrong: check(wrong, lambda: NONE, batch_max=64))  # type: ignore[misc]
+        first, second = capsys.readouterr().out.splitlines()
+        assert first.startswith("warn  gpu: no GPU; the step runs in blocks on")
+        assert all(word in second for word in words)
+    on_gpu = replace(SMALL, block=65)
+    with pytest.raises(Advice, match=r"78\.0 of 80\.0 GiB free"):
+        check(on_gpu, lambda: FREE, batch_max=64)
+    sequential = replace(SMALL, step="sequential", block=65, threads=many)
+    assert check(sequential, lambda: NONE, batch_max=64).startswith("no GPU; ")
 
 
 def test_the_doctor_fails_where_a_gpu_is_demanded_that_cannot_be_used(capsys) -> None:

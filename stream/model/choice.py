@@ -19,7 +19,7 @@ from stream.model.config import ModelConfig
 from stream.model.gpu import Gpu, gpu
 from stream.model.layout import STRIDE, Part, layout
 
-__all__ = ["Choice", "Driver", "Gpu", "choose", "gpu", "needed"]
+__all__ = ["Choice", "Driver", "Gpu", "choose", "cores", "gpu", "needed"]
 
 Driver = Literal["sequential", "blocks", "blocks on a GPU"]
 
@@ -132,9 +132,11 @@ def _room(config: ModelConfig, found: Gpu) -> str:
     return f"full tables need {needed(config) / GIB:.1f} GiB where {free}"
 
 
-def _threads(config: ModelConfig) -> int:
-    if config.threads:
-        return config.threads
+def cores() -> int:
+    """Return how many cores this process may use."""
     allowed = getattr(os, "sched_getaffinity", None)  # Linux: what a container was given
-    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
-    return min(cores, CORES_MAX)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def _threads(config: ModelConfig) -> int:
+    return config.threads or min(cores(), CORES_MAX)
