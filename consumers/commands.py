@@ -5,6 +5,7 @@ Modules that are slow to import (torch, numba) are imported inside the commands 
 
 import argparse
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ import orjson
 from consumers.gpu import Advice
 from consumers.settings import Settings, show
 from stream.errors import CounterflowError
+
+log = logging.getLogger("counterflow.trainer")
 
 M_ARENA_MAX = -8  # parameter number of glibc's mallopt: the largest number of malloc arenas
 WORLDS = {
@@ -77,6 +80,10 @@ def train(args: argparse.Namespace, settings: Settings) -> int:
     """Learn until the end or a signal, save a snapshot, and print the summary."""
     keep_compiled(settings)
     share_one_arena()
+    from consumers.gpu import ready
+    from consumers.model_config import model_config
+
+    ready(model_config(settings))
     stop = stop_on_signals()
     from prometheus_client import CollectorRegistry
 
@@ -89,6 +96,7 @@ def train(args: argparse.Namespace, settings: Settings) -> int:
         server = endpoint.serve(host, port, registry, health)
     except ports.TAKEN as error:
         raise ports.refused("trainer.metrics_port", host, port, error) from error
+    log.info("metrics on %s/metrics", ports.url(host, server.server_port))
     trainer = build.trainer(settings, registry, stop, health)
     try:
         trainer.start(from_earliest=args.from_earliest, skip_gap=args.skip_gap)
@@ -269,7 +277,7 @@ def doctor(args: argparse.Namespace, settings: Settings) -> int:
         from consumers.gpu import check
         from consumers.model_config import model_config
 
-        return check(model_config(settings))
+        return check(model_config(settings), batch_max=settings.trainer.batch_max)
 
     return 0 if all([healthy(name, run) for name, run in checks(kafka, redis, disk, gpu)]) else 1
 

@@ -63,6 +63,11 @@ class TrainerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
         self.build_info = build_info(registry)
+        self.learning_step_info = Gauge(
+            "counterflow_learning_step_info",
+            "1, labelled with the driver that learns, its device, its threads and its block size",
+            ["driver", "device", "threads", "block"], registry=registry,
+        )  # fmt: skip
         self.events = Counter("counterflow_events", "Accepted events", ["type"], registry=registry)
         self.bad_events = Counter(
             "counterflow_bad_events", "Records sent to the dead-letter topic", ["reason"],

@@ -28,4 +28,4 @@ def model_config(settings: Settings) -> ModelConfig:
     try:
         return ModelConfig(**m, paths=Paths(**dict.fromkeys(names, False)), outcomes=outcomes)
     except ValueError as error:
-        raise WrongSetting(str(error), "change the settings it names") from error
+        raise WrongSetting(str(error)) from error  # which names what would fit

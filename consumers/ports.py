@@ -7,6 +7,11 @@ from stream.errors import CounterflowError
 TAKEN = (OSError, UnicodeError)  # UnicodeError: an invalid host name
 
 
+def url(host: str, port: int) -> str:
+    """Return the address by which what listens there is asked."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def refused(what: str, host: str, port: int, error: Exception) -> CounterflowError:
     """Return the error for an address that cannot be bound; `what` is the port's setting."""
     reason = getattr(error, "strerror", None) or error

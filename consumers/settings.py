@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -559,7 +559,7 @@ def place(
     except (msgspec.ValidationError, json.JSONDecodeError) as error:
         said = "" if is_secret(hints[key]) else f"={value!r}"
         former = FORMER.get(str(value)) if (section, key) == ("model", "step") else None
-        raise WrongSetting(f"{source}{said}: {error}", former or describe(section, key)) from error
+        raise WrongSetting(f"{source}{said}: {error}", former or fitting(section, key)) from error
 
 
 def read_secret(source: str, path: Any) -> str:
@@ -598,6 +598,14 @@ def describe(section: str, key: str) -> str:
     hint = get_type_hints(SECTIONS[section], include_extras=True)[key]
     texts = [meta.description for meta in hint.__metadata__ if isinstance(meta, Meta)]
     return f"{section}.{key}: {next(text for text in texts if text)}"
+
+
+def fitting(section: str, key: str) -> str:
+    """Return the description of one setting, and its values where there are only a few."""
+    kind = get_type_hints(SECTIONS[section], include_extras=True)[key].__origin__
+    values = [value or '""' for value in get_args(kind)] if get_origin(kind) is Literal else []
+    said = describe(section, key)
+    return f"{said} One of: {', '.join(values)}." if values else said
 
 
 def show(settings: Settings) -> dict[str, dict[str, Any]]:

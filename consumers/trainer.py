@@ -114,6 +114,8 @@ class Trainer:
         self.sink = sink
         self.dead_letters = dead_letters
         self.metrics = metrics
+        step = engine.learner.choice
+        metrics.learning_step_info.labels(step.driver, step.device, step.threads, step.block).set(1)
         self.health = health
         self.stop = stop or Event()
         self._probes = probes

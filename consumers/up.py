@@ -24,10 +24,12 @@ import redis
 from consumers import clients, playground, ports, topics
 from consumers import settings as all_settings
 from consumers.kafka import KafkaSource
+from consumers.model_config import model_config
 from consumers.replay import replay
+from consumers.service.run import check_host
 from consumers.settings import Settings
 from model_store.snapshots import Snapshots
-from stream.errors import CounterflowError
+from stream.errors import CounterflowError, Inconsistent
 
 READY_S = 180.0  # the first start compiles the kernels
 WATCH_S = 1.0  # snapshot interval: the commit after each snapshot shows the trainer's progress
@@ -57,6 +59,7 @@ def run(
     json : bool
         Print the trainer's summary as JSON.
     """
+    _check(settings, _flags(given, config))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -79,8 +82,7 @@ def run(
         }
         both = given | chosen
         here = all_settings.load(both, os.environ, config)
-        flags = [f"--set={name}={value}" for name, value in both.items()]
-        flags += ["--config", config] if config else []
+        flags = _flags(both, config)
         with _child("train", flags, ["--json"]) as trainer, _child("serve", flags, []) as service:
             url = f"http://{settings.service.host}:{chosen['service.port']}"
             _wait("the service", lambda: _answers(f"{url}/readyz"), stop, trainer, service)
@@ -103,6 +105,29 @@ def run(
             result["redis_keys"] = int(redis.Redis.from_url(servers.redis_url).dbsize())
             _say(result, json)
     return 0
+
+
+def _flags(given: dict[str, str], config: str | None) -> list[str]:
+    """Return the settings and their file as a command of our own takes them."""
+    return [f"--set={k}={v}" for k, v in given.items()] + (["--config", config] if config else [])
+
+
+def _check(settings: Settings, flags: list[str]) -> None:
+    """Nothing that the children would refuse is found in the settings after the call.
+
+    A GPU is asked for by a process of its own: here its context would stay beside the trainer's.
+    """
+    check_host(settings.service)
+    if model_config(settings).device != "cuda":
+        return
+    asked = subprocess.run(
+        [sys.executable, "-m", "consumers", "config", "show", *flags], stdout=subprocess.PIPE
+    )
+    if asked.returncode:
+        raise _ended(asked)
+    step = orjson.loads(asked.stdout)["learning_step"]
+    if step["driver"] is None:
+        raise Inconsistent(step["error"], step["remedy"])
 
 
 def _say(result: dict[str, Any], json: bool) -> None:
@@ -180,7 +205,9 @@ def _wait(
         stop.wait(0.05)
 
 
-def _ended(child: "subprocess.Popen[bytes]") -> CounterflowError:
+def _ended(
+    child: "subprocess.Popen[bytes] | subprocess.CompletedProcess[bytes]",
+) -> CounterflowError:
     """Return the error for a child that ended unexpectedly."""
     return CounterflowError(
         f"a child process ended with exit status {child.returncode}",

@@ -17,7 +17,7 @@ from consumers.gpu import Advice, check, shown
 from consumers.model_config import model_config
 from consumers.settings import WrongSetting, describe, load
 from stream.errors import Inconsistent
-from stream.model.choice import Choice, choose, needed
+from stream.model.choice import Choice, choose, cores, needed
 from stream.model.config import BLOCK_MAX, FORMER, ModelConfig, Step
 from stream.model.gpu import Gpu, asked, gpu, seen, torch_build
 from stream.model.layout import STRIDE
@@ -135,9 +135,10 @@ def test_a_small_model_can_be_made_to_choose_as_the_large_one_did() -> None:
 
 def test_the_choice_says_what_learns_where_and_why() -> None:
     told = str(chosen(FREE))
-    assert told.startswith("blocks on a GPU (NVIDIA H100), because ")
+    assert told.startswith("blocks on a GPU (NVIDIA H100, blocks of 256), because ")
     assert str(chosen(NONE)) == "sequential (the CPU), because no GPU is seen"
-    assert str(chosen(NONE, step="blocks")).startswith("blocks (3 threads), because ")
+    blocks = str(chosen(NONE, step="blocks", block=4_096))
+    assert blocks.startswith("blocks (blocks of 4,096, 3 threads), because ")
     assert str(chosen(NONE, step="blocks", device="cpu")).count(":") == 0
 
 
@@ -220,7 +221,15 @@ def test_former_names_are_told_by_the_settings_too() -> None:
         assert refused.value.remedy == remedy
     with pytest.raises(WrongSetting) as refused:
         load({}, {"COUNTERFLOW_MODEL__STEP": "other"})
-    assert refused.value.remedy == describe("model", "step")
+    assert refused.value.remedy.startswith(describe("model", "step"))
+    assert refused.value.remedy.endswith("One of: auto, sequential, blocks.")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:1"])
+def test_a_device_that_is_none_is_refused_with_those_that_are(device: str) -> None:
+    with pytest.raises(WrongSetting, match=device) as refused:
+        load({}, {"COUNTERFLOW_MODEL__DEVICE": device})
+    assert refused.value.remedy.endswith("One of: auto, cpu, cuda.")
 
 
 def test_block_and_threads_reach_the_model_and_have_its_bounds() -> None:
@@ -235,8 +244,9 @@ def test_block_and_threads_reach_the_model_and_have_its_bounds() -> None:
 
 
 def test_settings_that_exclude_each_other_are_a_wrong_setting() -> None:
-    with pytest.raises(WrongSetting, match=r"model\.step = sequential"):
+    with pytest.raises(WrongSetting, match=r"model\.step = sequential.*set blocks or auto") as refused:
         model_config(load({"model.step": "sequential", "model.device": "cuda"}))
+    assert not refused.value.remedy  # the reason says already what to choose
 
 
 # what is told ------------------------------------------------------------------------------------
@@ -246,8 +256,8 @@ def test_the_doctor_says_what_the_step_runs_on() -> None:
     cpu = "the step runs sequentially on the CPU"
     assert check(SMALL, lambda: NONE) == f"no GPU; {cpu}"
     assert "78.0 of 80.0 GiB free; the step runs in blocks on it" in check(SMALL, lambda: FREE)
-    blocks = replace(SMALL, step="blocks", threads=2)
-    assert check(blocks, lambda: NONE).endswith("in blocks on 2 of the CPU's threads")
+    blocks = replace(SMALL, step="blocks", threads=1)
+    assert check(blocks, lambda: NONE).endswith("in blocks on 1 of the CPU's threads")
     large = replace(SMALL, max_users=50_000_000)
     assert "too small" in check(large, lambda: FULL) and cpu in check(large, lambda: FULL)
 
@@ -263,6 +273,25 @@ def test_the_doctor_advises_where_a_gpu_is_seen_that_libraries_do_not_reach(caps
         )  # fmt: skip
     with pytest.raises(Advice):
         check(replace(SMALL, step="blocks"), lambda: LACKING)
+
+
+def test_the_doctor_advises_where_blocks_cannot_be_as_they_were_set(capsys) -> None:
+    blocks = replace(SMALL, step="blocks", device="cpu", threads=1, block=64)
+    assert check(blocks, lambda: NONE, batch_max=64).startswith("no GPU; ")
+    many = cores() + 1
+    for wrong, words in (
+        (replace(blocks, block=65), ("model.block 65", "trainer.batch_max 64")),
+        (replace(blocks, threads=many), (f"model.threads {many}", f"the cores, {cores()}")),
+    ):
+        assert healthy("gpu", lambda wrong=wrong: check(wrong, lambda: NONE, batch_max=64))  # type: ignore[misc]
+        first, second = capsys.readouterr().out.splitlines()
+        assert first.startswith("warn  gpu: no GPU; the step runs in blocks on")
+        assert all(word in second for word in words)
+    on_gpu = replace(SMALL, block=65)
+    with pytest.raises(Advice, match=r"78\.0 of 80\.0 GiB free"):
+        check(on_gpu, lambda: FREE, batch_max=64)
+    sequential = replace(SMALL, step="sequential", block=65, threads=many)
+    assert check(sequential, lambda: NONE, batch_max=64).startswith("no GPU; ")
 
 
 def test_the_doctor_fails_where_a_gpu_is_demanded_that_cannot_be_used(capsys) -> None:
@@ -288,7 +317,8 @@ def test_the_doctor_has_the_check_and_config_show_the_driver() -> None:
     shows = orjson.loads(done.stdout)
     assert shows["model"]["block"] == 7
     assert shows["learning_step"] == {
-        "driver": "sequential", "device": "cpu", "threads": 1, "why": "model.step is sequential",
+        "driver": "sequential", "device": "cpu", "threads": 1, "block": 1,
+        "why": "model.step is sequential",
     }  # fmt: skip
     refused = told("config", "show", "--set", "model.step=compiled")
     assert refused.returncode == 2 and FORMER["compiled"] in refused.stderr.decode()
@@ -296,10 +326,12 @@ def test_the_doctor_has_the_check_and_config_show_the_driver() -> None:
 
 def test_config_show_tells_why_nothing_would_learn() -> None:
     shows = shown(replace(SMALL, device="cuda"), lambda: LACKING)
-    assert shows["driver"] is None and LACKING.lacks[0] in shows["why"] and shows["remedy"]
+    assert shows["driver"] is None and LACKING.lacks[0] in shows["error"] and shows["remedy"]
 
 
-def test_the_trainer_logs_the_driver_once(broker, prefix, redis_url, tmp_path, caplog) -> None:
+def test_the_trainer_tells_the_driver_once_in_its_log_and_by_a_metric(
+    broker, prefix, redis_url, tmp_path, caplog
+) -> None:
     place = Place(broker, prefix, redis_url, tmp_path)
     with caplog.at_level(logging.INFO):
         trainer = place.trainer()
@@ -308,7 +340,15 @@ def test_the_trainer_logs_the_driver_once(broker, prefix, redis_url, tmp_path, c
         finally:
             trainer.close()
     said = [m for m in caplog.messages if m.startswith("learning step: ")]
-    assert said == [f"learning step: {trainer.engine.learner.choice}"]
+    choice = trainer.engine.learner.choice
+    assert said == [f"learning step: {choice}"]
+    (info,) = (m for m in trainer.metrics.registry.collect() if m.name.endswith("_step_info"))
+    assert [(sample.name, sample.labels, sample.value) for sample in info.samples] == [
+        ("counterflow_learning_step_info", {
+            "driver": choice.driver, "device": choice.device,
+            "threads": str(choice.threads), "block": str(choice.block),
+        }, 1.0),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("step", ["sequential", "blocks"])

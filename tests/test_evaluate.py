@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -400,8 +401,8 @@ def test_what_came_before_is_counted():
     assert movielens.earlier(np.array([5, 3, 5, 5, 3])).tolist() == [0, 0, 1, 2, 1]
 
 
-def small_stream(users=30, items=20, n=600, seed=6):
-    """Return a stream in which everyone likes the even items, and dislikes the odd ones."""
+def small_events(users=30, items=20, n=600, seed=6):
+    """Return a data set's events: everyone likes the even items, and dislikes the odd ones."""
     r = np.random.default_rng(seed)
     pairs = [divmod(int(p), items) for p in r.permutation(users * items)[:n]]
     events = [event("item", 0, event_id=f"m{i}", item_id=str(i)) for i in range(items)]
@@ -409,13 +410,27 @@ def small_stream(users=30, items=20, n=600, seed=6):
         event("rating", k, event_id=f"r{k}", user_id=str(u), item_id=str(i), value=5 - 3 * (i % 2))
         for k, (u, i) in enumerate(pairs)
     ]
-    keyed = [
+    return [
         movielens.datasets.DatasetEvent(
             e.kind, json.loads(e.value)["item_id"].encode(), e.value, e.ts_ms
         )
         for e in events
     ]
-    return movielens.read(keyed)
+
+
+def small_stream(**named):
+    return movielens.read(small_events(**named))
+
+
+def test_the_figures_of_movielens_name_the_driver_that_learned(monkeypatch):
+    small = SimpleNamespace(events=small_events)
+    monkeypatch.setattr(movielens.datasets, "load", lambda name: small)
+    found = movielens.run(CONFIG)
+    assert found["learning_step"] == {
+        "driver": "sequential", "device": "cpu", "threads": 1, "block": 1,
+        "why": "model.step is sequential",
+    }  # fmt: skip
+    assert {"mae", "rmse", "segments", "hr10", "ndcg10", "held_out"} < found.keys()
 
 
 def test_a_last_liked_rating_is_held_out_and_found_again():

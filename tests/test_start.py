@@ -14,7 +14,7 @@ from threading import Event
 import orjson
 import pytest
 
-from consumers import datasets
+from consumers import datasets, ports
 from stream.errors import CounterflowError
 from stream.model import gpu
 from tests.test_up import running
@@ -154,6 +154,47 @@ WRONG = {
 def test_what_cannot_be_had_is_one_line_and_its_remedy(case):
     words, named = WRONG[case]
     assert named in refused(*words)
+
+
+def test_a_trainer_names_the_free_port_that_its_metrics_took():
+    done = command(
+        "train", "--set", "trainer.metrics_port=0", "--set", "kafka.bootstrap_servers=127.0.0.1:1",
+        "--set", 'kafka.options={"bootstrap_timeout_ms":100}',
+    )  # fmt: skip
+    (port,) = re.findall(r"metrics on http://127\.0\.0\.1:(\d+)/metrics\n", done.stderr)
+    assert int(port) > 0 and done.returncode == 1
+
+
+def test_an_address_of_ipv6_is_told_in_brackets():
+    assert ports.url("::1", 9108) == "http://[::1]:9108"
+
+
+CONFLICT = {"COUNTERFLOW_MODEL__DEVICE": "cuda", "COUNTERFLOW_MODEL__STEP": "sequential"}
+NO_GPU = {"COUNTERFLOW_MODEL__DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+BEYOND_LOOPBACK = {"COUNTERFLOW_SERVICE__HOST": "0.0.0.0"}
+
+
+@pytest.mark.parametrize(
+    ("words", "named", "code", "said"),
+    [
+        ("up", CONFLICT, 2, "model.step sequential"),
+        ("up", NO_GPU, 1, "model.device is cuda"),
+        ("up", BEYOND_LOOPBACK, 1, "service.allowed_hosts"),
+        ("train", CONFLICT, 2, "model.step sequential"),
+        ("train", NO_GPU, 1, "model.device is cuda"),
+    ],
+)
+def test_settings_that_cannot_run_are_refused_before_anything_starts(
+    words, named, code, said, tmp_path
+):
+    """No broker is asked, none is started, and the snapshots of an earlier run stay."""
+    (tmp_path / "up-earlier").mkdir()
+    away = ("kafka.bootstrap_servers=127.0.0.1:1", f"snapshots.dir={tmp_path}")
+    done = command(words, *(f"--set={pair}" for pair in away), **named)
+    assert done.returncode == code
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("  ")]
+    assert line.startswith("counterflow: ") and said in done.stderr
+    assert [at.name for at in tmp_path.iterdir()] == ["up-earlier"]
 
 
 BEYOND = [

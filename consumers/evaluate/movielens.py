@@ -8,11 +8,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from consumers import datasets
+from consumers import datasets, gpu
 from consumers.evaluate import served
 from consumers.evaluate.feed import Event, Feed, Recorder, rows
 from consumers.evaluate.metrics import RELEVANT, hit, mae, ndcg_one, place
 from stream.engine import Engine
+from stream.model.choice import choose
 from stream.model.config import ModelConfig
 
 Array = NDArray[Any]
@@ -60,9 +61,13 @@ def read(events: Sequence[datasets.DatasetEvent]) -> Stream:
 
 
 def run(config: ModelConfig, seed: int = 0, ablate: bool = False) -> dict[str, Any]:
-    """Return errors, segments, hr10 and ndcg10; with `ablate`, also with each path closed."""
+    """Return the driver, errors, segments, hr10, ndcg10; with `ablate`, also with each path closed.
+
+    Raises Inconsistent if no driver can be used.
+    """
+    step = gpu.told(choose(config))
     stream = read(list(datasets.load("ml-100k").events()))
-    out = figures(stream, config, seed)
+    out = {**figures(stream, config, seed), "learning_step": step}
     if ablate:
         out["ablations"] = {
             path.name: figures(

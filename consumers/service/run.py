@@ -186,8 +186,7 @@ def run(settings: Settings, started: Callable[[str], None] | None = None) -> Non
     check_host(settings.service)
     yield_often()
     held = listen(settings.service.host, settings.service.port)
-    host = settings.service.host
-    url = f"http://{f'[{host}]' if ':' in host else host}:{held.getsockname()[1]}"
+    url = ports.url(settings.service.host, held.getsockname()[1])
     produce = KafkaProduce(settings)
     client = connect_async(settings.redis.url, SOCKET_TIMEOUT_S)
     registry = CollectorRegistry()

@@ -19,7 +19,7 @@ from stream.model.config import ModelConfig
 from stream.model.gpu import Gpu, gpu
 from stream.model.layout import STRIDE, Part, layout
 
-__all__ = ["Choice", "Driver", "Gpu", "choose", "gpu", "needed"]
+__all__ = ["Choice", "Driver", "Gpu", "choose", "cores", "gpu", "needed"]
 
 Driver = Literal["sequential", "blocks", "blocks on a GPU"]
 
@@ -32,18 +32,24 @@ CORES_MAX = 4  # default limit of threads; other cores are left to Kafka, Redis 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The selected driver, its device, its number of CPU threads, and the reason."""
+    """The selected driver, its device, threads and block size, and the reason."""
 
     driver: Driver
     device: Literal["cpu", "cuda"]
     threads: int
+    block: int  # interactions that are learned at a time
     why: str
     name: str = ""  # name of the GPU
 
     def __str__(self) -> str:
         """Return the choice and its reason in one line."""
         many = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        where = {"sequential": "the CPU", "blocks": many, "blocks on a GPU": self.name}
+        of = f"blocks of {self.block:,}"
+        where = {
+            "sequential": "the CPU",
+            "blocks": f"{of}, {many}",
+            "blocks on a GPU": f"{self.name}, {of}",
+        }
         return f"{self.driver} ({where[self.driver]}), because {self.why}"
 
     def settled(self, config: ModelConfig) -> ModelConfig:
@@ -63,7 +69,7 @@ def choose(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> Choice:
     if config.device == "cuda":
         return _demanded(config, gpu())
     if config.step == "sequential":
-        return Choice("sequential", "cpu", 1, "model.step is sequential")
+        return Choice("sequential", "cpu", 1, 1, "model.step is sequential")
     if config.device == "cpu":
         against = "model.device is cpu"
     else:
@@ -71,10 +77,11 @@ def choose(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> Choice:
         against = _against(config, found)
         if not against:
             why = f"a GPU is there, and {_room(config, found)}"
-            return Choice("blocks on a GPU", "cuda", 1, why, found.name)
+            return Choice("blocks on a GPU", "cuda", 1, config.block, why, found.name)
     if config.step == "blocks":
-        return Choice("blocks", "cpu", _threads(config), f"model.step is blocks, and {against}")
-    return Choice("sequential", "cpu", 1, against)
+        why = f"model.step is blocks, and {against}"
+        return Choice("blocks", "cpu", _threads(config), config.block, why)
+    return Choice("sequential", "cpu", 1, 1, against)
 
 
 def needed(config: ModelConfig) -> int:
@@ -104,7 +111,7 @@ def _demanded(config: ModelConfig, found: Gpu) -> Choice:
             "add what is missing, or set COUNTERFLOW_MODEL__DEVICE=auto",
         )
     why = f"model.device is cuda; {_room(config, found)}"
-    return Choice("blocks on a GPU", "cuda", 1, why, found.name)
+    return Choice("blocks on a GPU", "cuda", 1, config.block, why, found.name)
 
 
 def _against(config: ModelConfig, found: Gpu) -> str:
@@ -127,10 +134,12 @@ def _room(config: ModelConfig, found: Gpu) -> str:
     return f"full tables need {needed(config) / GIB:.1f} GiB where {free}"
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux: the cores given to a container
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
 def _threads(config: ModelConfig) -> int:
     """Return the number of threads of the block driver on the CPU."""
-    if config.threads:
-        return config.threads
-    allowed = getattr(os, "sched_getaffinity", None)  # Linux: the cores given to a container
-    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
-    return min(cores, CORES_MAX)
+    return config.threads or min(cores(), CORES_MAX)

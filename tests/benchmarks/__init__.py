@@ -1,1 +1,1 @@
-"""Benchmarks: never timed tests. `make bench [PEER=FILE] [ARGS="end_to_end freshness …"]`."""
+"""Benchmarks: never timed tests. `make bench [PEER=FILE] [ARGS="end_to_end …"]`, or ARGS=--help."""

@@ -5,7 +5,7 @@
 Each line is a cell of a grid; `none` is the share of streams that have no interval yet.
 """
 
-import sys
+import argparse
 from itertools import product
 
 import numpy as np
@@ -130,6 +130,12 @@ def grid(make, seeds, windows=WINDOWS):
 
 
 if __name__ == "__main__":
-    what = sys.argv[1] if len(sys.argv) > 1 else "average"
-    made = {"average": averages, "off_policy": policies, "slopes": slopes, "paths": paths}[what]
-    grid(made, int((sys.argv[2:] or [400])[0]))
+    made = {"average": averages, "off_policy": policies, "slopes": slopes, "paths": paths}
+    parser = argparse.ArgumentParser(
+        "python -m tests.benchmarks.coverage", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("what", nargs="?", choices=made, default="average")
+    parser.add_argument("seeds", nargs="?", type=int, default=400, help="streams a cell (400)")
+    args = parser.parse_args()
+    grid(made[args.what], args.seeds)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cache, partial
 
 import numpy as np
@@ -16,10 +16,7 @@ from tests.benchmarks.device import alone, bandwidth, moved
 from tests.benchmarks.interactions import DESCRIBED, HUGE, LARGE, SMALL, Case, batch, describe
 from tests.test_model import progressive
 
-SIZE, GPU_SIZE = 32_768, 524_288  # interactions a batch
 BATCHES = 4
-ROUNDS, SECONDS = 3, 0.4  # each driver learns in turn, so that a slow moment is all's
-BLOCKS = (256, 1_024, 16_384)
 REPLAYED = 4
 CLOSED = Paths(*[False] * len(astuple(Paths())))
 SEQUENTIAL = ModelConfig(step="sequential", device="cpu")
@@ -27,24 +24,41 @@ THREADED = replace(SEQUENTIAL, step="blocks")
 REPLAY = f"sequential, replay x{REPLAYED}"
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: each driver learns in turn, so that a slow moment is all's."""
+
+    size: int  # interactions a batch
+    gpu_size: int  # of them on a GPU
+    rounds: int
+    seconds: float  # of a driver in a round
+    blocks: tuple[int, ...]
+
+
+FULL = Effort(32_768, 524_288, 3, 0.4, (256, 1_024, 16_384))
+QUICK = Effort(4_096, 65_536, 1, 0.1, (256,))
+
+
 def usable() -> bool:
     """Return whether blocks can learn on a GPU here."""
     return bool(gpu().name) and not gpu().lacks
 
 
-def cases() -> list[Case]:
-    """Return what is learned; the largest tables on a GPU alone."""
+def cases(effort: Effort) -> list[Case]:
+    """Return what is learned; the largest tables on a GPU alone, the smallest alone if quick."""
+    if effort is QUICK:
+        return [Case(SMALL)]
     found = [Case(SMALL), Case(LARGE), Case(LARGE, "log-uniform"), Case(LARGE, "one in 16")]
     found.append(Case(DESCRIBED, described=True))
     return [*found, Case(HUGE)] if usable() else found
 
 
-def drivers(case: Case) -> dict[str, ModelConfig]:
+def drivers(case: Case, effort: Effort) -> dict[str, ModelConfig]:
     """Return the drivers that are worth a case, by name."""
     found = {"sequential": SEQUENTIAL}
     if case == Case(LARGE):
         found |= {"sequential, paths closed": replace(SEQUENTIAL, paths=CLOSED), REPLAY: SEQUENTIAL}
-    for block in BLOCKS:
+    for block in effort.blocks:
         for threads in (1, 2) if case.rows != HUGE else ():
             name = f"blocks of {block:,}, {threads} thread{'s' * (threads > 1)}"
             found[name] = replace(THREADED, block=block, threads=threads)
@@ -62,16 +76,18 @@ def again(learner: Learner, batch: Batch) -> None:
 class Race:
     """The drivers of a case, each with a learner of its own that has learned every batch once."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, effort: Effort) -> None:
         """Rows are created and kernels compiled afterwards."""
+        self.effort = effort
         made = cache(lambda size: [batch(case, size, seed) for seed in range(BATCHES)])
-        self.learners = {name: Learner(config) for name, config in drivers(case).items()}
+        self.learners = {name: Learner(config) for name, config in drivers(case, effort).items()}
         self.batches: dict[str, list[Batch]] = {}
         self.steps: dict[str, Callable[[Batch], object]] = {}
         for name, learner in self.learners.items():
             if case.described:
                 describe(learner)
-            self.batches[name] = made(GPU_SIZE if learner.device.type == "cuda" else SIZE)
+            on_gpu = learner.device.type == "cuda"
+            self.batches[name] = made(effort.gpu_size if on_gpu else effort.size)
             self.steps[name] = partial(again, learner) if name == REPLAY else learner.step
             for b in self.batches[name]:
                 self.steps[name](b)
@@ -79,11 +95,11 @@ class Race:
     def rates(self) -> dict[str, list[float]]:
         """Return events a second by driver, of each round."""
         found: dict[str, list[float]] = {name: [] for name in self.learners}
-        for _ in range(ROUNDS):
+        for _ in range(self.effort.rounds):
             for name, step in self.steps.items():
                 batches, events = self.batches[name], 0
                 start, done = time.perf_counter(), 0
-                while (passed := time.perf_counter() - start) < SECONDS or not done:
+                while (passed := time.perf_counter() - start) < self.effort.seconds or not done:
                     step(batches[done % BATCHES])
                     events += len(batches[done % BATCHES])
                     done += 1
@@ -107,9 +123,9 @@ def said(learner: Learner, rate: float, times: int = 1) -> str:
     )
 
 
-def show(case: Case) -> None:
+def show(case: Case, effort: Effort) -> None:
     """Print a case: the step as a whole by driver, and on a GPU its kernel alone."""
-    race = Race(case)
+    race = Race(case, effort)
     told = race.rates()
     print(f"\n{case}", flush=True)
     for name, rates in told.items():
@@ -133,17 +149,23 @@ def quality() -> None:
         print(f"  {name:<27} {progressive(config, 100_000, 25_000)[0]:.4f}", flush=True)
 
 
-def run() -> None:
-    """Print events a second of each driver, as multiples of the sequential one, and the quality."""
-    c = SEQUENTIAL
+def run(quick: bool = False) -> None:
+    """Print events a second of each driver, as multiples of the sequential one, and the quality.
+
+    A quick run has the smallest tables, one block and one round, and no quality.
+    """
+    c, effort = SEQUENTIAL, QUICK if quick else FULL
     speed = ", ".join(
         f"{copies(torch.device(device)) / 1e9:.0f} GB/s ({device})"
         for device in (("cpu", "cuda") if usable() else ("cpu",))
     )
     print(f"D={c.factors}, E={c.exposure_factors}, S={c.session_factors}, {c.pairs} uniform pairs "
-          f"an event; half ratings, half exposures; batches of {SIZE:,}, on a GPU {GPU_SIZE:,}; "
-          f"Learner.step whole, x against the sequential one, medians of {ROUNDS} rounds; "
-          f"a copy moves {speed}", flush=True)  # fmt: skip
-    for case in cases():
-        show(case)
-    quality()
+          f"an event; half ratings, half exposures; batches of {effort.size:,}, on a GPU "
+          f"{effort.gpu_size:,}; Learner.step whole; a copy moves {speed}; each figure is a median "
+          f"of {effort.rounds} round{'s' * (effort.rounds > 1)}: x that of the ratios to the "
+          "sequential rate of the same round, which is not the ratio of the medians printed",
+          flush=True)  # fmt: skip
+    for case in cases(effort):
+        show(case, effort)
+    if not quick:
+        quality()
