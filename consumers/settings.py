@@ -19,13 +19,24 @@ import msgspec
 from msgspec import Meta
 
 from stream.errors import Inconsistent
-from stream.model.config import BLOCK_MAX, FORMER, THREADS_MAX, Device, Step
+from stream.model.config import (
+    BLOCK_MAX,
+    FORMER,
+    HALF_LIFE_MIN_S,
+    ROWS_MAX,
+    SCALE_MAX,
+    THREADS_MAX,
+    Device,
+    Step,
+    scale_fault,
+)
 
 PREFIX = "COUNTERFLOW_"
 HIDDEN = "********"
 
 MOST = 2**63 - 1  # what a 64-bit integer holds
 Count = Annotated[int, Meta(ge=1, le=MOST)]
+Rows = Annotated[int, Meta(ge=1, le=ROWS_MAX)]  # their numbers are 32-bit integers
 Natural = Annotated[int, Meta(ge=0, le=MOST)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # up to 30 years; in milliseconds it stays exact
@@ -129,7 +140,7 @@ class Trainer(Section, frozen=True, kw_only=True):
     """The learning process."""
 
     batch_max: Annotated[
-        Count, described("Most events of one step; steps are as large as the queue below it.")
+        Rows, described("Most events of one step; steps are as large as the queue below it.")
     ] = 65_536
     seed: Annotated[Natural, described("Same seed and same polls, same bits on a CPU.")] = 0
     metrics_host: Annotated[Name, described("Address of the trainer's /metrics.")] = "127.0.0.1"
@@ -193,7 +204,7 @@ class Service(Section, frozen=True, kw_only=True):
         Seconds, described("Longest wait for the broker's acknowledgement of posted events.")
     ] = 10.0
     ready_lag_s: Annotated[
-        Annotated[float, Meta(ge=0)],
+        Elapsed,
         described(
             "Without word from Redis for so long, /readyz says no; 0: not while lists can be"
             " served from memory."
@@ -254,8 +265,14 @@ class Model(Section, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=0, le=THREADS_MAX)],
         described("Threads of blocks on the CPU; 0: one a core, at most 4. The bits are the same."),
     ] = 0
-    rating_min: Annotated[float, described("Lowest rating; a lower one is a bad event.")] = 1.0
-    rating_max: Annotated[float, described("Highest rating; a higher one is a bad event.")] = 5.0
+    rating_min: Annotated[
+        Annotated[float, Meta(ge=-SCALE_MAX, le=SCALE_MAX)],
+        described("Lowest rating; a lower one is a bad event."),
+    ] = 1.0
+    rating_max: Annotated[
+        Annotated[float, Meta(ge=-SCALE_MAX, le=SCALE_MAX)],
+        described("Highest rating; a higher one is a bad event."),
+    ] = 5.0
     exposure_factors: Annotated[
         Annotated[int, Meta(ge=1, le=256)],
         described("Length of the exposure vectors: what lasts in who is shown what."),
@@ -285,9 +302,10 @@ class Model(Section, frozen=True, kw_only=True):
     average: Annotated[
         Share, described("Polyak average of the served item terms; 0: served as learned.")
     ] = 0.0
-    half_life_s: Annotated[Seconds, described("In which an item's popularity falls to half.")] = (
-        604_800.0
-    )
+    half_life_s: Annotated[
+        Annotated[float, Meta(ge=HALF_LIFE_MIN_S, le=1e9)],
+        described("In which an item's popularity falls to half."),
+    ] = 604_800.0
     synthetic: Annotated[
         Share,
         described(
@@ -298,11 +316,11 @@ class Model(Section, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=0, le=64)],
         described("Times an event is learned again while the queue is empty; costs the same bits."),
     ] = 0
-    max_users: Annotated[Count, described("Rows of users; memory is taken as they come.")] = (
+    max_users: Annotated[Rows, described("Rows of users; memory is taken as they come.")] = (
         2_000_000
     )
-    max_items: Annotated[Count, described("Rows of items; memory is taken as they come.")] = 500_000
-    max_features: Annotated[Count, described("Rows of attribute values.")] = 65_536
+    max_items: Annotated[Rows, described("Rows of items; memory is taken as they come.")] = 500_000
+    max_features: Annotated[Rows, described("Rows of attribute values.")] = 65_536
     cache_dir: Annotated[
         str, described("Folder of the compiled code; empty: beside the code, else uncached.")
     ] = ""
@@ -370,11 +388,11 @@ def load(
     chosen = _chosen(cli, environ, toml_path)
     sections: dict[str, Any] = {name: kind(**chosen[name]) for name, kind in SECTIONS.items()}
     settings = Settings(**sections)
-    if settings.model.rating_min >= settings.model.rating_max:
+    low, high = settings.model.rating_min, settings.model.rating_max
+    if fault := scale_fault(low, high):
         raise WrongSetting(
-            f"model.rating_min {settings.model.rating_min} is not below"
-            f" model.rating_max {settings.model.rating_max}",
-            "set both ends of the rating scale",
+            f"model.rating_min {low} and model.rating_max {high}: {fault}",
+            f"set both ends of the rating scale, within {SCALE_MAX:g}, and send ratings on it",
         )
     if settings.trainer.rank >= settings.trainer.world:
         raise WrongSetting(
