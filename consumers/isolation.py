@@ -5,6 +5,7 @@ snapshot and learns again up to the poll that raised; that one it learns with ca
 the state, in halves, until what raises stands alone.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ State = TypeVar("State")
 Range = tuple[int, int]  # offsets, the second left out
 BURIED_MIN = 64  # a producer that sends only such records is heard before
 BURIED_SHARE = 8
+ROW_MAX = 100  # of one kind, none learned between: more than one producer's few odd records
 
 
 def blames_a_record(error: Exception) -> bool:
@@ -50,27 +52,35 @@ class Suspects:
 
 
 class Blame:
-    """How many records were learned apart, and how many were buried for what they raised.
+    """How many records were learned apart, and how many are to be buried for what they raised.
 
-    Where nearly all raise the fault is not theirs: they are not given up for it.
+    They are counted by kind: records of one kind do not raise for what is wrong with another. Where
+    nearly all of a kind raise, or many in a row, the fault is not theirs: none is given up for it.
     """
 
     def __init__(self) -> None:
-        self._learned = self._buried = 0
+        self._learned: Counter[str] = Counter()
+        self._buried: Counter[str] = Counter()
+        self._row: Counter[str] = Counter()  # raised since one of that kind was learned
 
-    def learned(self, count: int) -> None:
-        """So many were learned after all."""
-        self._learned += count
+    def learned(self, counts: Mapping[str, int]) -> None:
+        """So many of each kind were learned after all."""
+        for kind, count in counts.items():
+            if count:
+                self._learned[kind] += count
+                self._row[kind] = 0
 
-    def bury(self, error: Exception) -> None:
+    def bury(self, kind: str, error: Exception) -> None:
         """One more is to blame; Inconsistent where that can no longer be."""
-        self._buried += 1
-        if self._buried >= BURIED_MIN and self._buried > BURIED_SHARE * self._learned:
+        self._buried[kind] += 1
+        self._row[kind] += 1
+        buried, learned, row = self._buried[kind], self._learned[kind], self._row[kind]
+        if row >= ROW_MAX or (buried >= BURIED_MIN and buried > BURIED_SHARE * learned):
             raise Inconsistent(
-                f"{self._buried} records raised and {self._learned} beside them did not, the last"
-                f" for {type(error).__name__}: {error}",
-                "report it with the log; nothing behind the newest snapshot is given up, and the"
-                " records are learned from there by a version that can",
+                f"{buried} {kind} records raised and {learned} beside them did not, the last {row}"
+                f" in a row, at the end for {type(error).__name__}: {error}",
+                "look at the [model] settings, and report it with the log; nothing behind the"
+                " newest snapshot is given up: a start without the fault learns it from there",
             ) from error
 
 
@@ -90,15 +100,17 @@ def halve(
     save: Callable[[], State],
     load: Callable[[State], None],
     bury: Callable[[Piece, Exception], None],
-) -> None:
+    going: Callable[[], bool],
+) -> list[Piece]:
     """Every record is learned after the call, but those that raise alone: they are buried.
 
     `learn` gets records, and those that are still to come; what it leaves where it raises is
-    undone by `load` of what `save` returned before.
+    undone by `load` of what `save` returned before. Once `going` says no, those that are neither
+    learned nor buried are returned, in their order: all before them are.
     """
     waiting = [records]
     held = save()
-    while waiting:
+    while waiting and going():
         some = waiting.pop()
         rest = [record for part in waiting for record in part]
         try:
@@ -115,3 +127,4 @@ def halve(
         else:
             if waiting:
                 held = save()
+    return [record for part in reversed(waiting) for record in part]

@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from threading import Event
 from typing import Any, TypeVar
@@ -308,9 +309,13 @@ class Trainer:
     def _learn_apart(
         self, batches: Sequence[RecordBatch], rest: Sequence[RecordBatch], again: bool
     ) -> bool:
-        """Every record of the batches is learned after the call, or buried if it raises alone."""
+        """Every record of the batches is learned after the call, or buried if it raises alone.
+
+        Returns False where `stop` was set before: the source stands then at the first of the others
+        and of the `rest`. No letter goes out before it is sure that the fault is the records'.
+        """
         self._behind.finish()
-        proved = False
+        letters: list[tuple[Piece, BadRecord]] = []
 
         def learn(some: list[Piece], later: list[Piece]) -> None:
             part = joined(some)
@@ -321,28 +326,41 @@ class Trainer:
             if learned.bad and not again:
                 self._bury(part, learned.bad)
             self._count(learned, again)
-            self._blame.learned(len(some))
+            self._blame.learned(learned.events)
 
         def bury(piece: Piece, error: Exception) -> None:
-            nonlocal proved
-            if not proved:
+            if not letters:
                 self.engine.warm_up()  # where nothing can be learned, it is not for the record
-                proved = True
-            self._blame.bury(error)
+            self._blame.bury(piece.batch.kind, error)
             bad = unlearnable(piece, error)
             log.error("%s[%d]@%d cannot be learned: %s", *piece.place, piece.offset, bad.detail)
-            self._bury(joined([piece]), [bad])
-            self.metrics.bad_events.labels(reason=bad.reason).inc()
-            self.bad_events += 1
+            letters.append((piece, bad))
 
         def load(state: dict[str, NDArray[Any]]) -> None:
             self.engine.load(state)
             self.publisher.went_back()
 
-        halve(pieces(batches), learn, self.engine.state, load, bury)
+        def going() -> bool:
+            self.health.turned()
+            return not self.stop.is_set()
+
+        left = halve(pieces(batches), learn, self.engine.state, load, bury, going)
+        self._bury_apart(letters)
         self._dirty = True
         self._saved_s = -np.inf  # the next snapshot lies behind it
-        return True
+        if left:
+            others = ranges([*joined(left), *rest])
+            self.source.seek({place: first for place, (first, _) in others.items()})
+        return not left
+
+    def _bury_apart(self, letters: list[tuple[Piece, BadRecord]]) -> None:
+        """These records, each found alone, are counted and acknowledged after the call."""
+        if letters:
+            alone = [batch for piece, _ in letters for batch in joined([piece])]
+            self._bury(alone, [replace(bad, batch=n) for n, (_, bad) in enumerate(letters)])
+        for _, bad in letters:
+            self.metrics.bad_events.labels(reason=bad.reason).inc()
+            self.bad_events += 1
 
     def _bury(self, batches: Sequence[RecordBatch], bad: list[BadRecord]) -> None:
         """Every bad record of the poll is acknowledged in the dead-letter topic after the call."""
