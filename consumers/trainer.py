@@ -26,6 +26,7 @@ from consumers.checkpoint import Checkpoint, Positions, pack_positions
 from consumers.health import STORES, Health
 from consumers.isolation import Blame, Suspects, blames_a_record, halve, ranges
 from consumers.kafka import DeadLetters, KafkaSource, Sink, patient
+from consumers.kafka.source import POLL_BYTES
 from consumers.metrics import TrainerMetrics
 from consumers.probes import Probes
 from consumers.publisher import Publisher
@@ -47,6 +48,10 @@ FRESHNESS = 2_000  # newest observations kept as they are, for the summary's qua
 BACKLOG = 4_096  # records of a poll from which on its rows are written while the next is learned
 REPLAYED = 512  # interactions learned again in one turn: less than a millisecond
 OWED_MAX = 65_536
+TURN_S = 1.0  # longest time that a poll should take to learn: signals and snapshots wait for it
+TURN_LEAST_S = 0.1  # shorter polls cost more than they are worth
+FIRST_BYTES = POLL_BYTES // 8  # of a poll before it is known how long they take
+LEAST_BYTES = 1 << 16
 WARN_S = 60.0  # between two log lines of the same cause
 
 
@@ -99,6 +104,7 @@ class Trainer:
         self._behind = Behind(hold, lambda: (clock(), monotonic()))
         self._monotonic = monotonic
         self._interval_s = interval_s
+        self._poll_bytes = FIRST_BYTES
         self._checkpoint = Checkpoint(snapshots, self._commit, metrics, clock, monotonic)
         self._saved_s = monotonic()
         self._refreshed_s = monotonic()
@@ -177,12 +183,14 @@ class Trainer:
 
         It is in Redis too, or with a backlog on its way.
         """
-        batches = self._kafka(partial(self.source.poll, timeout_s)) or []
+        batches = self._kafka(partial(self.source.poll, timeout_s, self._poll_bytes)) or []
         try:
             if batches:
+                start = self._monotonic()
                 if self.first_poll_s is None:
-                    self.first_poll_s = self._monotonic()
+                    self.first_poll_s = start
                 self._learn(batches)
+                self._size(batches, self._monotonic() - start)
             else:
                 self._behind.finish()
                 if self._owed:
@@ -192,6 +200,15 @@ class Trainer:
             self._step_back(error)
         self.health.turned()
         return sum(b.count for b in batches)
+
+    def _size(self, batches: Sequence[RecordBatch], spent_s: float) -> None:
+        """The next polls are as large as can be learned within half a snapshot's interval."""
+        most_s = min(max(self._interval_s / 2, TURN_LEAST_S), TURN_S)
+        size = sum(len(batch.data) for batch in batches)
+        if spent_s > most_s:
+            self._poll_bytes = max(int(size * most_s / spent_s), LEAST_BYTES)
+        elif size >= self._poll_bytes:
+            self._poll_bytes = min(2 * self._poll_bytes, POLL_BYTES)
 
     def _learn(self, batches: Sequence[RecordBatch]) -> None:
         for batch in batches:
