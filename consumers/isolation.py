@@ -5,6 +5,7 @@ and learns again up to the poll that raised. That poll it learns in halves, each
 of the state, until the record that raises is alone. All other records are learned.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ State = TypeVar("State")
 Range = tuple[int, int]  # first offset, and the offset behind the last
 BURIED_MIN = 64  # below this many dead letters, the share below is not checked
 BURIED_SHARE = 8  # most dead letters for each record that was learned
+ROW_MAX = 100  # most dead letters of one kind in a row, with none of it learned in between
 
 
 def blames_a_record(error: Exception) -> bool:
@@ -50,28 +52,36 @@ class Suspects:
 
 
 class Blame:
-    """Counts the records that were learned one by one, and those sent to dead letters.
+    """Counts the records that were learned one by one, and those to be sent to dead letters.
 
-    If nearly all of them raise, the fault is in the program and not in the records, so the search
-    ends with an error.
+    They are counted by kind, because records of one kind do not raise for what is wrong with
+    another. If nearly all records of a kind raise, or many of it in a row, the fault is in the
+    program or its settings and not in the records, so the search ends with an error.
     """
 
     def __init__(self) -> None:
-        self._learned = self._buried = 0
+        self._learned: Counter[str] = Counter()
+        self._buried: Counter[str] = Counter()
+        self._row: Counter[str] = Counter()  # raised since one of that kind was learned
 
-    def learned(self, count: int) -> None:
-        """Count records that were learned."""
-        self._learned += count
+    def learned(self, counts: Mapping[str, int]) -> None:
+        """Count records that were learned, by kind."""
+        for kind, count in counts.items():
+            if count:
+                self._learned[kind] += count
+                self._row[kind] = 0
 
-    def bury(self, error: Exception) -> None:
-        """Count one more dead letter; raise Inconsistent if too many records raise."""
-        self._buried += 1
-        if self._buried >= BURIED_MIN and self._buried > BURIED_SHARE * self._learned:
+    def bury(self, kind: str, error: Exception) -> None:
+        """Count one more dead letter; raise Inconsistent if too many of its kind raise."""
+        self._buried[kind] += 1
+        self._row[kind] += 1
+        buried, learned, row = self._buried[kind], self._learned[kind], self._row[kind]
+        if row >= ROW_MAX or (buried >= BURIED_MIN and buried > BURIED_SHARE * learned):
             raise Inconsistent(
-                f"{self._buried} records raised while only {self._learned} were learned, the last"
-                f" with {type(error).__name__}: {error}",
-                "report it with the log; records behind the newest snapshot are not skipped:"
-                " a corrected version learns them from there",
+                f"{buried} {kind} records raised while {learned} were learned, the last {row} in a"
+                f" row, most recently with {type(error).__name__}: {error}",
+                "check the [model] settings, and report it with the log; records behind the newest"
+                " snapshot are not skipped: a start without the fault learns them from there",
             ) from error
 
 
@@ -91,7 +101,8 @@ def halve(
     save: Callable[[], State],
     load: Callable[[State], None],
     bury: Callable[[Piece, Exception], None],
-) -> None:
+    going: Callable[[], bool],
+) -> list[Piece]:
     """Learn all records; those that raise on their own are passed to `bury`.
 
     Parameters
@@ -104,10 +115,18 @@ def halve(
         Return and restore the state; `load` undoes a `learn` that raised.
     bury : callable
         Takes a record that raised and its error.
+    going : callable
+        Whether to continue; it is asked before each step.
+
+    Returns
+    -------
+    list of Piece
+        The records that were neither learned nor buried when `going` returned False, in order;
+        every record before them was.
     """
     waiting = [records]
     held = save()
-    while waiting:
+    while waiting and going():
         some = waiting.pop()
         rest = [record for part in waiting for record in part]
         try:
@@ -124,3 +143,4 @@ def halve(
         else:
             if waiting:
                 held = save()
+    return [record for part in reversed(waiting) for record in part]

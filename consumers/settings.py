@@ -20,13 +20,24 @@ import msgspec
 from msgspec import Meta
 
 from stream.errors import Inconsistent
-from stream.model.config import BLOCK_MAX, FORMER, THREADS_MAX, Device, Step
+from stream.model.config import (
+    BLOCK_MAX,
+    FORMER,
+    HALF_LIFE_MIN_S,
+    ROWS_MAX,
+    SCALE_MAX,
+    THREADS_MAX,
+    Device,
+    Step,
+    scale_fault,
+)
 
 PREFIX = "COUNTERFLOW_"
 HIDDEN = "********"
 
 MOST = 2**63 - 1  # the largest 64-bit integer
 Count = Annotated[int, Meta(ge=1, le=MOST)]
+Rows = Annotated[int, Meta(ge=1, le=ROWS_MAX)]  # their numbers are 32-bit integers
 Natural = Annotated[int, Meta(ge=0, le=MOST)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # up to 30 years; exact when in milliseconds
@@ -153,7 +164,7 @@ class Trainer(Section, frozen=True, kw_only=True):
     """The trainer process."""
 
     batch_max: Annotated[
-        Count, described("Most interactions per call of the learner; a larger poll is split.")
+        Rows, described("Most interactions per call of the learner; a larger poll is split.")
     ] = 65_536
     seed: Annotated[
         Natural,
@@ -234,7 +245,7 @@ class Service(Section, frozen=True, kw_only=True):
         Seconds, described("Longest wait (s) for the broker to acknowledge posted events.")
     ] = 10.0
     ready_lag_s: Annotated[
-        Annotated[float, Meta(ge=0)],
+        Elapsed,
         described(
             "/readyz fails when Redis has not answered for this long (s); 0: only before a"
             " model is loaded."
@@ -305,8 +316,14 @@ class Model(Section, frozen=True, kw_only=True):
             " depend on it."
         ),
     ] = 0
-    rating_min: Annotated[float, described("Lowest rating; a lower one is a dead letter.")] = 1.0
-    rating_max: Annotated[float, described("Highest rating; a higher one is a dead letter.")] = 5.0
+    rating_min: Annotated[
+        Annotated[float, Meta(ge=-SCALE_MAX, le=SCALE_MAX)],
+        described("Lowest rating; a lower one is a dead letter."),
+    ] = 1.0
+    rating_max: Annotated[
+        Annotated[float, Meta(ge=-SCALE_MAX, le=SCALE_MAX)],
+        described("Highest rating; a higher one is a dead letter."),
+    ] = 5.0
     exposure_factors: Annotated[
         Annotated[int, Meta(ge=1, le=256)],
         described("Length of the long-term exposure factors (who is shown or chooses what)."),
@@ -347,9 +364,10 @@ class Model(Section, frozen=True, kw_only=True):
             "Decay of the Polyak average of served item and attribute terms; 0: no averaging."
         ),
     ] = 0.0
-    half_life_s: Annotated[Seconds, described("Half-life (s) of an item's popularity count.")] = (
-        604_800.0
-    )
+    half_life_s: Annotated[
+        Annotated[float, Meta(ge=HALF_LIFE_MIN_S, le=1e9)],
+        described("Half-life (s) of an item's popularity count."),
+    ] = 604_800.0
     synthetic: Annotated[
         Share,
         described(
@@ -364,13 +382,11 @@ class Model(Section, frozen=True, kw_only=True):
             " depend on idle time."
         ),
     ] = 0
-    max_users: Annotated[Count, described("Most users; memory is taken as rows are used.")] = (
+    max_users: Annotated[Rows, described("Most users; memory is taken as rows are used.")] = (
         2_000_000
     )
-    max_items: Annotated[Count, described("Most items; memory is taken as rows are used.")] = (
-        500_000
-    )
-    max_features: Annotated[Count, described("Most attribute values.")] = 65_536
+    max_items: Annotated[Rows, described("Most items; memory is taken as rows are used.")] = 500_000
+    max_features: Annotated[Rows, described("Most attribute values.")] = 65_536
     cache_dir: Annotated[
         str,
         described(
@@ -463,11 +479,11 @@ def load(
     chosen = _chosen(cli, environ, toml_path)
     sections: dict[str, Any] = {name: kind(**chosen[name]) for name, kind in SECTIONS.items()}
     settings = Settings(**sections)
-    if settings.model.rating_min >= settings.model.rating_max:
+    low, high = settings.model.rating_min, settings.model.rating_max
+    if fault := scale_fault(low, high):
         raise WrongSetting(
-            f"model.rating_min {settings.model.rating_min} is not below"
-            f" model.rating_max {settings.model.rating_max}",
-            "set both ends of the rating scale",
+            f"model.rating_min {low} and model.rating_max {high}: {fault}",
+            f"set both ends of the rating scale, within {SCALE_MAX:g}, and send ratings on it",
         )
     if settings.trainer.rank >= settings.trainer.world:
         raise WrongSetting(

@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from threading import Event
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from consumers.checkpoint import Checkpoint, Positions, pack_positions
 from consumers.health import STORES, Health
 from consumers.isolation import Blame, Suspects, blames_a_record, halve, ranges
 from consumers.kafka import DeadLetters, KafkaSource, Sink, patient
+from consumers.kafka.source import POLL_BYTES
 from consumers.metrics import TrainerMetrics
 from consumers.probes import Probes
 from consumers.publisher import Publisher
@@ -47,6 +49,10 @@ FRESHNESS = 2_000  # newest freshness observations, kept for the summary's quant
 BACKLOG = 4_096  # a poll of at least this many records is written while the next one is learned
 REPLAYED = 512  # interactions replayed in one turn; takes less than a millisecond
 OWED_MAX = 65_536  # most interactions that may be queued for replay
+TURN_S = 1.0  # longest time that learning a poll should take: signals and snapshots wait for it
+TURN_LEAST_S = 0.1  # shorter polls cost more than they gain
+FIRST_BYTES = POLL_BYTES // 8  # size of a poll before its learning time is known
+LEAST_BYTES = 1 << 16
 WARN_S = 60.0  # time between two log lines about the same cause
 
 
@@ -134,6 +140,7 @@ class Trainer:
         self._behind = Behind(hold, lambda: (clock(), monotonic()))
         self._monotonic = monotonic
         self._interval_s = interval_s
+        self._poll_bytes = FIRST_BYTES
         self._checkpoint = Checkpoint(snapshots, self._commit, metrics, clock, monotonic)
         self._saved_s = monotonic()
         self._refreshed_s = monotonic()
@@ -220,12 +227,14 @@ class Trainer:
 
         The changed rows are in Redis on return, or with a backlog on their way.
         """
-        batches = self._kafka(partial(self.source.poll, timeout_s)) or []
+        batches = self._kafka(partial(self.source.poll, timeout_s, self._poll_bytes)) or []
         try:
             if batches:
+                start = self._monotonic()
                 if self.first_poll_s is None:
-                    self.first_poll_s = self._monotonic()
+                    self.first_poll_s = start
                 self._learn(batches)
+                self._size(batches, self._monotonic() - start)
             else:
                 self._behind.finish()
                 if self._owed:
@@ -235,6 +244,15 @@ class Trainer:
             self._step_back(error)
         self.health.turned()
         return sum(b.count for b in batches)
+
+    def _size(self, batches: Sequence[RecordBatch], spent_s: float) -> None:
+        """The next polls are as large as can be learned within half a snapshot's interval."""
+        most_s = min(max(self._interval_s / 2, TURN_LEAST_S), TURN_S)
+        size = sum(len(batch.data) for batch in batches)
+        if spent_s > most_s:
+            self._poll_bytes = max(int(size * most_s / spent_s), LEAST_BYTES)
+        elif size >= self._poll_bytes:
+            self._poll_bytes = min(2 * self._poll_bytes, POLL_BYTES)
 
     def _learn(self, batches: Sequence[RecordBatch]) -> None:
         """Learn a poll; records repeated after `_step_back` go first and are not counted again."""
@@ -361,9 +379,13 @@ class Trainer:
     def _learn_apart(
         self, batches: Sequence[RecordBatch], rest: Sequence[RecordBatch], again: bool
     ) -> bool:
-        """Learn every record of the batches; send those that raise on their own to dead letters."""
+        """Learn every record of the batches; those that raise on their own become dead letters.
+
+        Returns False if `stop` was set meanwhile: the source is then at the first record that was
+        not learned. No dead letter is sent before it is certain that the records are at fault.
+        """
         self._behind.finish()
-        proved = False
+        letters: list[tuple[Piece, BadRecord]] = []
 
         def learn(some: list[Piece], later: list[Piece]) -> None:
             part = joined(some)
@@ -374,28 +396,41 @@ class Trainer:
             if learned.bad and not again:
                 self._bury(part, learned.bad)
             self._count(learned, again)
-            self._blame.learned(len(some))
+            self._blame.learned(learned.events)
 
         def bury(piece: Piece, error: Exception) -> None:
-            nonlocal proved
-            if not proved:
+            if not letters:
                 self.engine.warm_up()  # raises if the engine itself is broken, not the record
-                proved = True
-            self._blame.bury(error)
+            self._blame.bury(piece.batch.kind, error)
             bad = unlearnable(piece, error)
             log.error("%s[%d]@%d cannot be learned: %s", *piece.place, piece.offset, bad.detail)
-            self._bury(joined([piece]), [bad])
-            self.metrics.bad_events.labels(reason=bad.reason).inc()
-            self.bad_events += 1
+            letters.append((piece, bad))
 
         def load(state: dict[str, NDArray[Any]]) -> None:
             self.engine.load(state)
             self.publisher.went_back()
 
-        halve(pieces(batches), learn, self.engine.state, load, bury)
+        def going() -> bool:
+            self.health.turned()
+            return not self.stop.is_set()
+
+        left = halve(pieces(batches), learn, self.engine.state, load, bury, going)
+        self._bury_apart(letters)
         self._dirty = True
         self._saved_s = -np.inf  # save soon, so that a restart does not repeat the search
-        return True
+        if left:
+            others = ranges([*joined(left), *rest])
+            self.source.seek({place: first for place, (first, _) in others.items()})
+        return not left
+
+    def _bury_apart(self, letters: list[tuple[Piece, BadRecord]]) -> None:
+        """Send these records, each found on its own, to the dead letters and count them."""
+        if letters:
+            alone = [batch for piece, _ in letters for batch in joined([piece])]
+            self._bury(alone, [replace(bad, batch=n) for n, (_, bad) in enumerate(letters)])
+        for _, bad in letters:
+            self.metrics.bad_events.labels(reason=bad.reason).inc()
+            self.bad_events += 1
 
     def _bury(self, batches: Sequence[RecordBatch], bad: list[BadRecord]) -> None:
         """Send the bad records of a poll to the dead-letter topic and wait for acknowledgement."""

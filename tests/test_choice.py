@@ -244,7 +244,9 @@ def test_block_and_threads_reach_the_model_and_have_its_bounds() -> None:
 
 
 def test_settings_that_exclude_each_other_are_a_wrong_setting() -> None:
-    with pytest.raises(WrongSetting, match=r"model\.step = sequential.*set blocks or auto") as refused:
+    with pytest.raises(
+        WrongSetting, match=r"model\.step = sequential.*set blocks or auto"
+    ) as refused:
         model_config(load({"model.step": "sequential", "model.device": "cuda"}))
     assert not refused.value.remedy  # the reason says already what to choose
 

@@ -8,7 +8,9 @@ import pytest
 
 import consumers.trainer
 from consumers import topics
+from consumers.isolation import halve
 from consumers.kafka import KafkaSource
+from model_store.snapshots import Snapshots
 from stream.engine import Engine
 from stream.errors import Inconsistent, Unservable
 from stream.framing import frame, unframe
@@ -87,11 +89,98 @@ def test_a_fault_of_our_own_is_not_blamed_on_records(place, monkeypatch):
         "ours": object() if self.progressive.figures("rating")["count"] > 20 else None
     })  # fmt: skip
     place.send(ratings(400, start=1_000))
-    with pytest.raises(Inconsistent, match="64 records raised while only 0 were learned"):
+    with pytest.raises(Inconsistent, match="64 rating records raised while 0 were learned"):
         place.learn_all()
     monkeypatch.undo()
+    assert letters(place) == []
     assert place.learn_all().learned == 400
     assert place.counts() == expected([*ratings(20), *ratings(400, start=1_000)])
+
+
+def test_records_of_other_kinds_do_not_prove_that_a_kind_can_be_learned(place, monkeypatch):
+    """Every rating raises, but that of the small engine; hundreds of items are learned beside."""
+    real = Engine._collate
+
+    def raising(self, joined, where, known):
+        if len(joined.user) and self.users.find(b"u") is None:
+            raise FloatingPointError("no scale")
+        return real(self, joined, where, known)
+
+    monkeypatch.setattr(Engine, "_collate", raising)
+    items = [described(str(n), {"genre": "War"}, n) for n in range(300)]
+    place.send(mixed(items, ratings(300)))
+    with pytest.raises(Inconsistent, match="64 rating records raised and 0 beside") as stopped:
+        place.learn_all()
+    assert "[model]" in stopped.value.remedy
+    assert letters(place) == [] and not Snapshots(place.settings.snapshots.dir).list()
+    monkeypatch.undo()
+    assert place.learn_all().learned == 300
+    assert place.counts() == expected(ratings(300))
+
+
+@pytest.mark.parametrize("many", [99, 100])
+@pytest.mark.usefixtures("cursed")
+def test_a_hundred_of_one_kind_in_a_row_stop_it_and_fewer_are_buried(
+    broker, prefix, redis_url, tmp_path, many
+):
+    place = Place(broker, prefix, redis_url, tmp_path, partitions=1)
+    run = [rating(n, "cursed", "3") for n in range(1_000, 1_000 + many)]
+    run.insert(50, described("9", {"genre": "War"}, 1))  # of another kind: it ends no row
+    place.send([*ratings(200), *run, *ratings(20, start=500)])
+    if many < 100:
+        assert place.learn_all().learned == 220 and len(letters(place)) == many
+        return
+    with pytest.raises(Inconsistent, match=r"100 rating .* 200 beside .* last 100 in a row"):
+        place.learn_all()
+    assert letters(place) == []
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.usefixtures("cursed")
+def test_a_stop_while_a_poll_is_learned_apart_keeps_what_was_and_repeats_nothing(
+    place, monkeypatch, first
+):
+    """The signal comes after so many steps of the halving; the first poll is learned again."""
+    bad = [rating(n, "cursed", "3") for n in range(1_000, 1_030)]
+    undecodable = [("rating", b"k", b"{%d" % n) for n in range(10)]
+    rest = mixed(ratings(300, start=100), [*bad, *undecodable])
+    place.send(ratings(100))
+    learned, stopped = [], 0
+    for steps in (first, 3, 20, 60, 100_000):
+        trainer = place.trainer()
+        trainer._interval_s = 1e9
+
+        def stopping(*args, after=steps, of=trainer):
+            *others, going = args
+            left = iter(range(after))
+
+            def still():
+                if next(left, None) is None:
+                    of.stop.set()
+                return going()
+
+            return halve(*others, still)
+
+        monkeypatch.setattr(consumers.trainer, "halve", stopping)
+        try:
+            trainer.start()
+            if not learned:
+                trainer.run_until(trainer.source.ends())
+                trainer.snapshots.set_aside()
+                trainer.snapshot = ""
+                place.send(rest)
+            trainer.run_until(trainer.source.ends())
+        finally:
+            trainer.close()
+        learned.append(trainer.learned)
+        stopped += trainer.stop.is_set()
+    assert stopped == 4 and sum(learned) == 400
+    assert place.counts() == expected([*ratings(100), *ratings(300, start=100)])
+    told = [(value, reason) for value, reason, _, _ in letters(place)]
+    assert sorted(told) == sorted(
+        [*((value, b"not_learnable") for _, _, value in bad),
+         *((value, b"not_json") for _, _, value in undecodable)]
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("snapshot_first", [False, True])

@@ -18,7 +18,7 @@ from stream.batch import Batch, ratings
 from stream.errors import Inconsistent
 from stream.model import kernels
 from stream.model import scalars as sc
-from stream.model.config import ModelConfig, Outcome, Paths
+from stream.model.config import SCALE_MAX, ModelConfig, Outcome, Paths
 from stream.model.features import links_of, slope_name
 from stream.model.layout import layout
 from stream.model.learner import Learner
@@ -812,6 +812,11 @@ def test_more_rows_than_reserved_is_an_error_with_a_remedy() -> None:
         {"exposure_factors": 0},
         {"start_bias": 0.0},
         {"half_life_s": 0.0},
+        {"half_life_s": np.inf},
+        {"lr_user_bias": np.nan},
+        {"max_users": 2**31},
+        {"max_items": 2**31},
+        {"max_features": 2**31},
         {"outcomes": (Outcome("a", "logit", 0, 1), Outcome("a", "logit", 0, 1))},
         {"pairs": -1},
         {"clip": 0.0},
@@ -824,6 +829,28 @@ def test_more_rows_than_reserved_is_an_error_with_a_remedy() -> None:
 def test_a_configuration_that_cannot_work_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"model\."):
         ModelConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.0, np.inf), (-np.inf, 0.0), (np.nan, 5.0), (1.0, np.nan), (5.0, 1.0), (0.0, 1e19),
+     (1e8, 1e8 + 1)],
+)  # fmt: skip
+def test_a_scale_on_which_nothing_can_be_learned_is_refused(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match=r"model\.outcomes: the scale .* of rating"):
+        Outcome("rating", "identity", low, high)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, SCALE_MAX), (-SCALE_MAX, SCALE_MAX)])
+def test_on_the_widest_scale_what_is_learned_stays_finite(low: float, high: float) -> None:
+    scale = (Outcome("rating", "identity", low, high), Outcome("click", "logit", 0.0, 1.0))
+    learner = Learner(replace(SMALL, outcomes=scale), 5)
+    for n in range(400):
+        learner.step(one_event(n % 7, n % 5, RATING, (low, high)[n % 2], Role.FACTUAL))
+    for kind in ("user", "item"):
+        rows = learner.rows(kind, np.arange(5, dtype=np.int32))
+        assert np.isfinite(rows.bias).all() and np.isfinite(rows.vector).all()
+    assert np.isfinite(learner.scalars.outcome).all()
 
 
 def test_new_vectors_have_the_configured_spread_and_no_mean() -> None:

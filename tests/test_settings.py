@@ -82,11 +82,32 @@ def test_unknown_names_in_the_file_and_on_the_command_line_are_errors(toml):
         ("KAFKA__OPTIONS", "{"),
         ("KAFKA__TOPIC_PREFIX", "a b"),
         ("MODEL__RATING_MIN", "5"),
+        ("MODEL__RATING_MIN", "4.999999"),
+        ("MODEL__RATING_MIN", "-inf"),
+        ("MODEL__RATING_MIN", "nan"),
+        ("MODEL__RATING_MAX", "nan"),
+        ("MODEL__RATING_MAX", "inf"),
+        ("MODEL__RATING_MAX", "1.1e9"),
+        ("MODEL__HALF_LIFE_S", "0.9"),
+        ("MODEL__HALF_LIFE_S", "nan"),
+        ("MODEL__MAX_USERS", str(2**31)),
+        ("MODEL__MAX_ITEMS", str(2**31)),
+        ("MODEL__MAX_FEATURES", str(2**31)),
+        ("TRAINER__BATCH_MAX", str(2**31)),
+        ("SERVICE__READY_LAG_S", "inf"),
     ],
 )
-def test_a_value_that_does_not_fit_is_an_error(name, value):
-    with pytest.raises(WrongSetting):
+def test_a_value_that_does_not_fit_is_an_error_that_names_it_and_the_remedy(name, value):
+    with pytest.raises(WrongSetting) as caught:
         load({}, {f"COUNTERFLOW_{name}": value})
+    assert name.lower().replace("__", ".") in caught.value.message.lower().replace("__", ".")
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1e9), (-1e9, 1e9), (-0.5, 0.5), (999_000, 1e6)])
+def test_scales_that_32_bits_can_tell_apart_are_settings(low, high):
+    model = load({"model.rating_min": str(low), "model.rating_max": str(high)}).model
+    assert (model.rating_min, model.rating_max) == (low, high)
 
 
 def test_the_file_has_types_and_the_environment_has_text(toml):

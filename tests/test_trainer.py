@@ -276,6 +276,35 @@ def test_of_10_000_mutated_records_each_bad_one_is_buried_and_each_good_one_lear
         assert counts[name] >= least
 
 
+def test_snapshots_keep_their_interval_while_a_backlog_is_slow_to_learn(place, monkeypatch):
+    """Polls become as small as the time that they take asks for, and large again behind it."""
+    place.send(ratings(30_000))
+    trainer, counts, wait = place.trainer(), [], Event()
+    trainer._interval_s = 0.3
+    learn, save, saves = trainer.engine.learn, trainer.snapshots.save, []
+
+    def slowly(batches, *more):
+        counts.append(sum(batch.count for batch in batches))
+        wait.wait(counts[-1] * 2e-4 * (sum(counts) < 20_000))
+        return learn(batches, *more)
+
+    def saving(*args):
+        saves.append(sum(counts))
+        return save(*args)
+
+    monkeypatch.setattr(trainer.engine, "learn", slowly)
+    monkeypatch.setattr(trainer.snapshots, "save", saving)
+    try:
+        trainer.start()
+        trainer.run_until(trainer.source.ends())
+    finally:
+        trainer.close()
+    assert sum(counts) == 30_000 and place.counts() == expected(ratings(30_000))
+    slow = [count for count, end in zip(counts, np.cumsum(counts), strict=True) if end < 20_000]
+    assert max(slow[1:]) < 4_000 < max(counts[len(slow) :])
+    assert sum(learned < 20_000 for learned in saves) >= 4
+
+
 def test_a_repeated_event_counts_once_also_across_a_restart(place):
     place.send(ratings(20))
     place.learn_all()

@@ -139,3 +139,11 @@ def test_a_number_beyond_all_bounds_is_named_by_its_line(tmp_path):
     columns = {"t": r.integers(0, 2, 400), "y": y, "x": r.random(400)}
     with pytest.raises(Inconsistent, match=r"line 102.*1e[+]30"):
         uplift.run(write(tmp_path / "t.csv", columns), "t", "y", ["x"], config=CONFIG)
+
+
+def test_an_outcome_that_is_too_large_to_learn_is_named_with_the_remedy(tmp_path):
+    r = np.random.default_rng(1)
+    columns = {"t": r.integers(0, 2, 400), "y": 1e10 * r.random(400), "x": r.random(400)}
+    with pytest.raises(Inconsistent, match=r"beyond 1e[+]09") as refused:
+        uplift.run(write(tmp_path / "t.csv", columns), "t", "y", ["x"], config=CONFIG)
+    assert "unit" in refused.value.remedy

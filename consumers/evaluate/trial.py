@@ -12,7 +12,7 @@ from consumers.evaluate.feed import Event, Feed, event, rows
 from consumers.evaluate.table import Attributes
 from stream.engine import Engine
 from stream.errors import Inconsistent
-from stream.model.config import ModelConfig, Outcome
+from stream.model.config import SCALE_MAX, ModelConfig, Outcome, scale_fault
 
 START_MS = 1_600_000_000_000
 STEP_MS = 3 * 3_600_000  # between rows: every window closes before the next row
@@ -27,6 +27,11 @@ def scaled(outcome: NDArray[np.float64]) -> tuple[Outcome, Outcome]:
     low, high = float(outcome.min()), float(outcome.max())
     if low == high:
         raise Inconsistent(f"the outcome is always {low:g}", "choose an outcome that varies")
+    if fault := scale_fault(low, high):
+        raise Inconsistent(
+            f"the outcome goes from {low:g} to {high:g}: {fault}",
+            f"give the column in a unit in which it stays within {SCALE_MAX:g}, around 0",
+        )
     return (Outcome("rating", "identity", low, high), Outcome("click", "logit", 0.0, 1.0))
 
 

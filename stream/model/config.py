@@ -1,6 +1,7 @@
 """The settings of the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Literal, get_args
 
 Link = Literal["identity", "logit"]
@@ -12,6 +13,24 @@ FORMER = {  # former values of model.step, with the error message for each
 }
 BLOCK_MAX = 1 << 20  # interactions
 THREADS_MAX = 64
+ROWS_MAX = 2**31 - 1  # numbers of rows are 32-bit integers
+HALF_LIFE_MIN_S = 1.0  # event times are learned in whole seconds
+SCALE_MAX = 1e9  # of a label: products of squared errors stay within 32-bit floating point
+SCALE_SHARE = 1e-6  # of the larger end: a narrower scale has no values between in 32 bits
+
+
+def scale_fault(low: float, high: float) -> str:
+    """Return what is wrong with a scale of labels from `low` to `high`; empty if nothing is."""
+    if not (isfinite(low) and isfinite(high)):
+        return "both ends must be finite"
+    if low >= high:
+        return "the lower end is not below the upper one"
+    largest = max(abs(low), abs(high))
+    if largest > SCALE_MAX:
+        return f"an end lies beyond {SCALE_MAX:g}"
+    if high - low < SCALE_SHARE * largest:
+        return "the ends are too close together for 32-bit floating point"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +41,13 @@ class Outcome:
     link: Link
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        """Refuse a scale on which nothing can be learned."""
+        if fault := scale_fault(self.low, self.high):
+            raise ValueError(
+                f"model.outcomes: the scale {self.low} to {self.high} of {self.name}: {fault}"
+            )
 
     @property
     def middle(self) -> float:
@@ -109,13 +135,27 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError, naming the setting, if a value cannot work."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not isfinite(value):
+                raise ValueError(f"model.{field.name} is {value}; it must be finite")
         for name in (
             "factors", "exposure_factors", "history", "max_users", "max_items", "max_features",
             "max_links", "memory", "replay_rows",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("start_bias", "start_factor", "start_exposure", "half_life_s"):
+        for name in ("max_users", "max_items", "max_features"):
+            if getattr(self, name) > ROWS_MAX:
+                raise ValueError(
+                    f"model.{name} is {getattr(self, name)}; it must be at most {ROWS_MAX}, as row "
+                    "numbers have 32 bits"
+                )
+        if self.half_life_s < HALF_LIFE_MIN_S:
+            raise ValueError(
+                f"model.half_life_s is {self.half_life_s}; it must be at least {HALF_LIFE_MIN_S:g}"
+            )
+        for name in ("start_bias", "start_factor", "start_exposure"):
             if getattr(self, name) <= 0:  # an accumulator of 0 marks a row that does not exist
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be above 0")
         if not self.outcomes or len({o.name for o in self.outcomes}) != len(self.outcomes):
