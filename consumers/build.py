@@ -63,7 +63,7 @@ def source(settings: Settings) -> KafkaSource:
         bootstrap_servers=k.bootstrap_servers,
         topics=topics.names(k.topic_prefix),
         group_id=k.group_id,
-        client=clients.options(k),
+        client={**clients.options(k), "fetch_max_bytes": k.fetch_max_bytes},
         isolation_level=k.isolation_level,
         rank=settings.trainer.rank,
         world=settings.trainer.world,

@@ -85,7 +85,7 @@ class Kafka(Section, frozen=True, kw_only=True):
     ] = 10
     fetch_max_bytes: Annotated[
         Count,
-        described("Accepted but not used: a fetch takes at most 1 MiB per partition (compressed)."),
+        described("Most bytes of one fetch from a broker; at most 1 MiB of them per partition."),
     ] = 64 << 20
     request_timeout_ms: Annotated[
         Count, described("Longest wait (ms) for the broker's answer to a request.")

@@ -109,7 +109,7 @@ def test_records_of_other_kinds_do_not_prove_that_a_kind_can_be_learned(place, m
     monkeypatch.setattr(Engine, "_collate", raising)
     items = [described(str(n), {"genre": "War"}, n) for n in range(300)]
     place.send(mixed(items, ratings(300)))
-    with pytest.raises(Inconsistent, match="64 rating records raised and 0 beside") as stopped:
+    with pytest.raises(Inconsistent, match="64 rating records raised while 0") as stopped:
         place.learn_all()
     assert "[model]" in stopped.value.remedy
     assert letters(place) == [] and not Snapshots(place.settings.snapshots.dir).list()
@@ -130,7 +130,7 @@ def test_a_hundred_of_one_kind_in_a_row_stop_it_and_fewer_are_buried(
     if many < 100:
         assert place.learn_all().learned == 220 and len(letters(place)) == many
         return
-    with pytest.raises(Inconsistent, match=r"100 rating .* 200 beside .* last 100 in a row"):
+    with pytest.raises(Inconsistent, match=r"100 rating .* 200 were learned, the last 100 in a row"):
         place.learn_all()
     assert letters(place) == []
 
