@@ -33,6 +33,7 @@ from consumers.publisher import Publisher
 from model_store.seen import Seen
 from model_store.snapshots import Snapshots
 from model_store.vectors import RedisVectors
+from stream.compiled import compiling
 from stream.engine import Engine, Learned
 from stream.errors import Inconsistent, Unavailable, Unservable
 from stream.events import BadRecord
@@ -52,6 +53,7 @@ TURN_S = 1.0  # longest time that a poll should take to learn: signals and snaps
 TURN_LEAST_S = 0.1  # shorter polls cost more than they are worth
 FIRST_BYTES = POLL_BYTES // 8  # of a poll before it is known how long they take
 LEAST_BYTES = 1 << 16
+ONCE = "about a minute, once for each layout that model.* chooses"
 WARN_S = 60.0  # between two log lines of the same cause
 
 
@@ -109,6 +111,7 @@ class Trainer:
         self._saved_s = monotonic()
         self._refreshed_s = monotonic()
         self._dirty = False
+        self._prepared = False
         self._leaving = False
         self._replay = replay  # how often an event is learned again while the queue is empty
         self._owed = 0
@@ -127,6 +130,22 @@ class Trainer:
 
     # start ---------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """The folder is this trainer's and everything is compiled after the call; nothing is read.
+
+        What is not in the cache takes a minute, in which the loop does not turn.
+        """
+        self.snapshots.lock()
+        log.info("learning step: %s", self.engine.learner.choice)
+        tell = partial(log.info, "compiling the learning step for this configuration: %s", ONCE)
+        if self.engine.learner.choice.device != "cpu":  # its compiler tells nobody
+            tell()
+        with compiling(tell):
+            self.engine.warm_up()
+        gc.collect()
+        gc.freeze()  # what was imported lives on: to look through it again would take 150 ms
+        self._prepared = True
+
     def start(self, *, from_earliest: bool = False, skip_gap: bool = False) -> None:
         """The engine is the newest valid snapshot, the source stands at its offsets.
 
@@ -134,13 +153,10 @@ class Trainer:
         where Kafka's log begins, should it begin behind those offsets. Raises Inconsistent where
         the snapshot is of another stream, share, format or model.
         """
-        self.snapshots.lock()
-        log.info("learning step: %s", self.engine.learner.choice)
+        if not self._prepared:
+            self.prepare()
         if from_earliest and (aside := self.snapshots.set_aside()):
             log.warning("beginning afresh; the snapshots that were here are kept in %s", aside)
-        self.engine.warm_up()
-        gc.collect()
-        gc.freeze()  # what was imported lives on: to look through it again would take 150 ms
         found = self.snapshots.newest_valid()
         positions: Positions = {}
         epoch = 0

@@ -6,10 +6,12 @@ runs there; it is compiled again at each start, which takes about a minute.
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numba
+from numba.core import event
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,25 @@ def embedded(function: Callable[..., Any]) -> Any:
     Arrays have to come without their owners (`stream.bare`), or their references are counted.
     """
     return numba.njit(nogil=True, error_model="numpy", **EMBEDDED)(function)
+
+
+@contextmanager
+def compiling(tell: Callable[[], object]) -> Iterator[None]:
+    """Within it `tell` is called once, before the first function that is not in the cache."""
+
+    class First(event.Listener):
+        told = False
+
+        def on_start(self, event: object) -> None:
+            if not self.told:
+                self.told = True
+                tell()
+
+        def on_end(self, event: object) -> None:
+            pass
+
+    with event.install_listener("numba:compile", First()):
+        yield
 
 
 @functools.cache
