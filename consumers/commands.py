@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -22,6 +23,8 @@ from stream.errors import CounterflowError
 
 log = logging.getLogger("counterflow.trainer")
 
+STOPS = (signal.SIGTERM, signal.SIGINT)
+WATCH_S = 0.05
 M_ARENA_MAX = -8  # parameter number of glibc's mallopt: the largest number of malloc arenas
 WORLDS = {
     "adversarial": "items liked anyway are shown most: ranking by outcome is exactly wrong",
@@ -41,11 +44,47 @@ def emit(value: Any) -> None:
 
 
 def stop_on_signals() -> threading.Event:
-    """Return an event that SIGTERM and SIGINT set from now on."""
+    """Return an event that SIGTERM and SIGINT set from now on, whatever the main thread does.
+
+    Python's own handlers run between two of its instructions, and a compiler takes long over one,
+    so a thread listens for the signals as well.
+    """
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPS:
         signal.signal(number, lambda *_: stop.set())
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+    def hear() -> None:
+        while number := os.read(heard, 1):
+            if number[0] in STOPS:
+                stop.set()
+
+    threading.Thread(target=hear, name="signals", daemon=True).start()
     return stop
+
+
+@contextmanager
+def ended_at_once(stop: threading.Event, say: Callable[[], object]) -> Iterator[None]:
+    """Within it `stop` ends the process with 0, once `say` has said so: nothing is read yet."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_S):
+            if stop.is_set():
+                try:
+                    say()
+                finally:
+                    os._exit(0)
+
+    watching = threading.Thread(target=watch, name="watch", daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
 
 
 def compile_kernels(args: argparse.Namespace, settings: Settings) -> int:
@@ -98,15 +137,20 @@ def train(args: argparse.Namespace, settings: Settings) -> int:
         raise ports.refused("trainer.metrics_port", host, port, error) from error
     log.info("metrics on %s/metrics", ports.url(host, server.server_port))
     trainer = build.trainer(settings, registry, stop, health)
+
+    def say() -> None:
+        if args.json or args.until_end:
+            emit(summary.of(trainer))
+
     try:
+        with ended_at_once(stop, say):
+            trainer.prepare()
         trainer.start(from_earliest=args.from_earliest, skip_gap=args.skip_gap)
         if args.until_end:
             trainer.run_until(trainer.source.ends(), args.close_windows)
         else:
             trainer.run()
-        result = summary.of(trainer)
-        if args.json or args.until_end:
-            emit(result)
+        say()
     finally:
         trainer.close()
         server.shutdown()

@@ -34,6 +34,7 @@ from consumers.publisher import Publisher
 from model_store.seen import Seen
 from model_store.snapshots import Snapshots
 from model_store.vectors import RedisVectors
+from stream.compiled import compiling
 from stream.engine import Engine, Learned
 from stream.errors import Inconsistent, Unavailable, Unservable
 from stream.events import BadRecord
@@ -53,6 +54,7 @@ TURN_S = 1.0  # longest time that learning a poll should take: signals and snaps
 TURN_LEAST_S = 0.1  # shorter polls cost more than they gain
 FIRST_BYTES = POLL_BYTES // 8  # size of a poll before its learning time is known
 LEAST_BYTES = 1 << 16
+ONCE = "about a minute, once for each layout that model.* chooses"
 WARN_S = 60.0  # time between two log lines about the same cause
 
 
@@ -145,6 +147,7 @@ class Trainer:
         self._saved_s = monotonic()
         self._refreshed_s = monotonic()
         self._dirty = False
+        self._prepared = False
         self._leaving = False
         self._replay = replay
         self._owed = 0
@@ -163,6 +166,22 @@ class Trainer:
 
     # start ---------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """The folder is this trainer's and everything is compiled after the call; nothing is read.
+
+        What is not in the cache takes a minute, in which the loop does not turn.
+        """
+        self.snapshots.lock()
+        log.info("learning step: %s", self.engine.learner.choice)
+        tell = partial(log.info, "compiling the learning step for this configuration: %s", ONCE)
+        if self.engine.learner.choice.device != "cpu":  # its compiler tells nobody
+            tell()
+        with compiling(tell):
+            self.engine.warm_up()
+        gc.collect()
+        gc.freeze()  # what was imported lives on: to look through it again would take 150 ms
+        self._prepared = True
+
     def start(self, *, from_earliest: bool = False, skip_gap: bool = False) -> None:
         """Load the newest valid snapshot, seek to its offsets and publish the model.
 
@@ -178,13 +197,10 @@ class Trainer:
         Inconsistent
             If the snapshot belongs to another stream, partition share, format or model.
         """
-        self.snapshots.lock()
-        log.info("learning step: %s", self.engine.learner.choice)
+        if not self._prepared:
+            self.prepare()
         if from_earliest and (aside := self.snapshots.set_aside()):
             log.warning("starting a new model; the existing snapshots were moved to %s", aside)
-        self.engine.warm_up()
-        gc.collect()
-        gc.freeze()  # imported objects live on; scanning them again would take 150 ms
         found = self.snapshots.newest_valid()
         positions: Positions = {}
         epoch = 0

@@ -6,10 +6,12 @@ there, but each start compiles again, which takes about a minute.
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numba
+from numba.core import event
 from numba.extending import overload
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,25 @@ def on_cpu(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     how: Any = EMBEDDED | {"error_model": "numpy", "nogil": True}
     supply: Callable[[Callable[..., Any]], Any] = overload(function, target="cpu", jit_options=how)
     return supply
+
+
+@contextmanager
+def compiling(tell: Callable[[], object]) -> Iterator[None]:
+    """Call `tell` once in this context, before the first function that is not in the cache."""
+
+    class First(event.Listener):
+        told = False
+
+        def on_start(self, event: object) -> None:
+            if not self.told:
+                self.told = True
+                tell()
+
+        def on_end(self, event: object) -> None:
+            pass
+
+    with event.install_listener("numba:compile", First()):
+        yield
 
 
 @functools.cache

@@ -130,7 +130,9 @@ def test_a_hundred_of_one_kind_in_a_row_stop_it_and_fewer_are_buried(
     if many < 100:
         assert place.learn_all().learned == 220 and len(letters(place)) == many
         return
-    with pytest.raises(Inconsistent, match=r"100 rating .* 200 were learned, the last 100 in a row"):
+    with pytest.raises(
+        Inconsistent, match=r"100 rating .* 200 were learned, the last 100 in a row"
+    ):
         place.learn_all()
     assert letters(place) == []
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from threading import Event
 
+import numba
 import numpy as np
 import orjson
 import pytest
@@ -24,6 +25,7 @@ from model_store.reader import Reader
 from model_store.seen import unpack
 from model_store.vectors import RedisVectors
 from stream.careful import parse
+from stream.compiled import compiling
 from stream.errors import BadEvent, Inconsistent, Unavailable
 
 KILLS = int(os.environ.get("COUNTERFLOW_TEST_KILLS", "4"))
@@ -512,6 +514,36 @@ def test_sigterm_finishes_the_batch_snapshots_and_leaves_with_0(place):
     assert process.returncode == 0
     assert orjson.loads(out.splitlines()[-1])["events"] == 200
     assert place.learn_all().learned == 0
+
+
+def test_while_it_compiles_it_says_so_and_a_signal_ends_it_at_once(place, tmp_path):
+    place.send(ratings(20))
+    chosen = {"COUNTERFLOW_MODEL__CACHE_DIR": str(tmp_path / "empty")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "consumers", "train", "--json"],
+        env=os.environ | place.environ | chosen,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert any("compiling the learning step" in line for line in process.stderr)
+        Event().wait(0.5)
+        before = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        out, rest = process.communicate(timeout=30)
+    assert time.monotonic() - before < 5 and process.returncode == 0
+    assert "epoch" not in rest and "Traceback" not in rest
+    assert orjson.loads(out.splitlines()[-1])["events"] == 0
+    assert place.learn_all().learned == 20
+
+
+def test_what_is_compiled_is_told_once_and_not_what_is_already():
+    told = []
+    with compiling(lambda: told.append(1)):
+        one, other = (numba.njit(lambda x, y=y: x + y) for y in (1, 2))
+        assert one(1) + other(1) == 5
+    assert told == [1]
+    with compiling(lambda: told.append(1)):
+        assert one(1) == 2
+    assert told == [1]
 
 
 def test_kill_9_at_random_moments_counts_each_event_once(place):
