@@ -18,7 +18,7 @@ from consumers.metrics import TrainerMetrics
 from consumers.model_config import model_config
 from consumers.settings import Settings
 from consumers.trainer import Trainer
-from model_store.seen import Seen
+from model_store.seen import SeenItems
 from model_store.snapshots import Snapshots
 from model_store.vectors import RedisVectors, connect
 from stream.engine import Engine, JoinConfig
@@ -50,10 +50,10 @@ def vectors(settings: Settings) -> RedisVectors:
     return RedisVectors(redis_client(settings), r.prefix, r.ttl_s, rank=t.rank, world=t.world)
 
 
-def seen(settings: Settings) -> Seen:
+def seen(settings: Settings) -> SeenItems:
     """Return the writer of the lists of items that each user has clicked or rated."""
     r = settings.redis
-    return Seen(redis_client(settings), r.prefix, r.ttl_s, settings.service.seen_max)
+    return SeenItems(redis_client(settings), r.prefix, r.ttl_s, settings.service.seen_max)
 
 
 def source(settings: Settings) -> KafkaSource:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from consumers.settings import Kafka
+from consumers.settings import KafkaSettings
 
 
-def options(kafka: Kafka) -> dict[str, Any]:
+def options(kafka: KafkaSettings) -> dict[str, Any]:
     """Return the keyword arguments of every client of this broker: TLS, SASL and `options`."""
     chosen: dict[str, Any] = {
         "client_id": kafka.client_id,

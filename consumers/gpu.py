@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stream.errors import CounterflowError, Inconsistent
-from stream.model.choice import Choice, Gpu, choose, cores, gpu
+from stream.model.choice import DriverChoice, Gpu, choose, cores, gpu
 from stream.model.config import ModelConfig
 
 GIB = 1 << 30
@@ -54,7 +54,7 @@ def check(
     return said
 
 
-def advice(choice: Choice, batch_max: int) -> list[str]:
+def advice(choice: DriverChoice, batch_max: int) -> list[str]:
     """Return what of the settings blocks cannot follow, each with what to do about it."""
     found = []
     if choice.block > batch_max:
@@ -78,7 +78,7 @@ def shown(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> dict[str, Any]:
         return {"driver": None, "error": error.message, "remedy": error.remedy}
 
 
-def told(choice: Choice) -> dict[str, Any]:
+def told(choice: DriverChoice) -> dict[str, Any]:
     """Return the driver as it stands in JSON, and why it is that one."""
     return {
         "driver": choice.driver,
@@ -89,7 +89,7 @@ def told(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _runs(choice: Choice) -> str:
+def _runs(choice: DriverChoice) -> str:
     if choice.driver == "sequential":
         return "the step runs sequentially on the CPU"
     if choice.driver == "blocks":

@@ -94,7 +94,7 @@ class Health:
             return True
         return bool(self.reasons())
 
-    def lag(self, place: tuple[str, int]) -> float:
+    def lag(self, partition: tuple[str, int]) -> float:
         """Return how many records of the partition are not readable in Redis; NaN if unknown."""
-        end, readable = self.ends.get(place), self.readable.get(place)
+        end, readable = self.ends.get(partition), self.readable.get(partition)
         return nan if end is None or readable is None else max(0, end - readable)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from stream.errors import CounterflowError, Inconsistent, Unservable
-from stream.pieces import Piece, Place
+from stream.pieces import PartitionKey, Piece
 from stream.records import RecordBatch
 
 State = TypeVar("State")
@@ -31,15 +31,15 @@ class Suspects:
     """The offset ranges in which something raised."""
 
     def __init__(self) -> None:
-        self._ranges: dict[Place, Range] = {}
+        self._ranges: dict[PartitionKey, Range] = {}
 
-    def widen(self, ranges: Mapping[Place, Range]) -> bool:
+    def widen(self, ranges: Mapping[PartitionKey, Range]) -> bool:
         """Add these ranges; return whether any of them was not suspect before."""
         before = dict(self._ranges)
-        for place, (begin, end) in ranges.items():
+        for partition, (begin, end) in ranges.items():
             if begin < end:
-                low, high = self._ranges.get(place, (begin, end))
-                self._ranges[place] = min(low, begin), max(high, end)
+                low, high = self._ranges.get(partition, (begin, end))
+                self._ranges[partition] = min(low, begin), max(high, end)
         return self._ranges != before
 
     def among(self, batches: Sequence[RecordBatch]) -> bool:
@@ -85,13 +85,13 @@ class Blame:
             ) from error
 
 
-def ranges(batches: Sequence[RecordBatch]) -> dict[Place, Range]:
+def ranges(batches: Sequence[RecordBatch]) -> dict[PartitionKey, Range]:
     """Return the offset range of each partition that the batches cover."""
-    found: dict[Place, Range] = {}
+    found: dict[PartitionKey, Range] = {}
     for batch in batches:
-        place = batch.topic, batch.partition
-        begin, _ = found.get(place, (batch.fetch_offset, 0))
-        found[place] = begin, batch.next_offset
+        partition = batch.topic, batch.partition
+        begin, _ = found.get(partition, (batch.fetch_offset, 0))
+        found[partition] = begin, batch.next_offset
     return found
 
 

@@ -83,8 +83,8 @@ def kafka(ends: Ends, source: KafkaSource, health: Health) -> Ask:
     def ask() -> None:
         told = ends(source.assigned())
         if not source.committed_only:
-            for place, end in source.highwaters().items():
-                told[place] = max(end, told.get(place, end))
+            for partition, end in source.highwaters().items():
+                told[partition] = max(end, told.get(partition, end))
         health.ends = told
 
     return ask

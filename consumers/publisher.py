@@ -17,8 +17,8 @@ import orjson
 from numpy.typing import NDArray
 
 from model_store import codec
-from model_store.codec import Kind
-from model_store.seen import Seen, group, latest
+from model_store.codec import RowKind
+from model_store.seen import SeenItems, group, latest
 from model_store.vectors import Named, RedisVectors
 from stream.engine import Engine, Learned
 from stream.errors import Unservable, servable
@@ -49,7 +49,7 @@ class Publisher:
         self,
         engine: Engine,
         vectors: RedisVectors,
-        seen: Seen | None,
+        seen: SeenItems | None,
         model: dict[str, Any],
         hold: Callable[[Callable[[], Any]], Any],
         ttl_s: int,
@@ -94,7 +94,7 @@ class Publisher:
         self._value = self._values(self._value)
         self.moved(np.empty(0, np.int32), self._engine.learner.take_dirty(REFRESH_ROWS))
 
-    def settle(self) -> None:
+    def drain(self) -> None:
         """Write every row that has changed and is not written yet."""
         self._all_values()
         while len(items := self._engine.learner.take_dirty(REFRESH_ROWS)):
@@ -113,7 +113,7 @@ class Publisher:
         called repeatedly.
         """
         stamp = self._stamp()
-        rows: dict[Kind, Named] = {
+        rows: dict[RowKind, Named] = {
             "user": self._rows("user", learned.users),
             "item": self._rows("item", learned.items),
         }
@@ -180,7 +180,7 @@ class Publisher:
         else:
             self._write(stamp, {kind: named}, then=self._restored(rows, stamp))
 
-    def _write(self, stamp: bytes, rows: Mapping[Kind, Named], **more: Any) -> None:
+    def _write(self, stamp: bytes, rows: Mapping[RowKind, Named], **more: Any) -> None:
         """Write rows of known ids; tombstones are kept."""
         if _some(rows) or any(more.values()):
             globals_ = self._globals()
@@ -200,9 +200,11 @@ class Publisher:
         """Return ids and packed rows; removed ids are left out, as they would return as zeros."""
         learner = self._engine.learner
         rows = rows[learner.exist(kind, rows)]
-        return self._vocabulary(kind).ids(rows), self._packed_rows(kind, learner.rows(kind, rows))
+        return self._vocabulary(kind).ids(rows), self._packed_rows(
+            kind, learner.served_rows(kind, rows)
+        )
 
-    def _packed_rows(self, kind: Kind, columns: ServedRows) -> list[bytes]:
+    def _packed_rows(self, kind: RowKind, columns: ServedRows) -> list[bytes]:
         """Return the rows in Redis' layout under the newest stamp."""
         return codec.pack(
             kind,
@@ -212,9 +214,9 @@ class Publisher:
 
     def _all_values(self) -> None:
         """Write every attribute value."""
-        place = self._values(0)
-        while place:
-            place = self._values(place)
+        cursor = self._values(0)
+        while cursor:
+            cursor = self._values(cursor)
 
     def _values(self, begin: int) -> int:
         """Write the attribute values from `begin` on; return where to continue, 0 at the end."""
@@ -278,6 +280,6 @@ class Publisher:
         return self._engine.users if kind == "user" else self._engine.items
 
 
-def _some(rows: Mapping[Kind, Named]) -> bool:
+def _some(rows: Mapping[RowKind, Named]) -> bool:
     """Return whether there is any row to write."""
     return any(ids for ids, _ in rows.values())

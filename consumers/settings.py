@@ -55,7 +55,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A group of settings under one section name."""
 
 
-class Kafka(Section, frozen=True, kw_only=True):
+class KafkaSettings(Section, frozen=True, kw_only=True):
     """The broker that events are read from and dead letters are written to."""
 
     bootstrap_servers: Annotated[
@@ -117,7 +117,7 @@ class Kafka(Section, frozen=True, kw_only=True):
     ] = {}
 
 
-class Redis(Section, frozen=True, kw_only=True):
+class RedisSettings(Section, frozen=True, kw_only=True):
     """The Redis cache of the served rows."""
 
     url: Annotated[
@@ -145,7 +145,7 @@ class Redis(Section, frozen=True, kw_only=True):
     ] = 0.25
 
 
-class Snapshots(Section, frozen=True, kw_only=True):
+class SnapshotSettings(Section, frozen=True, kw_only=True):
     """Snapshots of the trainer's state on disk."""
 
     dir: Annotated[Name, described("Folder of the snapshots; each trainer needs its own.")] = (
@@ -160,7 +160,7 @@ class Snapshots(Section, frozen=True, kw_only=True):
     keep: Annotated[Count, described("How many snapshots are kept.")] = 3
 
 
-class Trainer(Section, frozen=True, kw_only=True):
+class TrainerSettings(Section, frozen=True, kw_only=True):
     """The trainer process."""
 
     batch_max: Annotated[
@@ -193,7 +193,7 @@ class Trainer(Section, frozen=True, kw_only=True):
     ] = 1
 
 
-class Service(Section, frozen=True, kw_only=True):
+class ServiceSettings(Section, frozen=True, kw_only=True):
     """The HTTP service."""
 
     host: Annotated[
@@ -253,7 +253,7 @@ class Service(Section, frozen=True, kw_only=True):
     ] = 0.0
 
 
-class Exploration(Section, frozen=True, kw_only=True):
+class ExplorationSettings(Section, frozen=True, kw_only=True):
     """Random exploration and withholding in recommendations, and their log."""
 
     epsilon: Annotated[
@@ -285,7 +285,7 @@ class Exploration(Section, frozen=True, kw_only=True):
     ] = 10_000
 
 
-class Model(Section, frozen=True, kw_only=True):
+class ModelSettings(Section, frozen=True, kw_only=True):
     """The model and its learning step."""
 
     factors: Annotated[
@@ -396,7 +396,7 @@ class Model(Section, frozen=True, kw_only=True):
     ] = ""
 
 
-class Join(Section, frozen=True, kw_only=True):
+class JoinSettings(Section, frozen=True, kw_only=True):
     """The join of exposures and outcomes in event time."""
 
     window_s: Annotated[
@@ -429,25 +429,29 @@ class Join(Section, frozen=True, kw_only=True):
 class Settings(Section, frozen=True, kw_only=True):
     """All settings, by section."""
 
-    kafka: Annotated[Kafka, described("The Kafka cluster.")] = Kafka()
-    redis: Annotated[Redis, described("The vector cache.")] = Redis()
-    snapshots: Annotated[Snapshots, described("The trainer's state on disk.")] = Snapshots()
-    trainer: Annotated[Trainer, described("The process that learns.")] = Trainer()
-    service: Annotated[Service, described("The HTTP service.")] = Service()
-    exploration: Annotated[Exploration, described("Randomisation and logging.")] = Exploration()
-    model: Annotated[Model, described("The model and its learning step.")] = Model()
-    join: Annotated[Join, described("Join of exposures and outcomes.")] = Join()
+    kafka: Annotated[KafkaSettings, described("The Kafka cluster.")] = KafkaSettings()
+    redis: Annotated[RedisSettings, described("The vector cache.")] = RedisSettings()
+    snapshots: Annotated[SnapshotSettings, described("The trainer's state on disk.")] = (
+        SnapshotSettings()
+    )
+    trainer: Annotated[TrainerSettings, described("The process that learns.")] = TrainerSettings()
+    service: Annotated[ServiceSettings, described("The HTTP service.")] = ServiceSettings()
+    exploration: Annotated[ExplorationSettings, described("Randomisation and logging.")] = (
+        ExplorationSettings()
+    )
+    model: Annotated[ModelSettings, described("The model and its learning step.")] = ModelSettings()
+    join: Annotated[JoinSettings, described("Join of exposures and outcomes.")] = JoinSettings()
 
 
 SECTIONS: dict[str, type[Section]] = {
-    "kafka": Kafka,
-    "redis": Redis,
-    "snapshots": Snapshots,
-    "trainer": Trainer,
-    "service": Service,
-    "exploration": Exploration,
-    "model": Model,
-    "join": Join,
+    "kafka": KafkaSettings,
+    "redis": RedisSettings,
+    "snapshots": SnapshotSettings,
+    "trainer": TrainerSettings,
+    "service": ServiceSettings,
+    "exploration": ExplorationSettings,
+    "model": ModelSettings,
+    "join": JoinSettings,
 }
 
 
@@ -513,14 +517,14 @@ def _chosen(
     chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     if toml_path is not None:
         for source, section, key, value in read_toml(Path(toml_path)):
-            place(chosen, source, section, key, value, strict=True)
+            assign(chosen, source, section, key, value, strict=True)
     for name, text in sorted((environ or {}).items()):
         if name.startswith(PREFIX) and "__" in name[len(PREFIX) :]:
             section, _, key = name[len(PREFIX) :].lower().partition("__")
-            place(chosen, name, section, key, text, strict=False)
+            assign(chosen, name, section, key, text, strict=False)
     for name, text in (cli or {}).items():
         section, _, key = name.partition(".")
-        place(chosen, name, section, key, text, strict=False)
+        assign(chosen, name, section, key, text, strict=False)
     return chosen
 
 
@@ -541,7 +545,7 @@ def read_toml(path: Path) -> Iterator[tuple[str, str, str, Any]]:
             yield f"{path}: {section}.{key}", section, key, value
 
 
-def place(
+def assign(
     chosen: dict[str, dict[str, Any]],
     source: str,
     section: str,

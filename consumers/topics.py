@@ -19,7 +19,7 @@ DLQ_MESSAGE_BYTES = 4 * 1024 * 1024  # a record of the default maximum, 1 MiB, a
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class TopicProblem:
     """Something about a topic that prevents correct operation, with the remedy."""
 
     topic: str
@@ -94,7 +94,7 @@ def check(
     prefix: str = "counterflow",
     *,
     client: Mapping[str, Any] | None = None,
-) -> list[Problem]:
+) -> list[TopicProblem]:
     """Return the problems: missing topics, unequal partition counts, wrong configuration.
 
     A broker that does not report a topic's configuration is not treated as a problem.
@@ -106,7 +106,7 @@ def check(
         described = {entry["name"]: entry for entry in admin.describe_topics(found or None)}
         cut = {topic: len(described[topic]["partitions"]) for topic in found}
         problems = [
-            Problem(topic, "does not exist", NO_TOPIC) for topic in kinds if topic not in cut
+            TopicProblem(topic, "does not exist", NO_TOPIC) for topic in kinds if topic not in cut
         ]
         problems += _unequal({topic: cut[topic] for topic in found if kinds[topic] in BY_USER})
         for topic, settings in _settings(admin, found).items():
@@ -114,12 +114,12 @@ def check(
         return problems
 
 
-def _unequal(cut: Mapping[str, int]) -> list[Problem]:
+def _unequal(cut: Mapping[str, int]) -> list[TopicProblem]:
     if len(set(cut.values())) <= 1:
         return []
     most = max(cut.values())
     return [
-        Problem(
+        TopicProblem(
             topic,
             f"has {count} partitions, but another topic keyed by user_id has {most}",
             "topics keyed by user_id must have the same number of partitions; create this one again"
@@ -130,13 +130,13 @@ def _unequal(cut: Mapping[str, int]) -> list[Problem]:
     ]
 
 
-def _wrong(topic: str, kind: str, settings: Mapping[str, str]) -> list[Problem]:
+def _wrong(topic: str, kind: str, settings: Mapping[str, str]) -> list[TopicProblem]:
     problems = []
     for key in ("message.timestamp.type", "cleanup.policy"):
         wanted = settings_of(kind).get(key)
         if wanted is not None and key in settings and wanted not in settings[key].split(","):
             problems.append(
-                Problem(
+                TopicProblem(
                     topic,
                     f"has {key}={settings[key]}, not {wanted}",
                     f"kafka-configs --alter --entity-type topics --entity-name {topic} "
@@ -178,7 +178,7 @@ class Admin:
         self._client.close()
 
 
-def require(problems: list[Problem]) -> None:
+def require(problems: list[TopicProblem]) -> None:
     """Raise the first problem, if there is one."""
     if problems:
         raise CounterflowError(str(problems[0]), problems[0].remedy)

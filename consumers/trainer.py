@@ -3,8 +3,8 @@
 Timestamps use the wall clock, which may be adjusted; intervals use the monotonic clock.
 
 One thread learns and writes; a second one saves snapshots. With a backlog, a third thread writes
-one poll's rows while the next poll is learned (behind.py). When Kafka, Redis, the disk or the
-dead-letter topic is unavailable, the loop keeps its position and retries: it learns nothing
+one poll's rows while the next poll is learned (asynchronous_writer.py). When Kafka, Redis, the disk
+or the dead-letter topic is unavailable, the loop keeps its position and retries: it learns nothing
 meanwhile and loses nothing.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumers import resume
-from consumers.behind import Behind, Moment
+from consumers.asynchronous_writer import AsynchronousWriter, Moment
 from consumers.checkpoint import Checkpoint, Positions, pack_positions
 from consumers.health import STORES, Health
 from consumers.isolation import Blame, Suspects, blames_a_record, halve, ranges
@@ -31,7 +31,7 @@ from consumers.kafka.source import POLL_BYTES
 from consumers.metrics import TrainerMetrics
 from consumers.probes import Probes
 from consumers.publisher import Publisher
-from model_store.seen import Seen
+from model_store.seen import SeenItems
 from model_store.snapshots import Snapshots
 from model_store.vectors import RedisVectors
 from stream.compiled import compiling
@@ -111,7 +111,7 @@ class Trainer:
         interval_s: float = 5.0,
         ttl_s: int = 86_400,
         stop: Event | None = None,
-        seen: Seen | None = None,
+        seen: SeenItems | None = None,
         model: dict[str, Any] | None = None,
         replay: int = 0,
     ) -> None:
@@ -139,7 +139,7 @@ class Trainer:
         self.freshness_s: deque[float] = deque(maxlen=FRESHNESS)
         hold = partial(self._until_done, "redis")
         self.publisher = Publisher(engine, vectors, seen, model or {}, hold, ttl_s)
-        self._behind = Behind(hold, lambda: (clock(), monotonic()))
+        self._writer = AsynchronousWriter(hold, lambda: (clock(), monotonic()))
         self._monotonic = monotonic
         self._interval_s = interval_s
         self._poll_bytes = FIRST_BYTES
@@ -217,8 +217,8 @@ class Trainer:
             log.info("resumed where %d clicks and ratings were learned", self.learned_before)
         else:
             self._blank = self.engine.state()
-        for place, count in self.source.start(positions, skip_gap).items():
-            self.metrics.skipped_offsets.labels(*map(str, place)).inc(count)
+        for partition, count in self.source.start(positions, skip_gap).items():
+            self.metrics.skipped_offsets.labels(*map(str, partition)).inc(count)
             self.skipped += count
         self.source.verify(self._identity)
         self._tell()
@@ -252,7 +252,7 @@ class Trainer:
                 self._learn(batches)
                 self._size(batches, self._monotonic() - start)
             else:
-                self._behind.finish()
+                self._writer.finish()
                 if self._owed:
                     self._learn_again()
             self._upkeep()
@@ -295,7 +295,7 @@ class Trainer:
         if learned.bad and not again:
             self._bury(batches, learned.bad)
         backlog = sum(batch.count for batch in batches) >= BACKLOG
-        write = self._behind.begin if backlog else self._behind.now
+        write = self._writer.begin if backlog else self._writer.now
         ends = {(batch.topic, batch.partition): batch.next_offset for batch in batches}
         times = learned.kafka_ts_ms[: 0 if again else None]
         write(change, partial(self._written, times, ends))
@@ -355,13 +355,13 @@ class Trainer:
         if not self._suspects.widen(stretch):
             raise error
         counted = reached | {p: first for p, (first, _) in stretch.items() if batches}
-        for place, offset in counted.items():
-            self._counted[place] = max(offset, self._counted.get(place, 0))
+        for partition, offset in counted.items():
+            self._counted[partition] = max(offset, self._counted.get(partition, 0))
 
     def _restore(self) -> Positions:
         """Restore the newest snapshot, or the initial state; return the offsets sought to."""
         try:
-            self._behind.finish()
+            self._writer.finish()
         except Unservable as error:
             log.warning("a change was not written: %s", error)
         try:
@@ -400,7 +400,7 @@ class Trainer:
         Returns False if `stop` was set meanwhile: the source is then at the first record that was
         not learned. No dead letter is sent before it is certain that the records are at fault.
         """
-        self._behind.finish()
+        self._writer.finish()
         letters: list[tuple[Piece, BadRecord]] = []
 
         def learn(some: list[Piece], later: list[Piece]) -> None:
@@ -408,7 +408,7 @@ class Trainer:
             learned, change = self._digest(part, [*joined(later), *rest])
             self.publisher.check()
             times = learned.kafka_ts_ms[: 0 if again else None]
-            self._behind.now(change, partial(self._written, times, {}))
+            self._writer.now(change, partial(self._written, times, {}))
             if learned.bad and not again:
                 self._bury(part, learned.bad)
             self._count(learned, again)
@@ -419,7 +419,9 @@ class Trainer:
                 self.engine.warm_up()  # raises if the engine itself is broken, not the record
             self._blame.bury(piece.batch.kind, error)
             bad = unlearnable(piece, error)
-            log.error("%s[%d]@%d cannot be learned: %s", *piece.place, piece.offset, bad.detail)
+            log.error(
+                "%s[%d]@%d cannot be learned: %s", *piece.partition_key, piece.offset, bad.detail
+            )
             letters.append((piece, bad))
 
         def load(state: dict[str, NDArray[Any]]) -> None:
@@ -436,7 +438,7 @@ class Trainer:
         self._saved_s = -np.inf  # save soon, so that a restart does not repeat the search
         if left:
             others = ranges([*joined(left), *rest])
-            self.source.seek({place: first for place, (first, _) in others.items()})
+            self.source.seek({partition: first for partition, (first, _) in others.items()})
         return not left
 
     def _bury_apart(self, letters: list[tuple[Piece, BadRecord]]) -> None:
@@ -532,7 +534,7 @@ class Trainer:
             if self._dirty and now - self._saved_s >= self._interval_s:
                 self._begin_save()
         if now - self._refreshed_s >= 1.0:
-            self._behind.finish()
+            self._writer.finish()
             self._tell_lag(self._kafka(self.source.discover) or [])
             self.source.verify(self._identity)
             if self.vectors.lost:
@@ -554,11 +556,11 @@ class Trainer:
             m.holding.labels(store=store).set_function(partial(health.held, store))
         self._tell_lag(self.source.assigned())
 
-    def _tell_lag(self, places: list[tuple[str, int]]) -> None:
+    def _tell_lag(self, partitions: list[tuple[str, int]]) -> None:
         """Register the lag gauge of each of these partitions."""
-        for place in places:
-            lag = self.metrics.lag_records.labels(topic=place[0], partition=str(place[1]))
-            lag.set_function(partial(self.health.lag, place))
+        for partition in partitions:
+            lag = self.metrics.lag_records.labels(topic=partition[0], partition=str(partition[1]))
+            lag.set_function(partial(self.health.lag, partition))
 
     def _gauges(self) -> None:
         """Update the readable offsets and the loss gauges."""
@@ -571,7 +573,7 @@ class Trainer:
 
     def _begin_save(self) -> None:
         """Start saving a snapshot of the engine together with the offsets it corresponds to."""
-        self._behind.finish()
+        self._writer.finish()
         self.publisher.check()  # a restart must not resume from a state that cannot be served
         positions = self._until_done("kafka", partial(patient, self.source.positions))
         self._same_topics()
@@ -651,12 +653,12 @@ class Trainer:
         ):
             self.turn()
         try:
-            self._behind.finish()
+            self._writer.finish()
             if close_windows and not self.stop.is_set():
                 self.publisher.moved(*self.engine.close_windows())
                 self._dirty = True
             if not self.stop.is_set():
-                self.publisher.settle()
+                self.publisher.drain()
         except Unservable as error:
             self._step_back(error)
             return False
@@ -665,7 +667,7 @@ class Trainer:
     def close(self) -> None:
         """Stop all threads, close the clients and release the snapshot folder's lock."""
         self._probes.close()
-        self._behind.close()
+        self._writer.close()
         self._checkpoint.close()
         self.source.close()
         self.sink.close()
@@ -697,4 +699,4 @@ class Trainer:
 
 def _reached(positions: Positions, ends: Positions) -> bool:
     """Return whether every position is at or beyond its end."""
-    return all(positions.get(place, 0) >= end for place, end in ends.items())
+    return all(positions.get(partition, 0) >= end for partition, end in ends.items())

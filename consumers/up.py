@@ -244,7 +244,7 @@ def watched(settings: Settings) -> Iterator[Callable[[], bool]]:
 
         def done() -> bool:
             committed = source.committed()
-            return all(committed.get(place, 0) >= end for place, end in ends.items())
+            return all(committed.get(partition, 0) >= end for partition, end in ends.items())
 
         yield done
 

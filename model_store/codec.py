@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from stream.errors import Inconsistent, Unservable
 
-Kind = Literal["user", "item", "feature"]
+RowKind = Literal["user", "item", "feature"]
 
 LAYOUT: Final = 4  # increases with every change of the bytes below; also the keys' generation
-KINDS: Final[tuple[Kind, ...]] = ("user", "item", "feature")  # codes 1, 2, 3 in the row
+KINDS: Final[tuple[RowKind, ...]] = ("user", "item", "feature")  # codes 1, 2, 3 in the row
 HEADER: Final = struct.Struct(">IQBBBxHHIII")
 STAMP: Final = struct.Struct(">IQ")
 LARGEST: Final = 65504.0  # the largest finite float16
@@ -34,14 +34,14 @@ class Shape(NamedTuple):
     length: int
 
 
-Shapes = Mapping[Kind, Shape]
+Shapes = Mapping[RowKind, Shape]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One decoded row; (epoch, sequence) orders the writers of a key."""
 
-    kind: Kind
+    kind: RowKind
     epoch: int
     sequence: int
     events: int
@@ -52,7 +52,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class RowColumns:
     """Many decoded rows as columns; where `present` is false the other columns are zero."""
 
     present: npt.NDArray[np.bool_]  # (n,)
@@ -105,7 +105,7 @@ def body(value: bytes | None) -> bytes | None:
 
 
 def pack(
-    kind: Kind,
+    kind: RowKind,
     epoch: int,
     sequence: int,
     events: npt.ArrayLike,
@@ -189,7 +189,7 @@ def unpack(payload: bytes) -> Row:
     )
 
 
-def unpack_many(payloads: Sequence[bytes | None], shape: Shape) -> Columns:
+def unpack_many(payloads: Sequence[bytes | None], shape: Shape) -> RowColumns:
     """Decode rows of one shape into columns.
 
     A missing row, a tombstone, and a row of another layout or shape are not present. Shapes change
@@ -207,7 +207,7 @@ def unpack_many(payloads: Sequence[bytes | None], shape: Shape) -> Columns:
         (rows["layout"] == LAYOUT) & (rows["biases"] == shape[0]) & (rows["length"] == shape[1])
     )
     kept = np.where(present, rows, np.zeros(1, dtype)) if not present.all() else rows
-    return Columns(
+    return RowColumns(
         present=present,
         epoch=kept["epoch"].astype(np.uint32),
         sequence=kept["sequence"].astype(np.uint64),
@@ -219,7 +219,7 @@ def unpack_many(payloads: Sequence[bytes | None], shape: Shape) -> Columns:
     )
 
 
-def shapes(model: Mapping[str, Any]) -> dict[Kind, Shape]:
+def shapes(model: Mapping[str, Any]) -> dict[RowKind, Shape]:
     """Return each kind's row shape from the published model; raise Inconsistent if it lacks one."""
     try:
         found = {kind: Shape(*map(int, model["rows"][kind])) for kind in KINDS}

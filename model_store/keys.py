@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from model_store.codec import LAYOUT, Kind
+from model_store.codec import LAYOUT, RowKind
 
-Space = Kind | Literal["meta", "seen"]  # values stored by id: rows, titles, seen items
+Space = RowKind | Literal["meta", "seen"]  # values stored by id: rows, titles, seen items
 
 GENERATION: Final = str(LAYOUT)
 LETTER: Final[dict[Space, bytes]] = {

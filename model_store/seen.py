@@ -24,7 +24,7 @@ CHUNK: Final = 256  # users per script call, which blocks Redis for 1 to 3 ms
 _SHA: Final = sha(SEEN)
 
 
-class Seen:
+class SeenItems:
     """Writes lists of seen items, for the trainer and for events posted to the service.
 
     Parameters

@@ -16,9 +16,9 @@ import orjson
 import redis
 
 from model_store import scripts
-from model_store.codec import KINDS, Kind, body, pack_ids, unpack
+from model_store.codec import KINDS, RowKind, body, pack_ids, unpack
 from model_store.keys import GENERATION, Space, escaped, keys, named
-from model_store.seen import Seen
+from model_store.seen import SeenItems
 from model_store.wire import bulk, command, connect, mapped, send
 from stream.errors import Inconsistent, servable
 
@@ -41,7 +41,7 @@ ONE_A_PREFIX: Final = (
     " prefix and a snapshots.dir of its own"
 )
 _STAMPED: Final[tuple[Space, ...]] = (*KINDS, "meta")
-_EXPORTED: Final[tuple[Kind, ...]] = ("user", "item")
+_EXPORTED: Final[tuple[RowKind, ...]] = ("user", "item")
 _NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 
@@ -98,7 +98,7 @@ class RedisVectors:
         self._model = named(prefix, "model")
         self._live, self._epoch_key = f"{prefix}:live".encode(), f"{prefix}:epoch".encode()
         self._writer = f"{prefix}:writer".encode()
-        self._seen = Seen(client, prefix, ttl_s)
+        self._seen = SeenItems(client, prefix, ttl_s)
         self._heads: dict[Space, list[bytes]] = {
             space: [
                 b"\r\n$%d\r\n%s" % (len(head) + size, head)
@@ -155,7 +155,7 @@ class RedisVectors:
     def write(
         self,
         stamp: bytes,
-        rows: Mapping[Kind, Named] = _NOTHING,
+        rows: Mapping[RowKind, Named] = _NOTHING,
         *,
         meta: Mapping[bytes, bytes] = _NOTHING,
         globals_: bytes = b"",

@@ -13,7 +13,8 @@ class Batch:
 
     `outcome` is an index into the configured outcomes. `known_items` is the size of the item
     vocabulary when the event came. `key` seeds the interaction's own random numbers, so that they
-    do not depend on how the stream is divided into batches. `role` is a `stream.roles.Role`.
+    do not depend on how the stream is divided into batches. `role` is a
+    `stream.interaction_type.InteractionType`.
     """
 
     user: NDArray[np.int32]  # (B,)
@@ -31,7 +32,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.user)
 
-    def cut(self, start: int, stop: int) -> "Batch":
+    def slice(self, start: int, stop: int) -> "Batch":
         """Return the interactions start to stop - 1, as views."""
         parts: dict[str, Any] = {f.name: getattr(self, f.name)[start:stop] for f in fields(self)}
         return Batch(**parts)

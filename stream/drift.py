@@ -75,7 +75,7 @@ class Detector:
             self._detector.update(x)
 
 
-class Drift:
+class DriftDetectors:
     """Detectors on the loss and the prediction of each outcome, fed one block at a time."""
 
     def __init__(self, outcomes: Sequence[str]) -> None:

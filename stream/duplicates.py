@@ -18,7 +18,7 @@ _LANE_B = np.uint64(0x3C6EF372FE94F82B)
 
 
 @compiled
-def _place(table, ring, mask, n):  # type: ignore[no-untyped-def]
+def _insert_entries(table, ring, mask, n):  # type: ignore[no-untyped-def]
     """Put ring entry n into the hash table."""
     slot = np.int64(ring[n, 0] & np.uint64(mask))
     while table[slot] >= 0:
@@ -30,7 +30,7 @@ def _place(table, ring, mask, n):  # type: ignore[no-untyped-def]
 def _place_all(table, ring, count):  # type: ignore[no-untyped-def]
     """Put ring entries 0 to count - 1 into the hash table."""
     for n in range(count):
-        _place(table, ring, len(table) - 1, n)
+        _insert_entries(table, ring, len(table) - 1, n)
 
 
 @compiled
@@ -79,7 +79,7 @@ def _fresh(table, ring, count, key, data, kind, at, length, out):  # type: ignor
             _remove(table, ring, mask, entry)
         ring[entry, 0] = a
         ring[entry, 1] = b
-        _place(table, ring, mask, entry)
+        _insert_entries(table, ring, mask, entry)
         count += 1
     return count
 

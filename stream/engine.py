@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 
 from stream.batch import Batch
 from stream.catalog import Catalog
-from stream.causal import Causal
-from stream.drift import Drift
+from stream.drift import DriftDetectors
 from stream.duplicates import Duplicates
 from stream.errors import Inconsistent
+from stream.estimators import Estimators
 from stream.evaluation import Progressive
 from stream.event_time import event_time
 from stream.events import KINDS, AttributeEvent, BadRecord, Decoded, decode
 from stream.framing import frame
 from stream.hashing import KEY_BYTES, NO_KEY, hash_many
+from stream.interaction_type import InteractionType
 from stream.join import REMOVES_ITEM, REMOVES_USER, Arrivals, Joined, Joiner
 from stream.model.config import ModelConfig
-from stream.model.features import Kind
+from stream.model.features import EntityKind
 from stream.model.learner import Learner
 from stream.model.step.names import TERMS
 from stream.records import RecordBatch
-from stream.roles import Role
 from stream.schemas import ATTRIBUTE_KINDS
 from stream.vocabulary import Vocabulary
 
@@ -131,8 +131,8 @@ class Engine:
         self.learner = Learner(config, seed)
         names = [o.name for o in config.outcomes]
         self.progressive = Progressive(names, [o.link == "logit" for o in config.outcomes])
-        self.drift = Drift(names)
-        self.causal = Causal(config.outcomes, config.max_items, config.max_users)
+        self.drift = DriftDetectors(names)
+        self.causal = Estimators(config.outcomes, config.max_items, config.max_users)
         self._outcome = {o.name: n for n, o in enumerate(config.outcomes)}
         rating = config.outcomes[self._outcome["rating"]]
         self._scale = (float(rating.low), float(rating.high))
@@ -159,10 +159,10 @@ class Engine:
         removing = [a.index for a in decoded.attributes if a.attributes is None]
         named = fresh.copy()
         named[removing] = False  # a removal must not create a row
-        user, known_users = self.users.rows(
+        user, known_users = self.users.ensure_rows(
             decoded.data, decoded.user_at, np.where(named, decoded.user_len, 0).astype(np.int32)
         )
-        item, known = self.items.rows(
+        item, known = self.items.ensure_rows(
             decoded.data, decoded.item_at, np.where(named, decoded.item_len, 0).astype(np.int32)
         )
         refused = {
@@ -174,9 +174,11 @@ class Engine:
         self._find(attributes, (user, known_users), (item, known))
         self._number(batches, pending)
         arrivals = self._arrivals(decoded, batches, user, item, attributes)
-        joined = self.joiner.join(arrivals, [self._partitions[place] for place in sorted(pending)])
-        place = self._places(decoded, batches)
-        batch = self._collate(joined, place, known)
+        joined = self.joiner.join(
+            arrivals, [self._partitions[record_numbers] for record_numbers in sorted(pending)]
+        )
+        record_numbers = self._record_numbers(decoded, batches)
+        batch = self._collate(joined, record_numbers, known)
         changed, changed_items, drifted = self._step(
             joined, batch, self._turns(attributes, joined.source), user, item, decoded
         )
@@ -204,10 +206,10 @@ class Engine:
     def close_windows(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Close every open window and learn its outcome; return the changed user and item rows."""
         joined = self.joiner.close_all()
-        place = np.array([self.joiner.watermark_ms or 0], np.uint64)
-        batch = self._collate(joined, place, np.array([len(self.items)], np.int32))
+        record_numbers = np.array([self.joiner.watermark_ms or 0], np.uint64)
+        batch = self._collate(joined, record_numbers, np.array([len(self.items)], np.int32))
         users, items, _ = self._step(joined, batch, [(len(batch), [])], None, None, None)
-        self.causal.settle(self.learner.numbers)
+        self.causal.flush(self.learner.numbers)
         return _union(users), _union(items)
 
     def _step(
@@ -230,7 +232,7 @@ class Engine:
         for stop, events in turns:
             for at in range(begin, stop, self.batch_max):
                 end = min(at + self.batch_max, stop)
-                part = batch.cut(at, end)
+                part = batch.slice(at, end)
                 update = self.learner.step(part)
                 changed.append(update.users)
                 changed_items.append(update.items)
@@ -254,7 +256,7 @@ class Engine:
         self.joiner.note(joined, treated, control)
         self.causal.update(joined.closed, treated, control)
         self.causal.regress(batch, terms)
-        outcome = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
+        outcome = (batch.role == InteractionType.FACTUAL) | (batch.role == InteractionType.EXPOSED)
         if not outcome.any():
             return changed, changed_items, []
         loss = self.progressive.update(
@@ -266,7 +268,7 @@ class Engine:
     def warm_up(self) -> None:
         """Compile or load every compiled function; learn nothing."""
         # settle the driver first: the small model might choose another one by itself
-        same = self.learner.choice.settled(self.config)
+        same = self.learner.choice.pinned(self.config)
         small = replace(same, max_users=8, max_items=8, max_features=64)
         room = replace(self.join, open_max=16, pending_max=16, closed_max=16)
         other = Engine(small, self.seed, self.batch_max, 16, room, self.hash_key)
@@ -283,7 +285,7 @@ class Engine:
         other.close_windows()
         other.learner.replay(1)
         other.load(other.state())
-        other.learner.rows("user", np.zeros(1, np.int32))
+        other.learner.served_rows("user", np.zeros(1, np.int32))
 
     def model(self) -> dict[str, Any]:
         """Return the part of the model that is published beside its rows, ready for JSON."""
@@ -356,23 +358,25 @@ class Engine:
         known = {(b.topic, b.partition) for b in batches if b.kind not in ATTRIBUTE_KINDS} | set(
             pending
         )
-        for place in sorted(known - self._partitions.keys()):
-            self._partitions[place] = len(self._partitions)
+        for key in sorted(known - self._partitions.keys()):
+            self._partitions[key] = len(self._partitions)
 
-    def _places(self, decoded: Decoded, batches: Sequence[RecordBatch]) -> NDArray[np.uint64]:
+    def _record_numbers(
+        self, decoded: Decoded, batches: Sequence[RecordBatch]
+    ) -> NDArray[np.uint64]:
         """Return an integer (N,) that is unique to each record: its partition, kind and offset."""
         partitions = np.array([b.partition for b in batches] or [0], np.uint64)
         kinds = decoded.kind.astype(np.uint64) << np.uint64(44)
-        place: NDArray[np.uint64] = (partitions[decoded.batch] << np.uint64(48)) ^ kinds
-        return place ^ decoded.offset.astype(np.uint64)
+        numbers: NDArray[np.uint64] = (partitions[decoded.batch] << np.uint64(48)) ^ kinds
+        return numbers ^ decoded.offset.astype(np.uint64)
 
     def _collate(
-        self, joined: Joined, place: NDArray[np.uint64], known: NDArray[np.int32]
+        self, joined: Joined, record_numbers: NDArray[np.uint64], known: NDArray[np.int32]
     ) -> Batch:
         """Return the interactions as a batch for the learner; one record may cause several."""
         pair = (joined.user.astype(np.uint64) << np.uint64(32)) | joined.item.astype(np.uint64)
         source = joined.source
-        key = (place[source] + np.uint64(self.seed + 1)) * np.uint64(_PRIME)
+        key = (record_numbers[source] + np.uint64(self.seed + 1)) * np.uint64(_PRIME)
         own = pair * np.uint64(8) + joined.role.astype(np.uint64)
         return Batch(
             user=joined.user,
@@ -412,22 +416,24 @@ class Engine:
         item: NDArray[np.int32],
         ts_ms: int,
     ) -> NDArray[np.int32]:
-        kind: Kind = "user" if event.kind == "user" else "item"
+        kind: EntityKind = "user" if event.kind == "user" else "item"
         rows = user if kind == "user" else item
         row = int(rows[event.index])
         if row < 0:  # a removal of an unknown id
             return np.empty(0, np.int32)
         if event.attributes is None:
-            self.learner.forget(kind, row)
+            self.learner.remove(kind, row)
             if kind == "item":
-                self.causal.forget(row)
+                self.causal.discard(row)
         else:
             self._describe(kind, row, event.attributes, ts_ms)
         if kind == "item":
             self.catalog.put(row, event.title, event.attributes)
         return np.array([row], np.int32)
 
-    def _describe(self, kind: Kind, row: int, attributes: Mapping[str, Any], ts_ms: int) -> None:
+    def _describe(
+        self, kind: EntityKind, row: int, attributes: Mapping[str, Any], ts_ms: int
+    ) -> None:
         """Set the row's attributes; if an item's numbers change, keep the old ones too.
 
         The old numbers are kept with the time until which they held.

@@ -21,7 +21,7 @@ class CounterflowError(Exception):
 
 
 class BadEvent(CounterflowError):
-    """A record is not a valid event; `reason` is one of `stream.careful.REASONS`."""
+    """A record is not a valid event; `reason` is one of `stream.reference_parser.REASONS`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")

@@ -1,6 +1,6 @@
 """Wire events, and decoding of a whole poll into columns.
 
-Importing this module needs neither numba nor torch; the first `decode` loads the compiled scanner.
+Importing this module needs neither numba nor torch; the first `decode` loads the fast parser.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from stream.careful import REASONS, check, check_id, load, parse
 from stream.errors import BadEvent, Inconsistent
 from stream.framing import unframe
 from stream.records import RecordBatch
+from stream.reference_parser import REASONS, check, check_id, load, parse
 from stream.schemas import (
     ATTRIBUTE_KINDS,
     KINDS,
@@ -114,7 +114,7 @@ def decode(
 ) -> Decoded:
     """Decode the records of a poll that lie at or above their batch's fetch offset.
 
-    Each record is validated by itself. `decode([])` compiles or loads the scanner.
+    Each record is validated by itself. `decode([])` compiles or loads the fast parser.
 
     Raises
     ------
@@ -122,22 +122,22 @@ def decode(
         A batch's bytes are not framed as Kafka frames records. The broker's own checks rule this
         out.
     """
-    from stream.scan import scan
+    from stream.fast_parser import parse_batches
 
     low, high = map(float, rating_scale)
-    data, places = _arena(batches)
-    rows = _Rows(sum(batch.count for batch in batches))
-    scan(data.ctypes.data, places, low, high, *rows.columns())
-    used, broken, unsettled = (int(number) for number in rows.result)
+    data, spans = _arena(batches)
+    rows = _ColumnBuffers(sum(batch.count for batch in batches))
+    parse_batches(data.ctypes.data, spans, low, high, *rows.columns())
+    used, broken, deferred = (int(number) for number in rows.result)
     if broken >= 0:
         raise _misframed(batches[broken])
-    if unsettled == 0:
-        return rows.decoded(data, places, slice(0, used), [], [])
-    return _settle(batches, data, places, rows, used, (low, high))
+    if deferred == 0:
+        return rows.decoded(data, spans, slice(0, used), [], [])
+    return _parse_deferred(batches, data, spans, rows, used, (low, high))
 
 
-class _Rows:
-    """The columns that the scanner fills."""
+class _ColumnBuffers:
+    """The columns that the fast parser fills."""
 
     def __init__(self, count: int) -> None:
         self.status = np.zeros(count, np.int8)
@@ -158,10 +158,10 @@ class _Rows:
         self.result = np.zeros(3, np.int64)
 
     def columns(self) -> tuple[NDArray[Any], ...]:
-        """Return the scanner's output arguments, in the order of its signature."""
+        """Return the fast parser's output arguments, in the order of its signature."""
         return tuple(vars(self).values())
 
-    def fill(self, kind: str, rows: list[int], events: list[Event], arena: "_Extra") -> None:
+    def fill(self, kind: str, rows: list[int], events: list[Event], arena: "_ExtraBytes") -> None:
         """Write events that the reference parser accepted, all of one kind, into their rows."""
         index = np.array(rows)
         names = type(events[0]).__struct_fields__
@@ -185,7 +185,7 @@ class _Rows:
             self.position[index] = given("position", 0)
             self.shown[index] = given("shown", True)
 
-    def remove(self, kind: str, rows: list[int], keys: list[bytes], arena: "_Extra") -> None:
+    def remove(self, kind: str, rows: list[int], keys: list[bytes], arena: "_ExtraBytes") -> None:
         """Write removals of users or items into their rows."""
         index = np.array(rows)
         self._blank(index)
@@ -204,7 +204,7 @@ class _Rows:
     def decoded(
         self,
         data: NDArray[np.uint8],
-        places: NDArray[np.int64],
+        spans: NDArray[np.int64],
         kept: slice | NDArray[np.intp],
         attributes: list[AttributeEvent],
         bad: list[BadRecord],
@@ -215,7 +215,7 @@ class _Rows:
         length = [column[kept] for column in self.length]
         return Decoded(
             data=data,
-            kind=places[:, 7].astype(np.int8)[batch],
+            kind=spans[:, 7].astype(np.int8)[batch],
             batch=batch,
             offset=self.offset[kept],
             kafka_ts_ms=self.kafka_ts[kept],
@@ -239,7 +239,7 @@ class _Rows:
 
 
 @dataclass(slots=True)
-class _Extra:
+class _ExtraBytes:
     """Bytes appended to the arena: ids that the record spells differently, such as with escapes."""
 
     start: int
@@ -254,17 +254,18 @@ class _Extra:
 
 
 def _arena(batches: Sequence[RecordBatch]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the bytes of all batches in one array, and a row of PLACES (scan.py) for each batch.
+    """Return the bytes of all batches in one array, and a row of PLACES (fast_parser.py) for each
+    batch.
 
-    The array ends with 8 unused bytes, because the scanner reads 8 bytes at a time.
+    The array ends with 8 unused bytes, because the fast parser reads 8 bytes at a time.
     """
     data = np.empty(sum(len(batch.data) for batch in batches) + 8, np.uint8)
-    places = np.empty((len(batches), 9), np.int64)
+    spans = np.empty((len(batches), 9), np.int64)
     start = 0
     for row, batch in enumerate(batches):
         stop = start + len(batch.data)
         data[start:stop] = np.frombuffer(batch.data, np.uint8)
-        places[row] = (
+        spans[row] = (
             start,
             stop,
             batch.base_offset,
@@ -276,14 +277,14 @@ def _arena(batches: Sequence[RecordBatch]) -> tuple[NDArray[np.uint8], NDArray[n
             batch.count,
         )
         start = stop
-    return data, places
+    return data, spans
 
 
-def _settle(
+def _parse_deferred(
     batches: Sequence[RecordBatch],
     data: NDArray[np.uint8],
-    places: NDArray[np.int64],
-    rows: _Rows,
+    spans: NDArray[np.int64],
+    rows: _ColumnBuffers,
     used: int,
     scale: tuple[float, float],
 ) -> Decoded:
@@ -320,7 +321,7 @@ def _settle(
         elif isinstance(event, Item):
             title = None if event.title is UNSET else event.title
             said.append(AttributeEvent(index, kind, event.item_id, title, event.attributes))
-    extra = _Extra(len(data))
+    extra = _ExtraBytes(len(data))
     for kind, (filled, events) in accepted.items():
         rows.fill(kind, filled, events, extra)
     for kind, (filled, keys) in removed.items():
@@ -328,7 +329,7 @@ def _settle(
     kept = np.flatnonzero(rows.status[:used] == 1) if bad else slice(0, used)
     if extra.data:
         data = np.concatenate((data, np.frombuffer(extra.data, np.uint8)))
-    return rows.decoded(data, places, kept, said, bad)
+    return rows.decoded(data, spans, kept, said, bad)
 
 
 def _append(
@@ -365,7 +366,7 @@ def _removed(kind: str, key: bytes | None) -> str:
         raise BadEvent("bad_id", f"the {kind}'s key is not UTF-8: byte {error.start}") from None
 
 
-def _bad(view: memoryview, rows: _Rows, row: int, error: BadEvent) -> BadRecord:
+def _bad(view: memoryview, rows: _ColumnBuffers, row: int, error: BadEvent) -> BadRecord:
     key, value, headers = unframe(view, int(rows.frame_at[row]))
     return BadRecord(
         batch=int(rows.batch[row]),

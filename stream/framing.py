@@ -34,7 +34,7 @@ def frame(
     return varint(len(body)) + body
 
 
-def place(data: memoryview, at: int) -> tuple[int, int, int]:
+def record_header(data: memoryview, at: int) -> tuple[int, int, int]:
     """Return the end of the record whose length field is at `at`, and its two deltas.
 
     The deltas are those of its time (ms) and of its offset, relative to its batch.

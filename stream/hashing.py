@@ -23,7 +23,7 @@ _EIGHT = np.uint64(8)
 
 
 @inlined
-def mix(x: np.uint64) -> np.uint64:
+def murmur3_finalizer(x: np.uint64) -> np.uint64:
     """Return x with every input bit spread over every output bit (murmur3's finaliser)."""
     x ^= x >> _S33
     x *= _C1
@@ -113,13 +113,13 @@ def hash_bytes(data, at, length, seed, key):  # type: ignore[no-untyped-def]
     """
     if key[0] | key[1] != np.uint64(0):
         return _keyed(data, at, length, key[0] ^ seed, key[1])
-    h = mix(seed ^ (np.uint64(length) * PRIME))
+    h = murmur3_finalizer(seed ^ (np.uint64(length) * PRIME))
     i = 0
     while i + 8 <= length:
         word = np.uint64(0)
         for b in range(8):
             word |= np.uint64(data[at + i + b]) << (np.uint64(b) * _EIGHT)
-        h = mix((h ^ word) * PRIME)
+        h = murmur3_finalizer((h ^ word) * PRIME)
         i += 8
     if i < length:
         word = np.uint64(0)
@@ -128,7 +128,7 @@ def hash_bytes(data, at, length, seed, key):  # type: ignore[no-untyped-def]
             word |= np.uint64(data[at + i]) << (np.uint64(b) * _EIGHT)
             i += 1
             b += 1
-        h = mix((h ^ word) * PRIME)
+        h = murmur3_finalizer((h ^ word) * PRIME)
     return h
 
 

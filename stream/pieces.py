@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from stream.events import BadRecord
-from stream.framing import place, unframe
+from stream.framing import record_header, unframe
 from stream.records import RecordBatch
 
-Place = tuple[str, int]
+PartitionKey = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Piece:
     offset: int
 
     @property
-    def place(self) -> Place:
+    def partition_key(self) -> PartitionKey:
         """Return the topic and the partition number."""
         return self.batch.topic, self.batch.partition
 
@@ -34,7 +34,7 @@ def pieces(batches: Sequence[RecordBatch]) -> list[Piece]:
         at, data = 0, memoryview(batch.data)
         for _ in range(batch.count):
             begin = at
-            at, delta_ms, step = place(data, begin)
+            at, delta_ms, step = record_header(data, begin)
             ts_ms = batch.max_ts_ms if batch.log_append else batch.first_ts_ms + delta_ms
             if batch.base_offset + step >= batch.fetch_offset:
                 found.append(Piece(batch, begin, at, ts_ms, batch.base_offset + step))
@@ -61,7 +61,7 @@ def joined(some: Sequence[Piece]) -> list[RecordBatch]:
 
 
 def parted(
-    batches: Sequence[RecordBatch], until: Mapping[Place, int]
+    batches: Sequence[RecordBatch], until: Mapping[PartitionKey, int]
 ) -> tuple[list[RecordBatch], list[RecordBatch]]:
     """Return the records below the given offsets and the other records, each in poll order."""
 

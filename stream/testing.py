@@ -64,8 +64,8 @@ def reading_never_creates(engine: Engine, unknown: bytes = b"nobody") -> None:
     before = {name: array.tobytes() for name, array in engine.state().items()}
     assert engine.users.find(unknown) is None
     assert engine.items.find(unknown) is None
-    engine.learner.rows("user", np.arange(len(engine.users), dtype=np.int32))
-    engine.learner.rows("item", np.arange(len(engine.items), dtype=np.int32))
+    engine.learner.served_rows("user", np.arange(len(engine.users), dtype=np.int32))
+    engine.learner.served_rows("item", np.arange(len(engine.items), dtype=np.int32))
     engine.learner.feature_rows(np.arange(len(engine.learner.features), dtype=np.int32))
     engine.model()
     after = {name: array.tobytes() for name, array in engine.state().items()}
@@ -105,7 +105,7 @@ def _parts(learner: Learner) -> Iterator[tuple[str, NDArray[Any]]]:
         names = [n for n in at._fields[first:-1] if n in starts]
         for name, stop in pairwise(names):
             part = packed[:, starts[name] : starts[stop]]
-            counts = name in ("events", "exposures", "controls", "heat_s", "outcomes")
+            counts = name in ("events", "exposures", "controls", "decayed_count_s", "outcomes")
             yield f"{kind}.{name}", part.copy().view(np.uint32) if counts else part
     yield from state.items()
 

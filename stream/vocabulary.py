@@ -47,7 +47,7 @@ def _slot(table, hashes, arena, starts, data, at, length, h):  # type: ignore[no
 
 
 @compiled
-def _place(table, hashes, begin, stop):  # type: ignore[no-untyped-def]
+def _insert_rows(table, hashes, begin, stop):  # type: ignore[no-untyped-def]
     """Put the rows begin to stop - 1, none of which is in the table, into it."""
     mask = len(table) - 1
     for row in range(begin, stop):
@@ -58,7 +58,7 @@ def _place(table, hashes, begin, stop):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _placed(table, size):  # type: ignore[no-untyped-def]
+def _inserted(table, size):  # type: ignore[no-untyped-def]
     """Return how many rows the next table holds when this one holds `size`."""
     return max(0, 2 * size - len(table) // 2)
 
@@ -95,7 +95,7 @@ def _rows(  # type: ignore[no-untyped-def]
             table[slot] = row + 1
             size += 1
             if len(following) > 0:
-                _place(following, hashes, _placed(table, row), _placed(table, size))
+                _insert_rows(following, hashes, _inserted(table, row), _inserted(table, size))
         out[n] = row
         known[n] = size
     return len(at), size, 0
@@ -137,7 +137,7 @@ class Vocabulary:
     def __len__(self) -> int:
         return self._size
 
-    def rows(
+    def ensure_rows(
         self, data: NDArray[np.uint8], at: NDArray[np.int64], length: NDArray[np.int32]
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Give a row to every id for which there is room; return the rows.
@@ -176,7 +176,7 @@ class Vocabulary:
     def add(self, id_: bytes) -> int:
         """Give the id a row and return it; -1 if the vocabulary is full."""
         data = np.frombuffer(id_, np.uint8)
-        out, _ = self.rows(data, np.zeros(1, np.int64), np.array([len(id_)], np.int32))
+        out, _ = self.ensure_rows(data, np.zeros(1, np.int64), np.array([len(id_)], np.int32))
         return int(out[0])
 
     def find(self, id_: bytes) -> int | None:
@@ -214,7 +214,7 @@ class Vocabulary:
         self._arena[: len(state["ids"])] = state["ids"]
         while 2 * n > len(self._table):
             self._table = _flat(2 * len(self._table), np.int32)
-        _place(self._table, self._hashes, 0, n)
+        _insert_rows(self._table, self._hashes, 0, n)
         self._following = self._next()
         if len(self._following):
-            _place(self._following, self._hashes, 0, _placed(self._table, n))
+            _insert_rows(self._following, self._hashes, 0, _inserted(self._table, n))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from stream.inference.model import parse
-from stream.inference.rows import Features, Items, Pairs, User
+from stream.inference.rows import ServedFeatures, ServedItems, ServedPairs, ServedUser
 from stream.model.features import links_of
 
 Y, D, E, H = 2, 4, 2, 2
@@ -104,16 +104,16 @@ class Planted:
         """Return the items as inference takes them."""
         bias, vector = self.rows(attributes)
         counts = np.full(len(bias), events)
-        return Items(bias, vector, counts, counts, counts)
+        return ServedItems(bias, vector, counts, counts, counts)
 
     def user(self, events=50):
         """Return the user as inference takes it."""
-        return User(self.user_bias, self.user_vector, events, events, events)
+        return ServedUser(self.user_bias, self.user_vector, events, events, events)
 
     def features(self):
         """Return the attribute values as inference takes them."""
         count = len(self.names)
-        return Features(
+        return ServedFeatures(
             self.feature_bias, self.feature_vector, np.full(count, 100), np.ones(count, np.bool_)
         )
 
@@ -121,7 +121,7 @@ class Planted:
         """Return the user against all items."""
         model = parse(self.model)
         globals_ = np.array(self.model["globals"])
-        return Pairs(
+        return ServedPairs(
             model,
             model.outcomes[outcome],
             globals_,

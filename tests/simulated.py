@@ -276,7 +276,7 @@ def install() -> None:
     stream.bare.bare = lambda arrays: arrays  # Python counts references anyway
     from stream.model import learner
     from stream.model.blocks import device, gpu
-    from stream.model.choice import Choice
+    from stream.model.choice import DriverChoice
 
     for module in [of for name, of in sys.modules.items() if name.startswith("stream.")]:
         for name, value in vars(module).copy().items():
@@ -284,7 +284,9 @@ def install() -> None:
                 setattr(module, name, made[value])
     gpu.WARPS, gpu.THREADS = WARPS, WARPS * LANES
     device.wrapped = wrapped
-    learner.choose = lambda config: Choice("blocks on a GPU", "cpu", 1, "it is simulated")
+    learner.choose = lambda config: DriverChoice(
+        "blocks on a GPU", "cpu", 1, config.block, "it is simulated"
+    )
 
 
 def answer(config: Any, seed: int, state: Any, method: str, args: Any) -> tuple[Any, Any, str]:

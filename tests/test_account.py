@@ -8,7 +8,7 @@ from stream.model.config import OUTCOMES
 from stream.model.layout import HEADS
 from stream.model.scalars import Scalars
 from stream.model.step import account
-from stream.model.step.names import GlobalTerms, Lane, Layouts, Model
+from stream.model.step.names import GlobalTerms, Lane, Layouts, StepContext
 
 PAIRS = 2
 BITS = (account.TREATED, account.EXPOSING, account.CONTROL, account.WEIGHED, account.WITHIN)
@@ -34,7 +34,7 @@ def rows(n: int) -> np.ndarray:
     told[:, account.KIND] = np.where(exposing, kind, kind & ~account.CALIBRATES)
     told[:, account.ROW] = rng.integers(0, len(OUTCOMES), n)
     told[:, account.HEAD] = rng.integers(0, HEADS, n)
-    told[:, account.PLACE] = rng.integers(1, sc.PLACES, n)
+    told[:, account.POSITION] = rng.integers(1, sc.POSITIONS, n)
     told[:, [account.NEW_USER, account.NEW_ITEM]] = rng.integers(0, 2, (n, 2))
     told[:, account.ONE] = 1.0
     return told
@@ -44,15 +44,15 @@ def shared_out(told: np.ndarray) -> GlobalTerms:
     """Return the sums by cells, as the workers of a GPU add them."""
     s = Scalars(OUTCOMES)
     terms = GlobalTerms(s.outcome, s.head, s.place, s.withheld, s.count)
-    tables = (terms.outcome, terms.withheld, terms.head, terms.place)
+    tables = (terms.outcome, terms.withheld, terms.head, terms.position)
     cells = account.cells(len(OUTCOMES), PAIRS)
     kind = told[:, account.KIND].astype(int)
     for at, (_, many, bit, of, row, to) in enumerate(cells.tolist()):
         own = told[:, account.ROW]
         if of == account.HEAD_ROW:
             own = told[:, account.HEAD] + (row & ~1)
-        elif of == account.PLACE_ROW:
-            own = told[:, account.PLACE]
+        elif of == account.POSITION_ROW:
+            own = told[:, account.POSITION]
         mine = kind & bit == bit
         if of != account.COUNTER:
             mine &= own == row
@@ -68,7 +68,7 @@ def test_cells_add_up_what_is_collected_in_order() -> None:
     told, s = rows(500), Scalars(OUTCOMES)
     terms = GlobalTerms(s.outcome, s.head, s.place, s.withheld, s.count)
     shape = Layouts(0, 0, 0, PAIRS)  # type: ignore[arg-type]
-    collected(Model(shape, Lane(0, 1), 0, terms, 0, 0, 0), told)  # type: ignore[arg-type]
+    collected(StepContext(shape, Lane(0, 1), 0, terms, 0, 0, 0), told)  # type: ignore[arg-type]
     terms.counters[sc.STEPS] += len(told)  # a driver counts them
     for name, one, two in zip(terms._fields, terms, shared_out(told), strict=True):
         assert np.array_equal(one, two), name

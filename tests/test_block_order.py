@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stream.interaction_type import InteractionType
 from stream.model.blocks.device_order import device_order
 from stream.model.blocks.names import TILE, Size
-from stream.model.blocks.order import borders, order
-from stream.roles import Role
+from stream.model.blocks.order import order, update_points
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 WAYS = ["counted", *DEVICES]
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     item: np.ndarray
     pair: np.ndarray
     events: np.ndarray
-    border: np.ndarray
+    update_point: np.ndarray
     links: Linked
     rows: tuple[int, int, int]
 
@@ -58,13 +58,13 @@ def ordered(batch, way, linked=True):
     """Return the batch's order as arrays, counted on the CPU or sorted on a device."""
     if way == "counted":
         marks = tuple(np.zeros(n, np.int32) for n in batch.rows)
-        found = order(batch[:3], (batch.events, batch.border), batch.links, marks, linked)
+        found = order(batch[:3], (batch.events, batch.update_point), batch.links, marks, linked)
         assert not any(mark.any() for mark in marks)
         return found
     columns = [torch.from_numpy(column).to(way) for column in batch[:3]]
     links = tuple(torch.from_numpy(links).to(way) for links in batch.links)
     found = device_order(
-        *columns, batch.events, batch.border, links if linked else None, batch.rows
+        *columns, batch.events, batch.update_point, links if linked else None, batch.rows
     )
     return found._make(
         part.cpu().numpy() if isinstance(part, torch.Tensor)
@@ -160,7 +160,7 @@ def check(batch, way, linked=True):
         assert {array.dtype for array in groups} == {np.dtype(np.int32)}
     assert found.segment.dtype == found.events.dtype == np.int32
     assert found.events.tolist() == batch.events.tolist()
-    assert found.border.tolist() == batch.border.tolist()
+    assert found.update_point.tolist() == batch.update_point.tolist()
     return found
 
 
@@ -213,7 +213,7 @@ def test_missing_pairs_are_of_no_segment(way):
 def test_blocks_of_one_interaction(way):
     batch = batch_of(4, 40, 2, (3, 4, 5), 1)
     alone = np.arange(41, dtype=np.int32)
-    found = check(batch._replace(events=alone, border=np.ones(40, bool)), way)
+    found = check(batch._replace(events=alone, update_point=np.ones(40, bool)), way)
     assert found.chains.block.tolist() == alone.tolist()
 
 
@@ -221,7 +221,7 @@ def test_blocks_of_one_interaction(way):
 def test_block_times_rows_may_pass_32_bits(device):
     batch = batch_of(5, 3_000, 1, (1, 1, 1), 1)
     events = np.arange(3_001, dtype=np.int32)
-    wide = batch._replace(events=events, border=np.ones(3_000, bool), rows=(2**20,) * 3)
+    wide = batch._replace(events=events, update_point=np.ones(3_000, bool), rows=(2**20,) * 3)
     r = np.random.default_rng(5)
     user, item = r.integers(2**20 - 9, 2**20, (2, 3_000)).astype(np.int32)
     links = np.zeros((2**20, MOST), np.int32)
@@ -238,7 +238,7 @@ def cut_plainly(role, steps, limits, live):
             most = max(1, min(limits.block, int(limits.share * steps)))
         size += 1
         moved = False
-        if live and at not in (Role.PREDICT, Role.CLOSED):
+        if live and at not in (InteractionType.PREDICT, InteractionType.CLOSED):
             steps += 1
             moved = steps % every == 0 or (steps < 1024 and steps.bit_count() == 1)
         if moved or size == most:
@@ -248,21 +248,21 @@ def cut_plainly(role, steps, limits, live):
 
 @settings(max_examples=300, deadline=None)
 @given(
-    role=st.lists(st.sampled_from([*Role]), max_size=200),
+    role=st.lists(st.sampled_from([*InteractionType]), max_size=200),
     steps=st.sampled_from([0, 3, 500, 1000, 1400, 2000, 2900, 4090]),
     block=st.sampled_from([1, 2, 7, 64, 150, 1024, 1500, 2048]), live=st.booleans(),
     share=st.sampled_from([1.0, 0.25, 1 / 64]),
 )  # fmt: skip
 def test_blocks_end_at_borders(role, steps, block, live, share):
     limits = Size(block, share)
-    events, moves = borders(np.array(role, np.int8), steps, limits, live)
+    events, moves = update_points(np.array(role, np.int8), steps, limits, live)
     assert events[0] == 0 and events.dtype == np.int32
     assert (np.diff(events).tolist(), moves.tolist()) == cut_plainly(role, steps, limits, live)
 
 
 @pytest.mark.parametrize("block", [1, 1000, 1024, 1025, 4096])
 def test_blocks_of_a_long_batch_end_at_borders(block):
-    events, moves = borders(np.zeros(9_000, np.int8), 0, Size(block, 1.0), True)
+    events, moves = update_points(np.zeros(9_000, np.int8), 0, Size(block, 1.0), True)
     at = [e for e, moved in zip(events[1:].tolist(), moves, strict=True) if moved]
     every = max(block, 1024)
     assert at == [2**k for k in range(10)] + list(range(every, 9_000, every))
@@ -271,11 +271,11 @@ def test_blocks_of_a_long_batch_end_at_borders(block):
 
 
 def test_blocks_that_are_not_live_have_their_full_size():
-    events, moves = borders(np.zeros(5_000, np.int8), 2048, Size(2048, 1.0), False)
+    events, moves = update_points(np.zeros(5_000, np.int8), 2048, Size(2048, 1.0), False)
     assert events.tolist() == [0, 2048, 4096, 5000] and not moves.any()
 
 
 def test_blocks_grow_with_the_stream():
-    events, _ = borders(np.zeros(100_000, np.int8), 0, Size(1024, 1 / 64), True)
+    events, _ = update_points(np.zeros(100_000, np.int8), 0, Size(1024, 1 / 64), True)
     sizes = np.diff(events)
     assert (sizes <= np.maximum(1, events[:-1] / 64)).all() and sizes[-1] < 1024 == sizes[-2]

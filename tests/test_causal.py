@@ -13,8 +13,8 @@ from stream.inference import intervals
 from stream.inference.do import Do, contrast
 from stream.inference.model import parse
 from stream.inference.outcome import AS_IT_IS, shown
-from stream.inference.rows import Items, Pairs, User
-from stream.model.config import ModelConfig, Paths
+from stream.inference.rows import ServedItems, ServedPairs, ServedUser
+from stream.model.config import ModelConfig, PathConfig
 from stream.testing import cuts_do_not_matter, restarts_do_not_matter
 from stream.worlds import (
     Adversarial,
@@ -56,7 +56,7 @@ def rows(engine, kind, ids):
     vocabulary = engine.users if kind == "user" else engine.items
     found = [vocabulary.find(id_.encode()) for id_ in ids]
     assert None not in found, [id_ for id_, row in zip(ids, found, strict=True) if row is None]
-    return engine.learner.rows(kind, np.array(found, np.int32))
+    return engine.learner.served_rows(kind, np.array(found, np.int32))
 
 
 def score(engine, users, items, outcome, shown=True):
@@ -126,7 +126,7 @@ def test_four_ratings_and_the_additive_model():
 
 def test_four_ratings_once_give_the_same_answer():
     """Without correction: four events settle no weights, and no imputed outcome."""
-    plain = replace(CONFIG, paths=Paths(weights=False, robust=False))
+    plain = replace(CONFIG, paths=PathConfig(weights=False, robust=False))
     predicted = score(learned(four(1), plain), "12", "123", 0)
     assert predicted.argmax(1).tolist() == [1, 1]
     assert predicted[1].argmin() == 2
@@ -206,12 +206,12 @@ def pairs_of(engine, users, items, outcome):
     model = parse(engine.model())
     item, user = rows(engine, "item", items), rows(engine, "user", users)
     counts = item.events, item.exposures, item.controls
-    served = Items(item.bias, item.vector, *(c.astype(np.int64) for c in counts))
+    served = ServedItems(item.bias, item.vector, *(c.astype(np.int64) for c in counts))
     for k in range(len(users)):
         counts = (int(c[k]) for c in (user.events, user.exposures, user.controls))
-        one = User(user.bias[k], user.vector[k], *counts)
+        one = ServedUser(user.bias[k], user.vector[k], *counts)
         globals_ = engine.learner.globals()
-        yield Pairs(model, model.outcomes[outcome], globals_, one, served).wide()
+        yield ServedPairs(model, model.outcomes[outcome], globals_, one, served).wide()
 
 
 def test_what_showing_does_not_change_has_no_effect():
@@ -288,7 +288,9 @@ def test_ratings_of_what_was_chosen_do_not_stand_for_all():
     )
     corrected = error_of_ratings(world)
     assert corrected < 0.33 * abs(rated - planted).mean()
-    assert corrected < 0.6 * error_of_ratings(world, paths=Paths(*[False] * len(fields(Paths))))
+    assert corrected < 0.6 * error_of_ratings(
+        world, paths=PathConfig(*[False] * len(fields(PathConfig)))
+    )
 
 
 def test_weights_alone_correct_what_an_additive_model_gets_wrong():
@@ -298,9 +300,9 @@ def test_weights_alone_correct_what_an_additive_model_gets_wrong():
     uniform, and so the learned slope of selection is well below the planted one.
     """
     world = Confounded(seed=1)
-    weights = error_of_ratings(world, **ADDITIVE, paths=Paths(robust=False, confounder=False))
+    weights = error_of_ratings(world, **ADDITIVE, paths=PathConfig(robust=False, confounder=False))
     plain = error_of_ratings(
-        world, **ADDITIVE, paths=Paths(weights=False, robust=False, confounder=False)
+        world, **ADDITIVE, paths=PathConfig(weights=False, robust=False, confounder=False)
     )
     assert weights < 0.9 * plain
 

@@ -18,7 +18,7 @@ from model_store.codec import pack, stamp
 from model_store.vectors import RedisVectors
 from stream.inference import intervals
 from stream.inference.effect import showing
-from stream.inference.outcome import AS_IT_IS, IF_SHOWN, World, consumption, shown, withheld
+from stream.inference.outcome import AS_IT_IS, IF_SHOWN, Scenario, consumption, shown, withheld
 from tests.planted import ITEMS, MODEL, Planted, half
 from tests.test_service import World as Plain
 from tests.test_service import serving, until
@@ -149,13 +149,13 @@ def test_every_objective_ranks_by_its_formula(http, planted, outcome):
 @pytest.mark.parametrize(
     ("do", "world"),
     [
-        ({"position": 3}, World(position=3, cut=True)),
-        ({"popularity": 15.0}, World(popularity=15.0, cut=True)),
-        ({"position": 2, "popularity": 15.0}, World(position=2, popularity=15.0, cut=True)),
+        ({"position": 3}, Scenario(position=3, clipped=True)),
+        ({"popularity": 15.0}, Scenario(popularity=15.0, clipped=True)),
+        ({"position": 2, "popularity": 15.0}, Scenario(position=2, popularity=15.0, clipped=True)),
         ({"shown": True}, IF_SHOWN),
         ({"attributes": {"price": 9.9}}, IF_SHOWN),
         ({"attributes": {"price": 20, "genre": ["Horror"]}, "position": 2},
-         World(position=2, cut=True)),
+         Scenario(position=2, clipped=True)),
     ],
     ids=str,
 )  # fmt: skip
@@ -285,12 +285,12 @@ def test_a_price_is_told_by_the_slope_found_within_items(serve):
 def test_interventions_combine(http, planted):
     said = effect(http, "a", "click", position=3, popularity=15.0)
     pairs = pairs_of(planted, "click")
-    after = shown(pairs, World(position=3, popularity=15.0)).mean[0]
+    after = shown(pairs, Scenario(position=3, popularity=15.0)).mean[0]
     assert said.factual == pytest.approx(shown(pairs, AS_IT_IS).mean[0], abs=1e-6)
     assert said.counterfactual == pytest.approx(after, abs=1e-6)
     said = effect(http, "a", "click", shown=True, position=3, attributes={"price": 20.0})
     other = pairs_of(planted, "click", {"price": 20.0})
-    wanted = shown(other, World(position=3)).mean[0] - withheld(other).mean[0]
+    wanted = shown(other, Scenario(position=3)).mean[0] - withheld(other).mean[0]
     assert said.effect == pytest.approx(wanted, abs=5e-4)
 
 

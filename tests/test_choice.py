@@ -17,7 +17,7 @@ from consumers.gpu import Advice, check, shown
 from consumers.model_config import model_config
 from consumers.settings import WrongSetting, describe, load
 from stream.errors import Inconsistent
-from stream.model.choice import Choice, choose, cores, needed
+from stream.model.choice import DriverChoice, choose, cores, needed
 from stream.model.config import BLOCK_MAX, FORMER, ModelConfig, Step
 from stream.model.gpu import Gpu, asked, gpu, seen, torch_build
 from stream.model.layout import STRIDE
@@ -36,7 +36,7 @@ def never() -> Gpu:
     raise AssertionError("the GPU was asked for")
 
 
-def chosen(found: Gpu, **named: Any) -> Choice:
+def chosen(found: Gpu, **named: Any) -> DriverChoice:
     return choose(ModelConfig(threads=3, **named), lambda: found)
 
 
@@ -129,7 +129,7 @@ def test_a_small_model_can_be_made_to_choose_as_the_large_one_did() -> None:
         (replace(SMALL, device="cuda"), FREE),
     ):  # fmt: skip
         first = choose(config, lambda found=found: found)  # type: ignore[misc]
-        again = choose(first.settled(SMALL), lambda: FREE)
+        again = choose(first.pinned(SMALL), lambda: FREE)
         assert (again.driver, again.device) == (first.driver, first.device)
 
 
@@ -358,5 +358,5 @@ def test_the_learner_runs_what_was_chosen(step: Step) -> None:
     learner = Learner(replace(SMALL, step=step, device="cpu"))
     assert learner.choice == choose(learner.config, never) and learner.choice.driver == step
     learner.warm_up()
-    rows = learner.rows("user", np.zeros(1, np.int32))
+    rows = learner.served_rows("user", np.zeros(1, np.int32))
     assert rows.vector.shape[0] == 1

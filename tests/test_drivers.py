@@ -14,8 +14,8 @@ from stream.batch import Batch, ratings
 from stream.engine import Engine
 from stream.model import scalars as sc
 from stream.model.blocks.names import TILE, Size
-from stream.model.blocks.order import borders
-from stream.model.config import ModelConfig, Paths
+from stream.model.blocks.order import update_points
+from stream.model.config import ModelConfig, PathConfig
 from stream.model.gpu import gpu
 from stream.model.learner import Learner, Update
 from stream.testing import restarts_do_not_matter, steps_agree
@@ -37,7 +37,9 @@ needs_gpu = pytest.mark.skipif(
 DEFAULT = ModelConfig(step="blocks", device="cpu", threads=2)
 CUDA = replace(BLOCKS, device="cuda", threads=0)
 CORRECTED = {"alpha": 0.0, "mix": 1.0, "robust_share": 1.0}
-CLOSED = [{"paths": replace(Paths(), **{name: False})} for name in Paths.__dataclass_fields__]
+CLOSED = [
+    {"paths": replace(PathConfig(), **{name: False})} for name in PathConfig.__dataclass_fields__
+]
 TOLD = ("prediction", "control", "terms", "served")
 
 
@@ -143,7 +145,7 @@ def hot_batch(n: int, seed: int) -> Batch:
 @pytest.mark.parametrize("more", [{}, AVERAGED], ids=str)
 def test_what_is_in_half_of_a_block_is_summed_in_tiles_and_is_the_references(more: dict) -> None:
     batches = [hot_batch(1100, 1), hot_batch(600, 2)]
-    block = batches[1].cut(0, 256)
+    block = batches[1].slice(0, 256)
     assert (block.item == 4).sum() > 3 * TILE
     assert len(np.unique(block.user)) > TILE  # chains behind the value that all users have
     agrees(replace(BLOCKS, **more), batches, crowd)
@@ -202,13 +204,13 @@ def in_polls(config: ModelConfig, batch: Batch, cuts: list[int]) -> Learner:
     """Return a learner that learned the batch in polls cut there."""
     learner = attributed(config)
     for begin, end in pairwise([0, *cuts, len(batch)]):
-        learner.step(batch.cut(begin, end))
+        learner.step(batch.slice(begin, end))
     return learner
 
 
 def test_cuts_of_polls_are_in_the_bits_of_blocks_by_where_blocks_end_alone() -> None:
     batch, config = mixed_batch(400, 4), replace(BLOCKS, block=32)
-    edges, _ = borders(batch.role, 0, Size(32, 1.0), True)
+    edges, _ = update_points(batch.role, 0, Size(32, 1.0), True)
     whole = in_polls(config, batch, [])
     assert same_state(whole, in_polls(config, batch, [*edges[9:-1:3].tolist()]))
     assert not same_state(whole, in_polls(config, batch, [100, 333]))
@@ -224,7 +226,7 @@ def test_counts_and_popularity_do_not_depend_on_cuts_and_are_the_sequential_ones
         blocks = in_polls(config, batch, cuts)
         for kind in ("user", "item", "feature"):
             names = ["events", "exposures", "controls"]
-            names += ["heat", "heat_s"] if kind == "item" else []
+            names += ["decayed_count", "decayed_count_s"] if kind == "item" else []
             for name in names:
                 one, two = (getattr(of, kind) for of in (sequential, blocks))
                 column = getattr(one.layout, name)
@@ -313,7 +315,7 @@ def test_cuda_counts_what_the_sequential_step_counts() -> None:
     batch = mixed_batch(600, 4)
     one, two = (in_polls(c, batch, []) for c in (replace(BLOCKS, step="sequential"), CUDA))
     for kind, rows in (("user", 7), ("item", 23)):
-        left, right = (of.rows(kind, np.arange(rows, dtype=np.int32)) for of in (one, two))
+        left, right = (of.served_rows(kind, np.arange(rows, dtype=np.int32)) for of in (one, two))
         for name in ("events", "exposures", "controls"):
             assert np.array_equal(getattr(left, name), getattr(right, name)), (kind, name)
     assert one.scalars.count.tolist() == two.scalars.count.tolist()
@@ -325,7 +327,7 @@ def test_cuda_serves_the_rows_that_the_cpu_serves() -> None:
     here = moved(there, replace(there.config, device="cpu"))
     rows = np.arange(63, dtype=np.int32)  # the last ones were never met
     for kind in ("user", "item"):
-        left, right = (learner.rows(kind, rows) for learner in (here, there))
+        left, right = (learner.served_rows(kind, rows) for learner in (here, there))
         np.testing.assert_allclose(left.vector, right.vector, atol=1e-6, rtol=1e-5)
         np.testing.assert_allclose(left.bias, right.bias, atol=1e-6, rtol=1e-5)
         assert np.array_equal(left.events, right.events)

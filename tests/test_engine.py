@@ -102,7 +102,7 @@ def test_the_world_of_these_laws_has_every_case():
     joiner = engine.joiner
     assert min(joiner.late_outcomes, joiner.corrections, joiner.contradicted) > 0
     assert engine.model()["controls"] > 20
-    users = engine.learner.rows("user", np.arange(len(engine.users), dtype=np.int32))
+    users = engine.learner.served_rows("user", np.arange(len(engine.users), dtype=np.int32))
     assert users.exposures.sum() > 50
     assert joiner.open_exposures > 0
 
@@ -150,7 +150,7 @@ def test_closing_the_windows_at_the_end_does_not_depend_on_cuts_or_restarts(seed
 def counts(engine, kind, id_):
     """Return (events, exposures, controls) of one row."""
     vocabulary = engine.users if kind == "user" else engine.items
-    told = engine.learner.rows(kind, np.array([vocabulary.find(id_)], np.int32))
+    told = engine.learner.served_rows(kind, np.array([vocabulary.find(id_)], np.int32))
     return int(told.events[0]), int(told.exposures[0]), int(told.controls[0])
 
 
@@ -174,11 +174,11 @@ def test_an_exposure_without_a_click_is_learned_once_when_its_window_closes():
     for kind, id_ in (("user", b"7"), ("item", b"50")):
         assert counts(engine, kind, id_) == (0, 1, 0)
     at = np.array([engine.users.find(b"7")], np.int32)
-    learned = engine.learner.rows("user", at).bias
+    learned = engine.learner.served_rows("user", at).bias
     assert learned[0, 1] < 0  # it was not clicked
     engine.learn(batches(clock(60)))
     assert counts(engine, "user", b"7") == (0, 1, 0)
-    assert np.array_equal(engine.learner.rows("user", at).bias, learned)
+    assert np.array_equal(engine.learner.served_rows("user", at).bias, learned)
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -292,4 +292,4 @@ def test_a_null_value_removes_what_was_known_of_it(kind):
     )
     learned = engine.learn([removal])
     assert (learned.users if kind == "user" else learned.items).tolist() == [0]
-    assert engine.learner.rows(kind, np.zeros(1, np.int32)).events.tolist() == [0]
+    assert engine.learner.served_rows(kind, np.zeros(1, np.int32)).events.tolist() == [0]

@@ -23,7 +23,7 @@ from consumers.evaluate import (
     two_model,
     uplift,
 )
-from consumers.evaluate.feed import Event, Feed, Recorder, event
+from consumers.evaluate.feed import Feed, FeedEvent, Recorder, event
 from stream.effects import AverageEffect
 from stream.engine import Engine
 from stream.errors import Inconsistent
@@ -70,7 +70,7 @@ def test_the_ideal_of_ndcg_holds_k_relevant_pairs_at_most():
 def test_a_held_out_item_is_placed_among_the_candidates_behind_its_equals():
     score = np.array([5.0, 3.0, 3.0, 9.0, 1.0])
     among = np.array([True, True, True, False, True])
-    assert [metrics.place(score, item, among) for item in (0, 1, 2, 4)] == [0, 2, 2, 3]
+    assert [metrics.rank_of(score, item, among) for item in (0, 1, 2, 4)] == [0, 2, 2, 3]
     assert metrics.hit(np.array([0, 9, 10, 50])) == 0.5
     assert metrics.ndcg_one(np.array([0, 2, 10])) == pytest.approx((1 + 0.5 + 0) / 3)
 
@@ -476,7 +476,7 @@ def test_how_the_feed_is_polled_changes_nothing(monkeypatch):
         monkeypatch.setattr("consumers.evaluate.feed.POLL", size)
         engine = Engine(CONFIG)
         engine.learner = recorder = Recorder(CONFIG)
-        Feed(engine).learn([Event(*e) for e in stream.events])
+        Feed(engine).learn([FeedEvent(*e) for e in stream.events])
         told.append(recorder.told()["prediction"])
     assert np.array_equal(*told)
 

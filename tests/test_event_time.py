@@ -83,10 +83,12 @@ def figures(trainer):
     """Return the others' windows and outcomes as they were counted, and items' popularity."""
     engine, found = trainer.engine, {}
     for user in (f"u{n}" for n in range(USERS)):
-        row = engine.learner.rows("user", np.array([engine.users.find(user.encode())], np.int32))
+        row = engine.learner.served_rows(
+            "user", np.array([engine.users.find(user.encode())], np.int32)
+        )
         found[user] = [int(x[0]) for x in (row.events, row.exposures, row.controls)]
     items = np.array([engine.items.find(str(n).encode()) for n in range(1, ITEMS)], np.int32)
-    return found, engine.learner.rows("item", items).bias[:, -2]
+    return found, engine.learner.served_rows("item", items).bias[:, -2]
 
 
 def test_a_producer_whose_clock_is_ahead_closes_nobodys_windows(
@@ -173,7 +175,7 @@ def test_what_is_liked_does_not_age_by_a_clock_that_is_ahead():
         model = engine()
         model.learn(poll(*((event("click", n, NOW, f"u{n}", "i"), NOW) for n in range(9)), *more))
         row = np.array([model.items.find(b"i")], np.int32)
-        return float(model.learner.rows("item", row).bias[0, -2])
+        return float(model.learner.served_rows("item", row).bias[0, -2])
 
     ahead = (event("click", "x", NOW + AHEAD_MS, "x", "j"), NOW)
     assert popularity(ahead) == pytest.approx(popularity(), abs=1e-4)

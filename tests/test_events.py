@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream import scan
-from stream.careful import REASONS
+from stream import fast_parser
 from stream.errors import BadEvent, Inconsistent
 from stream.events import (
     KINDS,
@@ -32,6 +31,7 @@ from stream.events import (
 )
 from stream.framing import frame, unframe
 from stream.records import RecordBatch
+from stream.reference_parser import REASONS
 
 T = 1_790_000_000_000
 DAY = 86_400_000
@@ -175,7 +175,7 @@ def test_every_kind_becomes_columns(kind: str) -> None:
 def test_plain_events_stay_in_the_compiled_scanner(kind: str) -> None:
     value = b" " + orjson.dumps({**SAMPLES[kind], "extra": None, "more": "x", "n": -1.5e3}) + b"\n"
     decoded = decode([batch_of([value], kind)])
-    # ids still lie inside the record: the careful path would have put them behind the arena
+    # ids still lie inside the record: the reference parser would have put them behind the arena
     assert text(decoded, "user", 0) == b"7"
     assert decoded.user_at[0] < len(batch_of([value], kind).data)
 
@@ -687,19 +687,19 @@ def test_a_million_pairs_of_broken_neighbours_are_never_accepted() -> None:
         data[:, hashes] = random.integers(48, 58, (count, len(hashes)), np.uint8)
         records = 2 * len(inner) * count
         status = statuses(data.reshape(-1), records)
-        assert len(status) == records and np.all(status == scan.CAREFUL)
+        assert len(status) == records and np.all(status == fast_parser.DEFERRED)
         tried += records // 2
     assert tried >= 1_000_000
 
 
 def statuses(data: np.ndarray, count: int) -> np.ndarray:
-    """What the scanner alone says of the ratings in one batch."""
-    from stream.events import _Rows
+    """What the fast parser alone says of the ratings in one batch."""
+    from stream.events import _ColumnBuffers
 
-    rows = _Rows(count)
+    rows = _ColumnBuffers(count)
     places = np.array([[0, len(data), 0, 0, T, T, 0, 0, count]])
     padded = np.concatenate((data, np.zeros(8, np.uint8)))
-    scan.scan(padded.ctypes.data, places, 1.0, 5.0, *rows.columns())
+    fast_parser.parse_batches(padded.ctypes.data, places, 1.0, 5.0, *rows.columns())
     assert rows.result[0] == count and rows.result[1] == -1
     return rows.status
 
@@ -765,7 +765,7 @@ def test_topics_name_their_kind() -> None:
     assert topic_kind("other.rating.v1", "counterflow") is None
 
 
-def test_the_careful_path_needs_neither_numba_nor_torch() -> None:
+def test_the_reference_parser_needs_neither_numba_nor_torch() -> None:
     code = "import sys, stream.events as e; e.parse; print({'numba', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -63,11 +63,11 @@ def test_its_events_are_duplicates_and_its_ids_keep_their_rows(engine, told):
     assert again.duplicates == len(told["known"])
     assert again.learned == 0
     new = json.loads(told["known"][0]) | {"event_id": "new"}
-    before = engine.learner.rows("user", np.arange(told["users"], dtype=np.int32)).events
+    before = engine.learner.served_rows("user", np.arange(told["users"], dtype=np.int32)).events
     learned = engine.learn([rating(json.dumps(new), ts_ms=ts_ms)])
     assert learned.learned == 1
     assert len(engine.users) == told["users"]
-    after = engine.learner.rows("user", np.arange(told["users"], dtype=np.int32)).events
+    after = engine.learner.served_rows("user", np.arange(told["users"], dtype=np.int32)).events
     assert int((after - before).sum()) == 1
 
 

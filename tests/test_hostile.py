@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from consumers import topics
 from consumers.kafka import Outgoing, Sink
-from stream.careful import parse
+from stream.reference_parser import parse
 from tests.test_service import serving
 from tests.test_trainer import Place, expected
 

@@ -8,24 +8,24 @@ import sys
 import numpy as np
 import pytest
 
-from consumers.service.choice import number
-from consumers.service.linked import Linked, Read, attribute_of
+from consumers.service.attribute_index import AttributeIndex, Read, attribute_of
+from consumers.service.request_validation import number
 from stream.inference import abduction, attributes, intervals, noise, support
 from stream.inference.do import Do, consumed, contrast
 from stream.inference.effect import showing
-from stream.inference.explain import Part, explain
+from stream.inference.explain import AttributeTerm, explain
 from stream.inference.model import parse
 from stream.inference.outcome import (
     AS_IT_IS,
     IF_SHOWN,
-    World,
+    Scenario,
     consumption,
     exposure,
     head,
     shown,
     withheld,
 )
-from stream.inference.rows import Features, Items, Pairs, User
+from stream.inference.rows import ServedFeatures, ServedItems, ServedPairs, ServedUser
 from stream.model.features import links_of
 from tests.planted import ITEMS, MODEL, D, E, H, Planted, Y
 
@@ -69,11 +69,14 @@ every = range(len(ITEMS))
 
 def shift_to(planted, pairs, change, item=None):
     """Return the shift of all items, or one, to other attributes, by the service's links."""
-    linked, meta = Linked(), {i.encode(): {"attributes": a} for i, a in planted.attributes.items()}
+    linked, meta = (
+        AttributeIndex(),
+        {i.encode(): {"attributes": a} for i, a in planted.attributes.items()},
+    )
     names = list(dict.fromkeys([*planted.names, *(n for n, _ in links_of("item", change))]))
     absent = len(names) - len(planted.names)
     held = planted.features()
-    features = Features(
+    features = ServedFeatures(
         np.vstack([held.bias, np.zeros((absent, held.bias.shape[1]))]),
         np.vstack([held.vector, np.zeros((absent, D))]),
         np.append(held.events, np.zeros(absent, int)),
@@ -98,9 +101,9 @@ def test_all_items_at_once_are_what_one_by_one_gives(outcome):
     for world, options in (
         (AS_IT_IS, {}),
         (IF_SHOWN, {"popularity": False}),
-        (World(position=3), {"position": 3}),
-        (World(popularity=7.0), {"q": math.log(8)}),
-        (World(position=2, popularity=7.0, cut=True), {"q": math.log(8), "position": 2}),
+        (Scenario(position=3), {"position": 3}),
+        (Scenario(popularity=7.0), {"q": math.log(8)}),
+        (Scenario(position=2, popularity=7.0, clipped=True), {"q": math.log(8), "position": 2}),
     ):
         wanted = [one_by_one(planted, pairs, at, **options) for at in every]
         assert shown(pairs, world).mean == pytest.approx(wanted, abs=1e-6)
@@ -124,7 +127,7 @@ def test_popularity_and_position_bias_leave_the_ranking_and_come_back_when_asked
     fair = shown(pairs, IF_SHOWN).eta
     biased = shown(pairs, AS_IT_IS).eta
     assert np.argsort(-biased).tolist() == np.argsort(-(fair + 5.0 * (pairs.q - 2.0))).tolist()
-    same = shown(pairs, World(popularity=100.0, cut=True)).eta
+    same = shown(pairs, Scenario(popularity=100.0, clipped=True)).eta
     assert np.argsort(-same).tolist() == np.argsort(-fair).tolist()
 
 
@@ -152,10 +155,13 @@ def test_the_best_by_effect_are_the_right_ones_and_by_outcome_exactly_the_wrong_
     bias[:, Y + 1] += np.where(np.arange(n) < n // 2, 0.2, 0.0)
     none = np.zeros(n, int)
     model = parse({**MODEL, "kappa": None, "alpha": None})
-    pairs = Pairs(
-        model, model.outcomes["click"], np.zeros(2 * Y),
-        User(np.zeros(2 * Y), np.zeros(D + E)), Items(bias, np.zeros((n, 2 * D + E)), *[none] * 3),
-    )  # fmt: skip
+    pairs = ServedPairs(
+        model,
+        model.outcomes["click"],
+        np.zeros(2 * Y),
+        ServedUser(np.zeros(2 * Y), np.zeros(D + E)),
+        ServedItems(bias, np.zeros((n, 2 * D + E)), *[none] * 3),
+    )
     by_effect = np.argsort(-showing(pairs).value, kind="stable")[: n // 2]
     by_outcome = np.argsort(-shown(pairs, IF_SHOWN).mean, kind="stable")[: n // 2]
     assert (by_effect >= n // 2).all()
@@ -211,14 +217,14 @@ def test_other_attributes_are_what_folding_them_in_anew_gives(outcome, change):
     planted = Planted()
     pairs, other = planted.pairs(outcome), planted.pairs(outcome, change)
     shift = shift_to(planted, pairs, change)
-    world = World(shift=shift)
+    world = Scenario(shift=shift)
     assert shown(pairs, world).mean == pytest.approx(shown(other).mean, abs=1e-6)
     assert withheld(pairs, world).mean == pytest.approx(withheld(other).mean, abs=1e-6)
     assert exposure(pairs, world) == pytest.approx(exposure(other), abs=1e-6)
     found = contrast(pairs, Do(attributes=shift))
     assert found.effect == pytest.approx(shown(other).mean - shown(pairs).mean, abs=1e-6)
     both_arms = contrast(pairs, Do(shown=True, attributes=shift, position=2))
-    wanted = shown(other, World(position=2)).mean - withheld(other).mean
+    wanted = shown(other, Scenario(position=2)).mean - withheld(other).mean
     assert both_arms.effect == pytest.approx(wanted, abs=1e-6)
 
 
@@ -288,7 +294,10 @@ def test_attributes_that_stay_change_nothing_and_leave_no_doubt():
 
 def test_a_full_row_keeps_what_is_set():
     planted = Planted()
-    linked, meta = Linked(), {i.encode(): {"attributes": a} for i, a in planted.attributes.items()}
+    linked, meta = (
+        AttributeIndex(),
+        {i.encode(): {"attributes": a} for i, a in planted.attributes.items()},
+    )
     read = Read({name: at for at, name in enumerate(planted.names)}, planted.features())
     ids = [i.encode() for i in planted.ids]
     _, new = linked.replace(ids, meta, {"genre": ["Horror"]}, read, 2)
@@ -298,7 +307,10 @@ def test_a_full_row_keeps_what_is_set():
 
 
 def test_links_follow_what_is_told_of_an_item():
-    linked, meta = Linked(), {b"a": {"attributes": {"genre": ["Comedy", "Drama"]}}, b"b": {}}
+    linked, meta = (
+        AttributeIndex(),
+        {b"a": {"attributes": {"genre": ["Comedy", "Drama"]}}, b"b": {}},
+    )
     owner, number, value = linked.of([b"b", b"a", b"a", b"new"], meta)
     assert owner.tolist() == [1, 1, 2, 2]
     assert [attribute_of(name) for name in linked.called(number)] == ["genre", "genre"]
@@ -435,9 +447,9 @@ def parts_of(planted, pairs, at):
     for name, value in links:
         f = planted.names.index(name)
         weight = ((value - 12.0) / 6.0 if name.endswith("#") else value) / math.sqrt(len(links))
-        held = found.get(attribute_of(name), Part(0.0, 0.0))
+        held = found.get(attribute_of(name), AttributeTerm(0.0, 0.0))
         match = float(planted.feature_vector[f] @ planted.user_vector[:D])
-        found[attribute_of(name)] = Part(
+        found[attribute_of(name)] = AttributeTerm(
             held.bias + weight * float(planted.feature_bias[f, pairs.treated]),
             held.match + weight * match,
         )
@@ -445,7 +457,9 @@ def parts_of(planted, pairs, at):
 
 
 @both
-@pytest.mark.parametrize("world", [IF_SHOWN, AS_IT_IS, World(position=3), World(popularity=9.0)])
+@pytest.mark.parametrize(
+    "world", [IF_SHOWN, AS_IT_IS, Scenario(position=3), Scenario(popularity=9.0)]
+)
 def test_the_paths_add_up_to_the_score(outcome, world):
     planted = Planted()
     pairs = planted.pairs(outcome)
@@ -469,13 +483,13 @@ def test_terms_are_the_planted_parts_and_cut_paths_say_what_they_would_add():
     assert {"attribute:genre", "attribute:price", "attribute:new"} < set(terms)
     assert terms["popularity"].value == 0.0
     q = float(pairs.q[0])
-    assert terms["popularity"].cut == pytest.approx(0.1 * (q - 2.0), abs=1e-6)
+    assert terms["popularity"].clipped == pytest.approx(0.1 * (q - 2.0), abs=1e-6)
     trait = 0.3 * lasting(planted, pairs.items.vector[0])
     assert terms["confounder"].value == pytest.approx(trait, abs=1e-6) and trait != 0.0
-    assert [name for name, term in terms.items() if term.cut] == ["popularity"]
+    assert [name for name, term in terms.items() if term.clipped] == ["popularity"]
     rare = {**MODEL, "globals": [3.0, -12.0, 2.6, -12.0]}
     planted.model = rare
-    far = explain(planted.pairs("click").take(np.array([0])), World(position=3), {})
+    far = explain(planted.pairs("click").take(np.array([0])), Scenario(position=3), {})
     assert far.terms[-1].value == pytest.approx(math.log(0.4), abs=1e-3)
 
 
@@ -486,8 +500,8 @@ def counted(sd, mine, theirs, n):
     """Return a model of biases alone and n items that were seen so often."""
     model = parse({**MODEL, "kappa": None, "alpha": None, "residual_sd": {"rating": sd}})
     nothing = np.zeros((n, 2 * D + E))
-    items = Items(np.zeros((n, 2 * Y + H + 2)), nothing, *[np.full(n, theirs)] * 3)
-    user = User(np.zeros(2 * Y), np.zeros(D + E), mine, mine, mine)
+    items = ServedItems(np.zeros((n, 2 * Y + H + 2)), nothing, *[np.full(n, theirs)] * 3)
+    user = ServedUser(np.zeros(2 * Y), np.zeros(D + E), mine, mine, mine)
     return model, user, items
 
 
@@ -505,7 +519,7 @@ def test_intervals_of_biases_that_were_shrunk_cover_the_truth(mine, theirs):
     (a, a_hat), (c, c_hat) = estimates
     model, user, items = counted(sd, mine, theirs, trials)
     items.bias[:, 0] = c_hat + a_hat
-    pairs = Pairs(model, model.outcomes["rating"], np.array([3.0, 0, 0, 0]), user, items)
+    pairs = ServedPairs(model, model.outcomes["rating"], np.array([3.0, 0, 0, 0]), user, items)
     low, high = intervals.expected(pairs, shown(pairs, IF_SHOWN), IF_SHOWN)
     covered = ((low <= 3.0 + a + c) & (3.0 + a + c <= high)).mean()
     assert 0.935 <= covered <= 0.965

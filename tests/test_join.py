@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.errors import Inconsistent
+from stream.interaction_type import InteractionType
 from stream.join import REMOVES_ITEM, REMOVES_USER, Arrivals, Joiner
 from stream.join.columns import ARRIVALS
-from stream.roles import Role
 from stream.schemas import KINDS
 
 WINDOW, IDLE = 10, 15
-FACTUAL, EXPOSED, CONTROL, CONSUMED, CORRECTION, PREDICT, CLOSED = Role
+FACTUAL, EXPOSED, CONTROL, CONSUMED, CORRECTION, PREDICT, CLOSED = InteractionType
 
 
 def record(kind, ts, user=0, item=0, slate=0, partition=0, kafka=None, value=math.nan, shown=True):
@@ -100,7 +100,7 @@ class Run:
         return rows_of(joined, ("role", "label", "counts"))
 
     def roles(self, *records):
-        return [Role(role) for role, _, _ in self.poll(*records)]
+        return [InteractionType(role) for role, _, _ in self.poll(*records)]
 
     def reload(self):
         state = self.joiner.state()
@@ -433,7 +433,7 @@ def test_the_compiled_rules_are_the_plain_ones(records, limits):
 def test_the_compiled_rules_are_the_plain_ones_on_long_streams(seed, limits):
     run = agrees(world(seed, 2000), limits)
     told = Counter(row[4] for row in run.told)
-    assert set(told) == set(map(int, Role))  # every rule was met
+    assert set(told) == set(map(int, InteractionType))  # every rule was met
     _, late, corrections, contradicted, evicted, _ = run.figures()
     assert min(late, corrections, contradicted) > 0
     assert (evicted > 0) == (limits is not ample)

@@ -112,7 +112,7 @@ def chosen(request):
 def test_the_term_stays_in_the_arms_that_carry_it(chosen):
     """In neither arm or in both the error of the effect is .12 or .19, in the shown alone .2."""
     world, users = chosen
-    alpha, alpha0 = users[0].model.alpha[1], users[0].model.alpha0[1]
+    alpha, alpha0 = users[0].model.confounder_slope[1], users[0].model.confounder_slope0[1]
     assert alpha > 0.8
     assert alpha0 == pytest.approx(world.carried * alpha, abs=0.35)
     found = np.array([showing(pairs).value for pairs in users])
@@ -141,9 +141,9 @@ def test_an_explanation_has_the_term_in_the_score_and_nothing_of_it_cut(chosen):
     why = explain(users[0].take([0]), IF_SHOWN, {})
     terms = {term.name: term for term in why.terms}
     assert terms["confounder"].value == pytest.approx(
-        float(users[0].model.alpha[1] * users[0].lasting[0])
+        float(users[0].model.confounder_slope[1] * users[0].lasting[0])
     )
-    assert terms["confounder"].value != 0.0 and terms["confounder"].cut == 0.0
+    assert terms["confounder"].value != 0.0 and terms["confounder"].clipped == 0.0
     assert why.sum == pytest.approx(float(shown(users[0], IF_SHOWN).eta[0]))
 
 

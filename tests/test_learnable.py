@@ -15,8 +15,8 @@ from stream import testing
 from stream.engine import Engine
 from stream.events import decode
 from stream.framing import frame
-from stream.inference.attributes import linked, weights
-from stream.inference.rows import Features
+from stream.inference.attributes import attribute_links, weights
+from stream.inference.rows import ServedFeatures
 from stream.model.config import ModelConfig
 from stream.model.features import attribute_of, label, links_of, number_of, renamed, slope_name
 from stream.model.learner import Learner
@@ -172,8 +172,8 @@ def test_any_accepted_numbers_leave_finite_rows(config):
         every = np.arange(30, dtype=np.int32)
         values = np.arange(len(learner.features), dtype=np.int32)
         for rows in (
-            learner.rows("user", every),
-            learner.rows("item", every),
+            learner.served_rows("user", every),
+            learner.served_rows("item", every),
             learner.feature_rows(values),
         ):
             assert np.isfinite(rows.bias).all() and np.isfinite(rows.vector).all()
@@ -189,14 +189,14 @@ def test_a_number_far_out_acts_as_one_sixteen_deviations_out_in_learner_and_serv
     far = []
     for price in (10 + 16 * scale, 1e6, FLOAT32):
         learner.links["item"].set(0, [(learner.features.row[slope_name("item", "price")], price)])
-        far.append(learner.rows("item", np.zeros(1, np.int32)))
+        far.append(learner.served_rows("item", np.zeros(1, np.int32)))
     for rows in far[1:]:
         np.testing.assert_allclose(rows.bias, far[0].bias, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(rows.vector, far[0].vector, rtol=1e-4, atol=1e-5)
     values = learner.feature_rows(np.arange(len(learner.features), dtype=np.int32))
-    features = Features(values.bias, values.vector, values.events, values.events >= 0)
+    features = ServedFeatures(values.bias, values.vector, values.events, values.events >= 0)
     at = learner.features.row[slope_name("item", "price")]
-    links = linked(np.zeros(1, np.intp), np.array([at]), np.array([1e30]), 1, features)
+    links = attribute_links(np.zeros(1, np.intp), np.array([at]), np.array([1e30]), 1, features)
     assert weights(links, features).tolist() == [16.0]
 
 

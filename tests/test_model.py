@@ -16,13 +16,13 @@ from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_
 
 from stream.batch import Batch, ratings
 from stream.errors import Inconsistent
+from stream.interaction_type import InteractionType
 from stream.model import kernels
 from stream.model import scalars as sc
-from stream.model.config import SCALE_MAX, ModelConfig, Outcome, Paths
+from stream.model.config import SCALE_MAX, ModelConfig, OutcomeConfig, PathConfig
 from stream.model.features import links_of, slope_name
 from stream.model.layout import layout
 from stream.model.learner import Learner
-from stream.roles import Role
 from stream.testing import steps_agree
 
 SMALL = ModelConfig(
@@ -35,22 +35,30 @@ BLOCKS = replace(
     SMALL, average=0.9, step="blocks", device="cpu", threads=2, block_share=1.0
 )  # fmt: skip
 BOTH = pytest.mark.parametrize("config", [SMALL, BLOCKS], ids=["sequential", "blocks"])
-CLOSED_PATHS = Paths(*[False] * len(astuple(Paths())))
+CLOSED_PATHS = PathConfig(*[False] * len(astuple(PathConfig())))
 RATING, CLICK = 0, 1
 T0 = 1_790_000_000_000
 
 
 def draw_batch(
-    n: int, seed: int = 0, users: int = 7, items: int = 23, roles: tuple[Role, ...] = tuple(Role)
+    n: int,
+    seed: int = 0,
+    users: int = 7,
+    items: int = 23,
+    roles: tuple[InteractionType, ...] = tuple(InteractionType),
 ) -> Batch:
     """Return interactions of a few users with a few items, in all roles, with repeats."""
     rng = np.random.default_rng(seed)
     role = rng.choice(np.array(roles, np.int8), n)
-    clicks = np.isin(role, (Role.CONSUMED, Role.CORRECTION, Role.PREDICT))
-    outcome = np.where(clicks, CLICK, rng.integers(0, 2, n) * (role != Role.FACTUAL))
+    clicks = np.isin(
+        role, (InteractionType.CONSUMED, InteractionType.CORRECTION, InteractionType.PREDICT)
+    )
+    outcome = np.where(clicks, CLICK, rng.integers(0, 2, n) * (role != InteractionType.FACTUAL))
     label = np.where(outcome == RATING, rng.integers(1, 6, n), rng.integers(0, 2, n))
-    label = np.where(role == Role.CORRECTION, 1, label)
-    own = np.isin(role, (Role.FACTUAL, Role.CONSUMED, Role.CORRECTION))
+    label = np.where(role == InteractionType.CORRECTION, 1, label)
+    own = np.isin(
+        role, (InteractionType.FACTUAL, InteractionType.CONSUMED, InteractionType.CORRECTION)
+    )
     return Batch(
         user=rng.integers(0, users, n).astype(np.int32),
         item=rng.integers(0, items, n).astype(np.int32),
@@ -62,14 +70,22 @@ def draw_batch(
         propensity=np.where(rng.random(n) < 0.5, np.nan, rng.uniform(0.05, 1, n)).astype("f4"),
         position=rng.integers(0, 5, n).astype(np.int32),
         ts_ms=T0 + np.cumsum(rng.integers(0, 200_000, n)),
-        counts=own | ((role == Role.EXPOSED) & (label > 0) & (rng.random(n) < 0.7)),
+        counts=own | ((role == InteractionType.EXPOSED) & (label > 0) & (rng.random(n) < 0.7)),
     )
 
 
 def one_event(
-    user: int, item: int, outcome: int, label: float, role: Role, key: int = 7, items: int = 23,
-    propensity: float = np.nan, position: int = 0, ts_ms: int = T0,
-) -> Batch:  # fmt: skip
+    user: int,
+    item: int,
+    outcome: int,
+    label: float,
+    role: InteractionType,
+    key: int = 7,
+    items: int = 23,
+    propensity: float = np.nan,
+    position: int = 0,
+    ts_ms: int = T0,
+) -> Batch:
     """Return one interaction."""
     made = ratings(
         np.array([user], np.int32), np.array([item], np.int32), np.array([outcome], np.int8),
@@ -81,7 +97,13 @@ def one_event(
         role=np.array([role], np.int8),
         propensity=np.array([propensity], np.float32),
         position=np.array([position], np.int32),
-        counts=np.array([label > 0 and role not in (Role.PREDICT, Role.CLOSED, Role.CONTROL)]),
+        counts=np.array(
+            [
+                label > 0
+                and role
+                not in (InteractionType.PREDICT, InteractionType.CLOSED, InteractionType.CONTROL)
+            ]
+        ),
     )
 
 
@@ -102,7 +124,7 @@ def same_state(a: Learner, b: Learner) -> bool:
 
 def row(learner: Learner, kind: str, at: int):
     """Return one served row."""
-    return learner.rows(kind, np.array([at], np.int32))
+    return learner.served_rows(kind, np.array([at], np.int32))
 
 
 def score(learner: Learner, user: int, item: int, outcome: int, shown: bool = True) -> float:
@@ -145,7 +167,7 @@ def test_the_sequential_step_does_not_depend_on_batch_cuts(
     whole, cut = (with_attributes(Learner(config, 5)) for _ in range(2))
     told = whole.step(batch)
     borders = [0, *sorted(cuts), 200]
-    parts = [cut.step(batch.cut(a, b)) for a, b in pairwise(borders)]
+    parts = [cut.step(batch.slice(a, b)) for a, b in pairwise(borders)]
     for name in ("prediction", "control", "terms"):
         mine = np.concatenate([getattr(p, name) for p in parts])
         assert np.array_equal(getattr(told, name), mine, equal_nan=True)
@@ -165,8 +187,8 @@ def distinct_batch(seed: int, users: int = 300, rounds: int = 2) -> Batch:
     used, keys = set(item.tolist()), []
     while len(keys) < n:
         key = np.uint64(rng.integers(0, 2**62))
-        first = kernels.mix(key)
-        pair = {int(first) % ROOM, int(kernels.mix(np.uint64(first))) % ROOM}
+        first = kernels.splitmix64(key)
+        pair = {int(first) % ROOM, int(kernels.splitmix64(np.uint64(first))) % ROOM}
         if len(pair) == 2 and not pair & used:
             used |= pair
             keys.append(key)
@@ -212,7 +234,7 @@ def test_blocks_of_one_are_the_sequential_law_where_nothing_repeats(more: dict) 
         steps_agree(*pair, replace(batch, item=item))
     rows = np.arange(300, dtype=np.int32)
     for kind in ("user", "item"):
-        one, two = (learner.rows(kind, rows) for learner in pair)
+        one, two = (learner.served_rows(kind, rows) for learner in pair)
         np.testing.assert_allclose(one.vector, two.vector, atol=1e-5)
         np.testing.assert_allclose(one.bias, two.bias, atol=1e-5)
 
@@ -225,13 +247,13 @@ def test_blocks_in_which_no_row_repeats_are_the_sequential_law() -> None:
 def test_steps_that_differ_are_told_apart() -> None:
     config = replace(BLOCKS, block=1)
     same = replace(config, step="sequential")
-    batch = one_event(0, 0, RATING, 5, Role.FACTUAL)
+    batch = one_event(0, 0, RATING, 5, InteractionType.FACTUAL)
     steps_agree(Learner(same, 3), Learner(config, 3), batch)
     one, two = Learner(same, 3), Learner(replace(config, mix=0.5), 3)
     one.step(batch)
     two.step(batch)
     with pytest.raises(AssertionError, match=r"user\.vector"):
-        steps_agree(one, two, one_event(1, 1, RATING, 2, Role.FACTUAL))
+        steps_agree(one, two, one_event(1, 1, RATING, 2, InteractionType.FACTUAL))
 
 
 @BOTH
@@ -240,7 +262,7 @@ def test_stopping_restoring_and_going_on_equals_never_stopping(config: ModelConf
     batch = draw_batch(160)
     never, before = (with_attributes(Learner(config, 5)) for _ in range(2))
     for learner in (never, before):
-        learner.step(batch.cut(0, 90))
+        learner.step(batch.slice(0, 90))
         learner.set_attributes("item", 30, {"genre": "late", "price": 9.5})
     after = Learner(config, 5)
     after.step(draw_batch(20, 9, users=40, items=60))  # what it held is gone after load
@@ -248,7 +270,7 @@ def test_stopping_restoring_and_going_on_equals_never_stopping(config: ModelConf
     after.load(before.state())
     assert same_state(before, after)
     assert not after.links["user"].rows[50].any() and not after.history[30].any()
-    told = [learner.step(batch.cut(90, 160)) for learner in (never, after)]
+    told = [learner.step(batch.slice(90, 160)) for learner in (never, after)]
     for name in ("prediction", "control", "terms"):
         one, two = (getattr(t, name) for t in told)
         assert np.array_equal(one, two, equal_nan=True)
@@ -291,17 +313,17 @@ def bce(chance: torch.Tensor, y: torch.Tensor | float) -> torch.Tensor:
 
 
 EVENTS = [
-    (RATING, 2.0, Role.FACTUAL, np.nan, 0),
-    (RATING, 5.0, Role.EXPOSED, 0.3, 3),
-    (CLICK, 1.0, Role.EXPOSED, 0.3, 3),
-    (CLICK, 0.0, Role.EXPOSED, np.nan, 2),
-    (CLICK, 1.0, Role.CORRECTION, 0.1, 4),
+    (RATING, 2.0, InteractionType.FACTUAL, np.nan, 0),
+    (RATING, 5.0, InteractionType.EXPOSED, 0.3, 3),
+    (CLICK, 1.0, InteractionType.EXPOSED, 0.3, 3),
+    (CLICK, 0.0, InteractionType.EXPOSED, np.nan, 2),
+    (CLICK, 1.0, InteractionType.CORRECTION, 0.1, 4),
 ]
 
 
 @pytest.mark.parametrize("outcome, label, role, propensity, position", EVENTS)
 def test_the_gradient_by_hand_equals_autograd(
-    outcome: int, label: float, role: Role, propensity: float, position: int
+    outcome: int, label: float, role: InteractionType, propensity: float, position: int
 ) -> None:
     """The loss as the law states it; weight, imputed outcome and propensity are constants.
 
@@ -319,7 +341,7 @@ def test_the_gradient_by_hand_equals_autograd(
     tables = {"user": learner.user, "item": learner.item, "feature": learner.feature}
     for table in tables.values():
         at = table.layout
-        for first, size in ((at.bias_sum, at.C), (at.vector_sum, 1), (at.expo_sum, 1)):
+        for first, size in ((at.bias_sum, at.C), (at.vector_sum, 1), (at.exposure_sum, 1)):
             table.array[: table.used, first : first + size] = big
     event = one_event(3, 4, outcome, label, role, propensity=propensity, position=position,
                       ts_ms=T0 + 10**9)  # fmt: skip
@@ -331,7 +353,7 @@ def test_the_gradient_by_hand_equals_autograd(
     for name, table in tables.items():
         at = table.layout
         moved = (before[name] - table.array[: table.used]) * (np.sqrt(big) / rate)
-        for part, size in (("vector", at.D), ("expo", at.E), ("bias", at.C)):
+        for part, size in (("vector", at.D), ("exposure", at.E), ("bias", at.C)):
             first = getattr(at, part)
             np.testing.assert_allclose(
                 moved[:, first : first + size], leaves[name].grad[:, first : first + size],
@@ -361,31 +383,31 @@ def written_loss(learner: Learner, event: Batch) -> tuple[torch.Tensor, dict[str
         return tuple(
             own[getattr(at, p) : getattr(at, p) + size]
             + (x[:, None] * f[rows, getattr(af, p) : getattr(af, p) + size]).sum(0)
-            for p, size in (("vector", at.D), ("expo", at.E), ("bias", at.C))
+            for p, size in (("vector", at.D), ("exposure", at.E), ("bias", at.C))
         )
 
     key, pair = event.key[0], []
     for _ in range(config.pairs):
-        key = np.uint64(kernels.mix(key))
+        key = np.uint64(kernels.splitmix64(key))
         pair.append(int(key) % int(event.known_items[0]))
     g, su, a = composed("user", user)
     h, t, c = composed("item", item)
     far = [composed("item", p) for p in pair]
     base, base_f = s.outcome[o, sc.BASE], s.outcome[o, sc.BASE + 2]
-    heat = learner.item.array[item, learner.item.layout.heat]
+    count = learner.item.array[item, learner.item.layout.decayed_count]
     age = event.ts_ms[0] // 1000 - int(
-        learner.item.array.view(np.uint32)[item, learner.item.layout.heat_s]
+        learner.item.array.view(np.uint32)[item, learner.item.layout.decayed_count_s]
     )
-    q = np.log1p(float(heat) * 0.5 ** (max(age, 0) / config.half_life_s))
-    apart = q - float(learner.item.array[item, learner.item.layout.usual + o])
+    q = np.log1p(float(count) * 0.5 ** (max(age, 0) / config.half_life_s))
+    apart = q - float(learner.item.array[item, learner.item.layout.popularity_mean + o])
     path = s.outcome[o, sc.SLOPE] * apart + s.outcome[o, sc.SLOPE + 1] * (su @ t).detach()
     theta = s.place[max(int(event.position[0]), 1) - 1, sc.THETA] if o == CLICK else 1.0
     lin = base + a[o] + c[o] + g @ h + path
     fact = base_f + a[2 * Y + o] + c[2 * Y + o] + (g @ h).detach() + path
 
-    eta = c[3 * Y + (role != Role.FACTUAL)] + su @ t
+    eta = c[3 * Y + (role != InteractionType.FACTUAL)] + su @ t
     pi = float(event.propensity[0])
-    head = s.head[int(role != Role.FACTUAL)]
+    head = s.head[int(role != InteractionType.FACTUAL)]
     if np.isnan(pi):
         told = np.exp(head[sc.SCALE] * eta.item() + head[sc.SHIFT])
         pi = -np.expm1(-head[sc.SHARE] * config.pairs * told)
@@ -404,11 +426,11 @@ def written_loss(learner: Learner, event: Batch) -> tuple[torch.Tensor, dict[str
         mine = base + a[o] + cp[o] + g @ hp
         guess = base_f + a[2 * Y + o] + cp[2 * Y + o] + g @ hp
         total = total + d * loss(mine, filled(guess)) / len(far)
-    if role != Role.CORRECTION:
+    if role != InteractionType.CORRECTION:
         one, zero = torch.ones((), dtype=torch.double), torch.zeros((), dtype=torch.double)
         total = total + binary_cross_entropy_with_logits(eta, one)
         for _, tp, cp in far:
-            eta = cp[3 * Y + (role != Role.FACTUAL)] + su @ tp
+            eta = cp[3 * Y + (role != InteractionType.FACTUAL)] + su @ tp
             total = total + binary_cross_entropy_with_logits(eta, zero)
     return total, leaves
 
@@ -426,7 +448,7 @@ def test_the_served_rows_score_what_the_learner_expects() -> None:
         learner._now_s += 1  # popularity is of the moment of asking
         expected = score(learner, user, item, outcome)
         low, high = (1, 5) if outcome == RATING else (0, 1)
-        told = learner.step(one_event(user, item, outcome, 1, Role.PREDICT, ts_ms=ts_ms))
+        told = learner.step(one_event(user, item, outcome, 1, InteractionType.PREDICT, ts_ms=ts_ms))
         assert told.prediction[0] == pytest.approx(np.clip(expected, low, high), abs=1e-5)
         if row(learner, "item", item).bias[0, -1]:
             withheld = np.clip(score(learner, user, item, outcome, shown=False), low, high)
@@ -461,13 +483,13 @@ def test_what_was_just_chosen_says_what_is_exposed_next_and_nothing_of_its_outco
     told = []
     for learner in (with_it, without):
         for at in range(0, len(batch), 2_000):
-            learner.step(batch.cut(at, at + 2_000))
+            learner.step(batch.slice(at, at + 2_000))
         right, outcomes = [], []
         for user in range(20):
             topic = user % 4
             for item in (5 * topic, 5 * topic + 1, 5 * topic + 2):
-                learner.step(one_event(user, item, RATING, 4, Role.FACTUAL, items=20))
-            u, i = row(learner, "user", user), learner.rows("item", items)
+                learner.step(one_event(user, item, RATING, 4, InteractionType.FACTUAL, items=20))
+            u, i = row(learner, "user", user), learner.served_rows("item", items)
             D = learner.config.factors
             eta = i.bias[:, 4] + i.vector[:, 2 * D :] @ u.vector[0, D:]
             right.append(np.isin(np.argsort(-eta)[:5] // 5, topic).mean())
@@ -495,11 +517,11 @@ def test_a_replay_has_not_the_moment_and_leaves_the_session_alone() -> None:
 
 
 def test_what_is_expected_of_an_outcome_is_as_observed_and_at_its_position() -> None:
-    learner = with_attributes(Learner(replace(SMALL, paths=Paths(popularity=False)), 5))
+    learner = with_attributes(Learner(replace(SMALL, paths=PathConfig(popularity=False)), 5))
     learner.step(draw_batch(400))
     learner.scalars.place[2, sc.THETA] = 0.5
     for position, share in ((1, 1.0), (3, 0.5)):
-        told = learner.step(one_event(2, 3, CLICK, 0, Role.PREDICT, position=position))
+        told = learner.step(one_event(2, 3, CLICK, 0, InteractionType.PREDICT, position=position))
         first = score(learner, 2, 3, CLICK)
         assert told.prediction[0] == pytest.approx(share * first, abs=1e-5)
     base, Y = learner.base(), 2
@@ -513,7 +535,7 @@ def test_what_is_expected_of_an_outcome_is_as_observed_and_at_its_position() -> 
         @ row(learner, "item", 3).vector[0, : i.layout.D]
     )
     fact = base[2, RATING] + bu[0, 2 * Y + RATING] + bi[0, 2 * Y + RATING] + match
-    told = learner.step(one_event(2, 3, RATING, 4, Role.FACTUAL))
+    told = learner.step(one_event(2, 3, RATING, 4, InteractionType.FACTUAL))
     assert told.prediction[0] == pytest.approx(np.clip(fact, 1, 5), abs=1e-5)
 
 
@@ -526,17 +548,23 @@ def test_each_role_counts_what_it_is(config: ModelConfig) -> None:
     batch = draw_batch(500)
     learner.step(batch)
     zero = (batch.outcome == CLICK) & (batch.label == 0) & ~batch.counts
-    closed = (batch.role == Role.CLOSED) | ((batch.role == Role.EXPOSED) & zero)
+    closed = (batch.role == InteractionType.CLOSED) | (
+        (batch.role == InteractionType.EXPOSED) & zero
+    )
     for kind, column, most in (("user", batch.user, 7), ("item", batch.item, 23)):
-        told = learner.rows(kind, np.arange(most, dtype=np.int32))
+        told = learner.served_rows(kind, np.arange(most, dtype=np.int32))
         for name, mine in (
-            ("events", batch.counts & ~np.isin(batch.role, (Role.PREDICT, Role.CLOSED))),
+            (
+                "events",
+                batch.counts
+                & ~np.isin(batch.role, (InteractionType.PREDICT, InteractionType.CLOSED)),
+            ),
             ("exposures", closed),
-            ("controls", batch.role == Role.CONTROL),
+            ("controls", batch.role == InteractionType.CONTROL),
         ):
             expected = np.bincount(column[mine], minlength=most)
             assert getattr(told, name).tolist() == expected.tolist(), (kind, name)
-    assert learner.describe()["controls"] == (batch.role == Role.CONTROL).sum()
+    assert learner.describe()["controls"] == (batch.role == InteractionType.CONTROL).sum()
 
 
 def parameters(learner: Learner) -> list[bytes]:
@@ -545,13 +573,13 @@ def parameters(learner: Learner) -> list[bytes]:
             for t in (learner.user, learner.item, learner.feature)]  # fmt: skip
 
 
-@pytest.mark.parametrize("role", [Role.PREDICT, Role.CLOSED])
-def test_a_prediction_and_a_window_that_only_closes_teach_nothing(role: Role) -> None:
+@pytest.mark.parametrize("role", [InteractionType.PREDICT, InteractionType.CLOSED])
+def test_a_prediction_and_a_window_that_only_closes_teach_nothing(role: InteractionType) -> None:
     learner = with_attributes(Learner(SMALL, 5))
     learner.step(draw_batch(200))
     before, scalars = parameters(learner), learner.scalars.outcome.copy()
     told = learner.step(one_event(1, 2, CLICK, 0, role))
-    assert np.isfinite(told.prediction[0]) == (role == Role.PREDICT)
+    assert np.isfinite(told.prediction[0]) == (role == InteractionType.PREDICT)
     assert parameters(learner) == before
     assert np.array_equal(learner.scalars.outcome, scalars)
 
@@ -561,24 +589,26 @@ def test_a_click_without_an_exposure_says_what_is_chosen_and_not_what_showing_do
     learner.step(draw_batch(200))
     u, i = learner.user, learner.item
     before = u.array[1].copy(), i.array[2].copy()
-    learner.step(one_event(1, 2, CLICK, 1, Role.CONSUMED))
+    learner.step(one_event(1, 2, CLICK, 1, InteractionType.CONSUMED))
     for old, table, at in ((before[0], u, 1), (before[1], i, 2)):
         own, new = table.layout, table.array[at]
         assert np.array_equal(old[: own.D], new[: own.D])
         assert np.array_equal(old[own.bias : own.bias + 6], new[own.bias : own.bias + 6])
-        assert not np.array_equal(old[own.expo : own.bias], new[own.expo : own.bias])
+        assert not np.array_equal(old[own.exposure : own.bias], new[own.exposure : own.bias])
 
 
 def test_uniform_pairs_are_of_all_items_known_and_are_named_once_when_they_moved() -> None:
     learner = Learner(SMALL, 5)
     moved: set[int] = set()
     for k in range(60):
-        told = learner.step(one_event(0, 1, RATING, 4, Role.FACTUAL, key=k, items=40))
+        told = learner.step(one_event(0, 1, RATING, 4, InteractionType.FACTUAL, key=k, items=40))
         assert told.items.tolist() == [1]
         moved |= set(learner.take_dirty(100).tolist())
         assert not len(learner.take_dirty(100))
     assert len(moved) > 30 and 1 not in moved and max(moved) < 40
-    learner.step(one_event(0, 1, RATING, 4, Role.FACTUAL, key=1, items=0))  # none is known
+    learner.step(
+        one_event(0, 1, RATING, 4, InteractionType.FACTUAL, key=1, items=0)
+    )  # none is known
     assert not len(learner.take_dirty(100))
 
 
@@ -589,7 +619,7 @@ def test_exposures_learn_what_is_clicked_where_shown() -> None:
     user, item = (rng.integers(0, 40, n).astype(np.int32) for _ in range(2))
     click = user % 2 == item % 2  # even users, even items
     batch = replace(
-        draw_batch(n, items=40, roles=(Role.EXPOSED,)), user=user, item=item,
+        draw_batch(n, items=40, roles=(InteractionType.EXPOSED,)), user=user, item=item,
         outcome=np.full(n, CLICK, np.int8), label=click.astype(np.float32),
         position=np.ones(n, np.int32), propensity=np.full(n, 1 / 40, np.float32),
     )  # fmt: skip
@@ -616,7 +646,7 @@ def test_the_exposure_model_tells_how_often_a_user_meets_an_item() -> None:
         )
     )
     rows, D = np.arange(40, dtype=np.int32), SMALL.factors
-    u, i = learner.rows("user", rows), learner.rows("item", rows)
+    u, i = learner.served_rows("user", rows), learner.served_rows("item", rows)
     eta = i.bias[:, 4] + u.vector[:, D:] @ i.vector[:, 2 * D :].T
     told = learner.describe()["exposure"]
     ratio = np.exp(told["scale"][0] * eta + told["shift"][0])  # of every pair: the share is 1
@@ -630,14 +660,16 @@ def test_replay_learns_again_and_counts_nothing_again(config: ModelConfig) -> No
     learner = with_attributes(Learner(config, 5))
     learner.step(draw_batch(300))
     learner.take_dirty(64)
-    counts = {kind: learner.rows(kind, np.arange(23, dtype=np.int32)) for kind in ("user", "item")}
+    counts = {
+        kind: learner.served_rows(kind, np.arange(23, dtype=np.int32)) for kind in ("user", "item")
+    }
     scalars = {k: v.copy() for k, v in learner.scalars.state().items()}
     before, history = parameters(learner), learner.history[:7].copy()
     told = learner.replay(200)
     assert np.array_equal(learner.history[:7], history)
     assert len(told.users) and len(told.items) and parameters(learner) != before
     for kind, held in counts.items():
-        now = learner.rows(kind, np.arange(23, dtype=np.int32))
+        now = learner.served_rows(kind, np.arange(23, dtype=np.int32))
         for name in ("events", "exposures", "controls"):
             assert np.array_equal(getattr(held, name), getattr(now, name))
         if kind == "item":
@@ -647,7 +679,7 @@ def test_replay_learns_again_and_counts_nothing_again(config: ModelConfig) -> No
 
 def test_what_replay_moves_in_pairs_is_named_too() -> None:
     learner = Learner(SMALL, 5)
-    learner.step(one_event(0, 1, RATING, 4, Role.FACTUAL, items=40))
+    learner.step(one_event(0, 1, RATING, 4, InteractionType.FACTUAL, items=40))
     learner.take_dirty(64)
     assert learner.replay(1).items.tolist() == [1]
     assert len(learner.take_dirty(64))
@@ -664,12 +696,14 @@ def test_served_items_are_polyak_averages_and_served_users_are_not() -> None:
     D = SMALL.factors
     mean = bias = None
     for k in range(12):
-        learner.step(one_event(0, 3, RATING, 1 + k % 5, Role.FACTUAL, key=k))
+        learner.step(one_event(0, 3, RATING, 1 + k % 5, InteractionType.FACTUAL, key=k))
         at = learner.item.layout
         own = learner.item.array[3].copy()
         if mean is None:
             fresh = Learner(replace(SMALL, pairs=0), 5)
-            fresh.step(one_event(0, 3, CLICK, 1, Role.CONSUMED))  # exists, and did not move
+            fresh.step(
+                one_event(0, 3, CLICK, 1, InteractionType.CONSUMED)
+            )  # exists, and did not move
             mean, bias = fresh.item.array[3, :D].copy(), np.float32(0)
         rate = max(1 - keep, 1 / (k + 2))
         mean = mean + rate * (own[:D] - mean)
@@ -690,7 +724,7 @@ def test_reading_never_creates(config: ModelConfig) -> None:
     learner = with_attributes(Learner(config, 5))
     learner.step(draw_batch(50))
     before = learner.state()
-    told = learner.rows("user", np.array([63, 2, 40], np.int32))
+    told = learner.served_rows("user", np.array([63, 2, 40], np.int32))
     assert not told.vector[[0, 2]].any() and not told.bias[[0, 2]].any()
     assert told.events.tolist() == [0, row(learner, "user", 2).events[0], 0]
     assert learner.exist("user", np.array([63, 2, 40], np.int32)).tolist() == [False, True, False]
@@ -760,12 +794,12 @@ def test_a_forgotten_row_is_as_if_it_had_never_been() -> None:
     learner = with_attributes(Learner(SMALL, 5))
     learner.step(draw_batch(100))
     for kind in ("user", "item"):
-        learner.forget(kind, 2)
+        learner.remove(kind, 2)
         told = row(learner, kind, 2)
         assert not told.vector.any() and not told.bias[:, :4].any()
         assert told.events[0] == told.exposures[0] == told.controls[0] == 0
         assert not learner.exist(kind, np.array([2], np.int32))[0]
-        learner.forget(kind, 60)
+        learner.remove(kind, 60)
     assert not learner.history[2].any()
 
 
@@ -796,10 +830,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def test_more_rows_than_reserved_is_an_error_with_a_remedy() -> None:
     with pytest.raises(Inconsistent) as refused:
-        Learner(SMALL).step(one_event(64, 0, RATING, 1, Role.FACTUAL, items=0))
+        Learner(SMALL).step(one_event(64, 0, RATING, 1, InteractionType.FACTUAL, items=0))
     assert "MAX_USERS" in refused.value.remedy
     large = Learner(replace(SMALL, max_items=80))
-    large.step(one_event(0, 70, RATING, 1, Role.FACTUAL))
+    large.step(one_event(0, 70, RATING, 1, InteractionType.FACTUAL))
     with pytest.raises(Inconsistent) as refused:
         Learner(SMALL).load(large.state())
     assert "MAX_ITEMS" in refused.value.remedy
@@ -817,7 +851,7 @@ def test_more_rows_than_reserved_is_an_error_with_a_remedy() -> None:
         {"max_users": 2**31},
         {"max_items": 2**31},
         {"max_features": 2**31},
-        {"outcomes": (Outcome("a", "logit", 0, 1), Outcome("a", "logit", 0, 1))},
+        {"outcomes": (OutcomeConfig("a", "logit", 0, 1), OutcomeConfig("a", "logit", 0, 1))},
         {"pairs": -1},
         {"clip": 0.0},
         {"alpha": 1.5},
@@ -838,17 +872,20 @@ def test_a_configuration_that_cannot_work_is_refused(wrong: dict[str, object]) -
 )  # fmt: skip
 def test_a_scale_on_which_nothing_can_be_learned_is_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match=r"model\.outcomes: the scale .* of rating"):
-        Outcome("rating", "identity", low, high)
+        OutcomeConfig("rating", "identity", low, high)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, SCALE_MAX), (-SCALE_MAX, SCALE_MAX)])
 def test_on_the_widest_scale_what_is_learned_stays_finite(low: float, high: float) -> None:
-    scale = (Outcome("rating", "identity", low, high), Outcome("click", "logit", 0.0, 1.0))
+    scale = (
+        OutcomeConfig("rating", "identity", low, high),
+        OutcomeConfig("click", "logit", 0.0, 1.0),
+    )
     learner = Learner(replace(SMALL, outcomes=scale), 5)
     for n in range(400):
-        learner.step(one_event(n % 7, n % 5, RATING, (low, high)[n % 2], Role.FACTUAL))
+        learner.step(one_event(n % 7, n % 5, RATING, (low, high)[n % 2], InteractionType.FACTUAL))
     for kind in ("user", "item"):
-        rows = learner.rows(kind, np.arange(5, dtype=np.int32))
+        rows = learner.served_rows(kind, np.arange(5, dtype=np.int32))
         assert np.isfinite(rows.bias).all() and np.isfinite(rows.vector).all()
     assert np.isfinite(learner.scalars.outcome).all()
 
@@ -858,7 +895,7 @@ def test_new_vectors_have_the_configured_spread_and_no_mean() -> None:
     table = np.zeros((4000, at.width), np.float32)
     start = np.array([4.0, 0.4, 0.05, 0.03, 0.1], np.float32)
     kernels.ensure(table, np.arange(4000, dtype=np.int32), at, kernels.ITEM, np.uint64(7), start)
-    for first, size, spread in ((at.vector, 32, 0.03), (at.expo, 8, 0.1)):
+    for first, size, spread in ((at.vector, 32, 0.03), (at.exposure, 8, 0.1)):
         vectors = table[:, first : first + size]
         assert vectors.std() == pytest.approx(spread, rel=0.02)
         assert abs(vectors.mean()) < 0.02 * spread
@@ -912,7 +949,7 @@ def progressive(config: ModelConfig, limit: int, size: int) -> tuple[float, floa
     learner = Learner(config, 0)
     batch = movielens(learner, limit)
     told = np.concatenate(
-        [learner.step(batch.cut(a, a + size)).prediction for a in range(0, limit, size)]
+        [learner.step(batch.slice(a, a + size)).prediction for a in range(0, limit, size)]
     )
     error = np.abs(told - batch.label)
     return float(error.mean()), float(np.sqrt((error**2).mean()))

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from stream.batch import Batch
+from stream.interaction_type import SYNTHETIC, InteractionType
 from stream.model import scalars as sc
-from stream.model.config import ModelConfig, Paths
+from stream.model.config import ModelConfig, PathConfig
 from stream.model.learner import Learner, Update
-from stream.roles import SYNTHETIC, Role
 from tests.reference import Reference, differences, untold
 from tests.reference.rows import Floats, Rate, rate_of
 from tests.test_model import CLICK, CLOSED_PATHS, RATING, SMALL, draw_batch, open_every_path
@@ -29,22 +29,25 @@ VARIANTS = [
     {"session_factors": 0, "pairs": 3},
     {"pairs": 0},
     {"paths": CLOSED_PATHS},
-    *({"paths": replace(Paths(), **{name: False})} for name in Paths.__dataclass_fields__),
+    *(
+        {"paths": replace(PathConfig(), **{name: False})}
+        for name in PathConfig.__dataclass_fields__
+    ),
 ]
 # corrections seldom: with many the click's base is at its end, where float32 knows no 1 - mu
-MIXED = (*Role, *[Role.EXPOSED] * 6, *[Role.CONTROL] * 2)
+MIXED = (*InteractionType, *[InteractionType.EXPOSED] * 6, *[InteractionType.CONTROL] * 2)
 
 
 def mixed_batch(n: int, seed: int, items: int = 23) -> Batch:
     """Return interactions of all roles, whose clicks are rare enough for their base to be mild."""
     batch = draw_batch(n, seed, items=items, roles=MIXED)
-    early = (batch.role == Role.CORRECTION) & (np.arange(n) < n // 4)
-    role = np.where(early, Role.EXPOSED, batch.role).astype(np.int8)
+    early = (batch.role == InteractionType.CORRECTION) & (np.arange(n) < n // 4)
+    role = np.where(early, InteractionType.EXPOSED, batch.role).astype(np.int8)
     batch = replace(batch, role=role)
-    seldom = (batch.outcome == CLICK) & (batch.role != Role.CORRECTION)
+    seldom = (batch.outcome == CLICK) & (batch.role != InteractionType.CORRECTION)
     kept = np.random.default_rng(seed).random(n) < 0.5
     label = np.where(seldom & ~kept, 0, batch.label).astype(np.float32)
-    counts = batch.counts & ((label > 0) | (batch.role != Role.EXPOSED))
+    counts = batch.counts & ((label > 0) | (batch.role != InteractionType.EXPOSED))
     return replace(batch, label=label, counts=counts)
 
 
@@ -66,7 +69,7 @@ def alone(learner: Learner, batch: Batch, seed: int = 0) -> Batch:
     keys = batch.key.copy()
     for j in range(len(batch)):
         while True:
-            one = replace(batch.cut(j, j + 1), key=keys[j : j + 1])
+            one = replace(batch.slice(j, j + 1), key=keys[j : j + 1])
             pair = reference.draw(one)[0]
             items = np.array([batch.item[j], *pair[pair >= 0]])
             values = links[items]
@@ -80,7 +83,7 @@ def alone(learner: Learner, batch: Batch, seed: int = 0) -> Batch:
 def each(batch: Batch) -> Iterator[Batch]:
     """Yield the interactions one by one."""
     for j in range(len(batch)):
-        yield batch.cut(j, j + 1)
+        yield batch.slice(j, j + 1)
 
 
 def settled(config: ModelConfig, n: int = 900) -> Learner:
@@ -170,7 +173,7 @@ def test_the_uniform_items_and_new_rows_are_the_learners() -> None:
     pair = reference.draw(batch)
     theirs, _, _ = learner._draw(batch)
     assert np.array_equal(pair, theirs)
-    reference.learn(batch.cut(0, 0), pair, 1)
+    reference.learn(batch.slice(0, 0), pair, 1)
     reference.exist("item", pair[pair >= 0])
     reference.exist("item", batch.item)
     reference.exist("user", batch.user)
@@ -190,7 +193,7 @@ def apart_batch(n: int, seed: int, items: int) -> Batch:
     for j in range(n):
         while True:
             keys[j] = rng.integers(0, 2**63)
-            drawn = reference.draw(replace(batch, key=keys).cut(j, j + 1))[0]
+            drawn = reference.draw(replace(batch, key=keys).slice(j, j + 1))[0]
             pair = set(drawn[drawn >= 0].tolist())
             if len(pair) == (drawn >= 0).sum() and not pair & used:
                 used |= pair
@@ -223,7 +226,7 @@ def test_an_item_and_its_attribute_value_step_once_a_block_from_the_sum(
     learner = settled(config)
     batch = replace(
         mixed_batch(4, 7), user=np.array([0, 1, 2, 3], np.int32), item=np.full(4, 4, np.int32),
-        role=np.full(4, Role.FACTUAL, np.int8), outcome=np.zeros(4, np.int8),
+        role=np.full(4, InteractionType.FACTUAL, np.int8), outcome=np.zeros(4, np.int8),
         label=np.array([1, 5, 2, 4], np.float32), counts=np.ones(4, np.bool_),
     )  # fmt: skip
     batch = alone(learner, batch)
@@ -232,7 +235,7 @@ def test_an_item_and_its_attribute_value_step_once_a_block_from_the_sum(
     singles = [Reference(single) for single in _loops(learner, batch)]
     at = 4 if kind == "item" else learner.features.row["item\x1fgenre\x1f=x"]
     imputed, exposed = 2 * whole.Y + RATING, 3 * whole.Y
-    for key in ("vector", "expo", "session", RATING, imputed, exposed):
+    for key in ("vector", "exposure", "session", RATING, imputed, exposed):
         rate = rate_of(config, kind, key)
         start, held = _part(before, kind, at, key)
         total, squares = np.zeros_like(start), 0.0
@@ -275,7 +278,7 @@ def test_the_value_that_two_users_share_steps_once_a_block_from_the_sum() -> Non
     learner = settled(CONFIG)
     batch = replace(
         mixed_batch(2, 7), user=np.array([0, 2], np.int32), item=np.array([1, 3], np.int32),
-        role=np.full(2, Role.FACTUAL, np.int8), outcome=np.zeros(2, np.int8),
+        role=np.full(2, InteractionType.FACTUAL, np.int8), outcome=np.zeros(2, np.int8),
         label=np.array([1, 5], np.float32), counts=np.ones(2, np.bool_),
     )  # fmt: skip
     batch = alone(learner, batch)
@@ -304,8 +307,15 @@ def test_counts_and_what_is_usual_of_an_item_advance_in_order_within_a_block() -
     apart = differences(reference, learner, 1e-5)
     names = {name.split("[")[0] for name in apart}
     same = (
-        "events", "exposures", "controls", "heat", "heat_s", "usual", "rest", "outcomes",
-    )  # fmt: skip
+        "events",
+        "exposures",
+        "controls",
+        "decayed_count",
+        "decayed_count_s",
+        "popularity_mean",
+        "label_mean",
+        "outcomes",
+    )
     assert not names & {f"{kind}.{part}" for kind in ("user", "item") for part in same}
     assert not names & {"global count STEPS", "global count ITEMS", "global count CONTROLS"}
     of = reference.outcome, learner.scalars.outcome
@@ -323,11 +333,14 @@ def test_control_outcomes_of_an_item_know_of_each_other_within_a_block() -> None
     old = int(np.flatnonzero(learner.item.array[:23, learner.item.layout.control_sum] > 0)[0])
     n = 12
     batch = replace(
-        mixed_batch(n, 9), role=np.full(n, Role.CONTROL, np.int8), counts=np.zeros(n, np.bool_),
-        user=np.arange(n, dtype=np.int32), item=np.resize([new, old], n).astype(np.int32),
+        mixed_batch(n, 9),
+        role=np.full(n, InteractionType.CONTROL, np.int8),
+        counts=np.zeros(n, np.bool_),
+        user=np.arange(n, dtype=np.int32),
+        item=np.resize([new, old], n).astype(np.int32),
         outcome=np.resize([0, 0, 1, 1], n).astype(np.int8),
         label=np.resize([1, 5, 1, 0, 4, 2, 0, 1], n).astype(np.float32),
-    )  # fmt: skip
+    )
     reference = Reference(learner)
     learner.scalars.count[sc.STEPS] = reference.count[sc.STEPS] = sc.BLOCK
     learner.step(batch)
@@ -350,7 +363,7 @@ def test_where_polls_are_cut_matters_only_to_blocks(size: int) -> None:
     whole.count[sc.STEPS] = cut.count[sc.STEPS] = sc.BLOCK
     whole.learn(batch, pair, size)
     for begin in range(0, 2 * size, size):
-        cut.learn(batch.cut(begin, begin + size), pair[begin : begin + size], size)
+        cut.learn(batch.slice(begin, begin + size), pair[begin : begin + size], size)
     for kind in ("user", "item", "feature"):
         for name, part in whole.rows[kind].parts.items():
             assert np.array_equal(part, cut.rows[kind][name]), (kind, name)

@@ -130,7 +130,7 @@ def test_a_trainer_that_starts_from_before_a_removal_does_not_undo_it(place):
     try:
         trainer.start()
         trainer.publisher.refresh(1e9)
-        trainer.publisher.settle()
+        trainer.publisher.drain()
         for user in TEN:
             assert seen(place, user) == []
         assert reader.meta([id_.encode() for id_ in TEN]) == [None] * 10
@@ -160,7 +160,7 @@ def test_a_removal_of_what_is_not_known_makes_nothing():
     learned = engine.learn(
         [*gone("item", "9"), *batches([event("click", 2, user_id="9", item_id="9")])]
     )
-    assert engine.learner.rows("item", learned.items).events.tolist() == [1]
+    assert engine.learner.served_rows("item", learned.items).events.tolist() == [1]
 
 
 def said(batch):
@@ -211,7 +211,7 @@ def rows_agree(engine, polled):
     for kind, ids in (("user", engine.users), ("item", engine.items)):
         rows = np.arange(len(ids), dtype=np.int32)
         names = [id_.decode() for id_ in ids.ids(rows)]
-        events = engine.learner.rows(kind, rows).events.tolist()
+        events = engine.learner.served_rows(kind, rows).events.tolist()
         assert dict(zip(names, events, strict=True)) == {n: counts[kind, n] for n in names}
         there = engine.learner.exist(kind, rows).tolist()
         assert not {n for n, is_ in zip(names, there, strict=True) if is_ and (kind, n) in away}

@@ -21,7 +21,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from consumers import clients, playground, topics
 from consumers.kafka import KafkaSource, Outgoing, Sink, Unacknowledged
-from consumers.settings import Kafka
+from consumers.settings import KafkaSettings
 from stream.errors import CounterflowError
 
 WAIT_S = 60.0
@@ -46,7 +46,7 @@ def sasl(**other: Any) -> dict[str, Any]:
         "sasl_plain_password": GIVEN.get("password", ""),
         "options": QUICK,
     }
-    return clients.options(Kafka(**settings | other))
+    return clients.options(KafkaSettings(**settings | other))
 
 
 def mtls(**other: Any) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def mtls(**other: Any) -> dict[str, Any]:
         "ssl_keyfile": GIVEN["key"],
         "options": QUICK,
     }
-    return clients.options(Kafka(**settings | other))
+    return clients.options(KafkaSettings(**settings | other))
 
 
 def stranger() -> dict[str, Any]:

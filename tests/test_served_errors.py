@@ -12,8 +12,8 @@ from consumers.evaluate import served
 from consumers.evaluate.feed import Recorder
 from stream.engine import Engine
 from stream.evaluation import Progressive
+from stream.interaction_type import InteractionType
 from stream.model.learner import Learner
-from stream.roles import Role
 from stream.worlds import PopularityLoop, record_batches
 from tests.test_causal import CONFIG
 from tests.test_model import (
@@ -44,7 +44,7 @@ def test_what_is_served_before_an_outcome_is_what_a_list_would_have_said(config)
     rng = np.random.default_rng(4)
     for n in range(40):
         user, item, outcome = int(rng.integers(7)), int(rng.integers(23)), n % 2
-        role = Role.EXPOSED if outcome else Role.FACTUAL
+        role = InteractionType.EXPOSED if outcome else InteractionType.FACTUAL
         of = engine.config.outcomes[outcome]
         rows = (np.array([k], np.int32) for k in (user, item))
         wanted = served.scores(engine, *rows, of.name, served.if_shown)[0, 0]
@@ -52,7 +52,7 @@ def test_what_is_served_before_an_outcome_is_what_a_list_would_have_said(config)
         told = learner.step(event)
         assert told.served[0] == pytest.approx(np.clip(wanted, of.low, of.high), abs=3e-5), n
         assert told.served[0] != pytest.approx(told.prediction[0], abs=1e-4)
-    nothing = learner.step(one_event(1, 2, 1, 0.0, Role.PREDICT, ts_ms=now))
+    nothing = learner.step(one_event(1, 2, 1, 0.0, InteractionType.PREDICT, ts_ms=now))
     assert np.isnan(nothing.served[0])
 
 

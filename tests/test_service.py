@@ -20,13 +20,13 @@ from prometheus_client import CollectorRegistry
 
 from consumers import datasets, playground, replay, topics
 from consumers.kafka import KafkaSource, Outgoing, Sink
-from consumers.service import answers, ranking, requests, shelf
+from consumers.service import answers, item_index, ranking, requests
 from consumers.service.app import create_app
 from consumers.service.posted import Posted
 from consumers.service.run import KafkaProduce, Server, configured, listen
 from consumers.settings import load
 from model_store.codec import pack, pack_ids, stamp
-from model_store.seen import Seen, group
+from model_store.seen import SeenItems, group
 from model_store.vectors import RedisVectors
 from stream.errors import CounterflowError, Unavailable
 
@@ -69,7 +69,7 @@ class World:
     def __init__(self, url, prefix):
         self.client = redis.Redis.from_url(url)
         self.vectors = RedisVectors(self.client, prefix=prefix, ttl_s=60)
-        self.seen = Seen(self.client, prefix, 60)
+        self.seen = SeenItems(self.client, prefix, 60)
         self.sequence = 0
 
     def write(self, kind, rows, globals_=GLOBALS, events=5):
@@ -236,7 +236,7 @@ def test_seen_items_leave_the_list_only_if_so_configured(world, serve):
 
 def test_seen_items_are_bounded_and_the_newest_stay(redis_url, prefix):
     client = redis.Redis.from_url(redis_url)
-    seen = Seen(client, prefix, 60, most=4)
+    seen = SeenItems(client, prefix, 60, most=4)
     for number in range(50):
         seen.mark({b"7": pack_ids([b"item-%03d" % number])})
     held = client.get(f"{prefix}:4:s:7")
@@ -593,4 +593,4 @@ def test_best_is_the_head_of_the_stable_order():
 def test_places_in_messages_become_fields():
     assert requests.where("Expected `str`, got `int` - at `$.exclude[0]`")[0] == "exclude[0]"
     assert requests.where("Expected `object`, got `array`")[0] == "body"
-    assert shelf.holds(["x", 1], 1.0)
+    assert item_index.holds(["x", 1], 1.0)

@@ -13,7 +13,7 @@ import redis
 
 from consumers import playground, topics
 from model_store.codec import pack, stamp
-from model_store.reader import Catalogue, Items
+from model_store.reader import CachedItems, Catalogue
 from model_store.vectors import RedisVectors
 from stream.model.features import links_of
 from tests import planted
@@ -198,7 +198,7 @@ def test_beside_many_of_all_kinds_the_service_answers_at_once(url):
 
 def test_a_view_stays_as_it_is_while_the_items_change():
     shape, ids = (2, 3), [b"a", b"b", b"c"]
-    held = Catalogue(Items(shape), {"item": shape}, meta={b"a": {"title": "A"}})
+    held = Catalogue(CachedItems(shape), {"item": shape}, meta={b"a": {"title": "A"}})
 
     def rows(value, ids):
         counts = np.full(len(ids), 5)

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from stream.batch import Batch
+from stream.interaction_type import InteractionType
 from stream.model import scalars as sc
 from stream.model.blocks.names import TILE
 from stream.model.config import ModelConfig
 from stream.model.learner import Learner, Rows, Update
-from stream.roles import Role
 from stream.testing import _near, _parts, steps_agree
 from tests.test_drivers import agrees, crowd, hot_batch
 from tests.test_model import BLOCKS, open_every_path
@@ -77,8 +77,8 @@ class Simulated(Learner):
     def replay(self, count: int) -> Update:
         return self.asked("replay", count)
 
-    def rows(self, kind: Any, rows: Any) -> Rows:
-        return self.asked("rows", kind, rows)
+    def served_rows(self, kind: Any, rows: Any) -> Rows:
+        return self.asked("served_rows", kind, rows)
 
 
 def crowded(n: int, seed: int) -> Batch:
@@ -99,7 +99,7 @@ def test_what_is_simulated_is_what_threads_learn_replay_and_serve(ask: Ask) -> N
     open_every_path(learner)
     learner.scalars.count[sc.STEPS] = sc.BLOCK - 12
     other, batch = Simulated(learner, ask), crowded(80, 2)
-    rest = batch.cut(20, 80)
+    rest = batch.slice(20, 80)
     assert (rest.item == 0).sum() > TILE and len(np.unique(rest.user)) > TILE
     steps_agree(learner, other, batch, 1e-4)
     assert learner.scalars.count[sc.STEPS] > sc.BLOCK
@@ -110,7 +110,7 @@ def test_what_is_simulated_is_what_threads_learn_replay_and_serve(ask: Ask) -> N
         _near(name, part, right[name], 1e-4, 1e-4)
     rows = np.arange(63, dtype=np.int32)  # the last ones were never met
     for kind in ("user", "item"):
-        served = learner.rows(kind, rows), other.rows(kind, rows)
+        served = learner.served_rows(kind, rows), other.served_rows(kind, rows)
         for name in ("vector", "bias", "events"):
             _near(name, *(getattr(of, name) for of in served), 1e-4, 1e-4)
 
@@ -121,7 +121,9 @@ def mild(n: int, seed: int) -> Batch:
     There float32 knows no error, and so moves no mean.
     """
     batch = mixed_batch(n, seed)
-    role = np.where(batch.role == Role.CORRECTION, Role.EXPOSED, batch.role).astype(np.int8)
+    role = np.where(
+        batch.role == InteractionType.CORRECTION, InteractionType.EXPOSED, batch.role
+    ).astype(np.int8)
     return replace(batch, role=role)
 
 

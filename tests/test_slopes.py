@@ -110,7 +110,7 @@ def test_an_item_that_has_other_numbers_than_before_begins_anew():
         slopes.update(one, [label], [0.0], np.array([[price, weight]], np.float32))
     held = slopes.state()["held"][0]
     assert held.tolist() == pytest.approx([2, 3, 0, 11.5, 5])
-    slopes.forget(0)
+    slopes.discard(0)
     assert not slopes.state()["held"][0].any()
 
 
@@ -170,7 +170,7 @@ def test_a_number_whose_beginning_is_forgotten_is_unknown():
     asked = {ts: waiting.as_of(outcomes(zero, [ts]), now.copy())[0, 0] for ts in (55, 45, 35, 25)}
     assert (asked[55], asked[45], asked[35]) == (9.0, 4.0, 3.0)
     assert np.isnan(asked[25])
-    waiting.forget(0)
+    waiting.discard(0)
     assert waiting.as_of(outcomes(zero, [25]), now.copy())[0, 0] == 9.0
 
 

@@ -32,8 +32,8 @@ from model_store.codec import (
     unpack_ids,
     unpack_many,
 )
-from model_store.reader import AsyncReader, Items, Reader, connect_async
-from model_store.seen import Seen, latest
+from model_store.reader import AsyncReader, CachedItems, Reader, connect_async
+from model_store.seen import SeenItems, latest
 from model_store.seen import unpack as unpack_seen
 from model_store.snapshots import Snapshots
 from model_store.vectors import GENERATION, RedisVectors, connect, escaped, keys
@@ -323,7 +323,9 @@ def test_every_key_has_a_ttl(client: redis.Redis, vectors: RedisVectors) -> None
         {kind: ([id_], rows(kind, epoch, 1, [1.0])) for kind, id_ in ids.items()},
         meta={b"50": b'{"title":"Star Wars"}', b"51": b""},
         globals_=bytes(8),
-        then=Seen(client, ttl_s=600).commands("add", {b"7": pack_ids([b"50"])}, stamp(epoch, 1)),
+        then=SeenItems(client, ttl_s=600).commands(
+            "add", {b"7": pack_ids([b"50"])}, stamp(epoch, 1)
+        ),
     )
     names = sorted(client.keys("*"))
     assert names == [
@@ -401,7 +403,7 @@ def test_an_old_writer_brings_nothing_back_that_a_newer_one_erased(
     server: Server, client: redis.Redis
 ) -> None:
     old, new = (RedisVectors(redis.Redis(port=server.port), ttl_s=600) for _ in range(2))
-    seen, reader = Seen(client, ttl_s=600), Reader(client)
+    seen, reader = SeenItems(client, ttl_s=600), Reader(client)
     first = RedisVectors(client).claim_epoch(0)  # so that the old one's stamps alone stop it
     title, ids = {b"a": b'{"title":"A"}'}, {b"7": pack_ids([b"a"])}
 
@@ -463,7 +465,7 @@ def test_an_erased_user_leaves_nothing_but_a_tombstone(
     client: redis.Redis, vectors: RedisVectors
 ) -> None:
     put_user(vectors, b"7", 1, 1, 1.0)
-    Seen(client).mark({b"7": pack_ids([b"50"])})
+    SeenItems(client).mark({b"7": pack_ids([b"50"])})
     assert len(client.keys("*:7")) == 2
     erase(vectors, "user", b"7", 1, 2)
     assert client.keys("*:7") == [b"cf:4:u:7"] and client.get("cf:4:u:7") == stamp(1, 2)
@@ -471,7 +473,7 @@ def test_an_erased_user_leaves_nothing_but_a_tombstone(
 
 def test_a_write_is_one_round_trip(client: redis.Redis, vectors: RedisVectors) -> None:
     put(vectors, 1, 1, {b"a": 1.0})
-    Seen(client).mark({b"1": b""})  # both scripts are loaded
+    SeenItems(client).mark({b"1": b""})  # both scripts are loaded
     sent = []
     pool = client.connection_pool
     connection = pool.get_connection()
@@ -485,7 +487,7 @@ def test_a_write_is_one_round_trip(client: redis.Redis, vectors: RedisVectors) -
         meta=dict.fromkeys(many, b"{}"),
         globals_=bytes(8),
         unseen=many,
-        then=Seen(client).commands("add", dict.fromkeys(many, pack_ids([b"a"])), stamp(1, 2)),
+        then=SeenItems(client).commands("add", dict.fromkeys(many, pack_ids([b"a"])), stamp(1, 2)),
     )
     assert len(sent) == 1
     left = {b"cf:4:i:a", b"cf:4:globals", b"cf:4:log"}
@@ -520,7 +522,7 @@ def test_a_ring_gives_its_newest_items_oldest_first() -> None:
 def test_a_restored_list_holds_what_is_remembered_and_what_came_since(
     client: redis.Redis, vectors: RedisVectors
 ) -> None:
-    seen, mark = Seen(client), stamp(1, 1)
+    seen, mark = SeenItems(client), stamp(1, 1)
 
     def restore(*items: bytes) -> list[bytes]:
         vectors.write(mark, then=seen.commands("restore", {b"7": pack_ids(items)}, mark))
@@ -670,7 +672,7 @@ def test_the_asyncio_reader_gives_the_same_answers(
     put(vectors, 1, 1, {b"a": 1.0})
     put_user(vectors, b"7", 1, 1, 6.0)
     vectors.write(stamp(1, 1), {"feature": ([b"f"], rows("feature", 1, 1, [5.0]))})
-    Seen(client).mark({b"7": pack_ids([b"a"])})
+    SeenItems(client).mark({b"7": pack_ids([b"a"])})
     vectors.publish_model({"outcomes": ["rating", "click"]})
     vectors.set_live()
 
@@ -708,7 +710,7 @@ def test_the_asyncio_reader_gives_the_same_answers(
     )
 )
 def test_items_hold_what_was_applied_last(steps: list[dict[bytes, int | None]]) -> None:
-    items, held = Items(SHAPES["item"]), {}
+    items, held = CachedItems(SHAPES["item"]), {}
     for step in steps:
         payloads = [None if v is None else rows("item", 1, 1, [v])[0] for v in step.values()]
         items.apply(list(step), payloads)

@@ -9,13 +9,13 @@ import pytest
 from stream.batch import Batch, ratings
 from stream.engine import Engine
 from stream.framing import frame
+from stream.interaction_type import SYNTHETIC, InteractionType
 from stream.model.config import ModelConfig
 from stream.model.learner import Learner, Update
-from stream.model.links import Links
+from stream.model.links import LinkTable
 from stream.model.living import Living
 from stream.model.synthetic import Imagined, between
 from stream.records import RecordBatch
-from stream.roles import SYNTHETIC, Role
 from stream.testing import differing, restarts_do_not_matter
 
 RATING, CLICK = 0, 1
@@ -37,9 +37,21 @@ def outcomes(n: int, seed: int = 0) -> Batch:
     """Return ratings, clicks at several places, and interactions that are neither."""
     rng = np.random.default_rng(seed)
     role = rng.choice(
-        np.array([Role.FACTUAL, Role.EXPOSED, Role.EXPOSED, Role.CONTROL, Role.PREDICT], np.int8), n
+        np.array(
+            [
+                InteractionType.FACTUAL,
+                InteractionType.EXPOSED,
+                InteractionType.EXPOSED,
+                InteractionType.CONTROL,
+                InteractionType.PREDICT,
+            ],
+            np.int8,
+        ),
+        n,
     )
-    outcome = np.where(role == Role.FACTUAL, RATING, rng.integers(0, 2, n)).astype(np.int8)
+    outcome = np.where(role == InteractionType.FACTUAL, RATING, rng.integers(0, 2, n)).astype(
+        np.int8
+    )
     label = np.where(outcome == RATING, rng.integers(1, 6, n), rng.integers(0, 2, n))
     made = ratings(
         rng.integers(0, USERS, n).astype(np.int32), rng.integers(0, ITEMS, n).astype(np.int32),
@@ -47,10 +59,14 @@ def outcomes(n: int, seed: int = 0) -> Batch:
         rng.integers(0, 2**63, n).astype(np.uint64), T0 + np.arange(n) * 60_000,
     )  # fmt: skip
     return replace(
-        made, role=role,
-        position=np.where(role == Role.FACTUAL, 0, rng.integers(0, 3, n)).astype(np.int32),
-        counts=(role == Role.FACTUAL) | ((role == Role.EXPOSED) & (label > 0)),
-    )  # fmt: skip
+        made,
+        role=role,
+        position=np.where(role == InteractionType.FACTUAL, 0, rng.integers(0, 3, n)).astype(
+            np.int32
+        ),
+        counts=(role == InteractionType.FACTUAL)
+        | ((role == InteractionType.EXPOSED) & (label > 0)),
+    )
 
 
 def attributes(item: int) -> dict[str, object]:
@@ -69,7 +85,7 @@ def learner(config: ModelConfig) -> Learner:
     return made
 
 
-def made_of(batch: Batch, prediction: np.ndarray, links: Links) -> Batch:
+def made_of(batch: Batch, prediction: np.ndarray, links: LinkTable) -> Batch:
     """Return what is made of a batch when nothing is remembered."""
     return Imagined(64, 2, 604_800.0).make(batch, prediction, LOGIT, links, Living(64))
 
@@ -102,7 +118,7 @@ def polls(n: int = 12, size: int = 20) -> list[list[RecordBatch]]:
 
 
 def test_an_item_between_shares_with_both_and_a_number_lies_between() -> None:
-    links = Links(4, 4)
+    links = LinkTable(4, 4)
     links.set(0, [(0, 1.0), (1, 1.0), (5, 10.0)])
     links.set(1, [(2, 1.0), (1, 1.0), (5, 20.0)])
     for of_k, expected in (
@@ -125,7 +141,7 @@ def test_what_is_made_follows_from_two_outcomes_of_one_user() -> None:
     batch = outcomes(400, 2)
     prediction = np.random.default_rng(0).uniform(0, 1, 400).astype(np.float32)
     made = made_of(batch, prediction, links)
-    told = np.isin(batch.role, (Role.FACTUAL, Role.EXPOSED))
+    told = np.isin(batch.role, (InteractionType.FACTUAL, InteractionType.EXPOSED))
     told &= (batch.outcome == RATING) | (batch.position <= 1)
     residual = batch.label - prediction
     latest: dict[tuple[int, int], tuple[int, np.float32]] = {}
@@ -154,7 +170,7 @@ def test_what_is_made_follows_from_two_outcomes_of_one_user() -> None:
     assert shift.max() > WEEK_MS / 4
     assert (made.role == SYNTHETIC).all()
     assert not made.counts.any()
-    assert SYNTHETIC not in set(map(int, Role))  # no event is marked as one
+    assert SYNTHETIC not in set(map(int, InteractionType))  # no event is marked as one
 
 
 def test_it_is_reproducible_however_the_outcomes_are_cut() -> None:
@@ -163,7 +179,7 @@ def test_it_is_reproducible_however_the_outcomes_are_cut() -> None:
     whole, again = (made_of(batch, prediction, links) for _ in range(2))
     imagined = Imagined(64, 2, 604_800.0)
     parts = [
-        imagined.make(batch.cut(a, a + 7), prediction[a : a + 7], LOGIT, links, Living(64))
+        imagined.make(batch.slice(a, a + 7), prediction[a : a + 7], LOGIT, links, Living(64))
         for a in range(0, 300, 7)
     ]
     for name in ("user", "item", "outcome", "label", "ts_ms", "key"):
@@ -222,14 +238,17 @@ def test_nothing_is_counted_evaluated_or_remembered(config: ModelConfig) -> None
     for kind, table in (("user", it.user), ("item", it.item), ("feature", it.feature)):
         at, one, two = table.layout, before[f"{kind}.rows"], after[f"{kind}.rows"]
         names = ["events", "exposures", "controls"]
-        names += ["heat", "heat_s", "control_sum"] if kind == "item" else []
+        names += ["decayed_count", "decayed_count_s", "control_sum"] if kind == "item" else []
         for name in names:
             column = getattr(at, name)
             assert one[:, column].tobytes() == two[:, column].tobytes(), (kind, name)
         if kind == "item":
-            for first in (at.usual, at.rest, at.outcomes):
+            for first in (at.popularity_mean, at.label_mean, at.outcomes):
                 assert one[:, first : first + 2].tobytes() == two[:, first : first + 2].tobytes()
-        for first, size in ((at.expo, at.E), (at.bias + 3 * at.Y, 2)):  # who is shown what: unseen
+        for first, size in (
+            (at.exposure, at.E),
+            (at.bias + 3 * at.Y, 2),
+        ):  # who is shown what: unseen
             created = one[:, at.vector_sum] == 0
             held = slice(first, first + size)
             assert np.array_equal(one[~created, held], two[~created, held]), kind
@@ -297,7 +316,7 @@ def test_a_forgotten_user_leaves_nothing() -> None:
     batch = outcomes(100, 8)
     it.imagine(batch, it.step(batch))
     assert it.state()["synthetic.item"][4].any()
-    it.forget("user", 4)
+    it.remove("user", 4)
     assert not it.state()["synthetic.item"][4].any()
     assert not it.state()["synthetic.residual"][4].any()
 
@@ -319,7 +338,9 @@ def test_blocks_of_one_are_the_sequential_law_where_nothing_repeats() -> None:
         batch = replace(start, outcome=np.full(n, outcome, np.int8))
         if outcome == CLICK:
             batch = replace(
-                batch, role=np.full(n, Role.EXPOSED, np.int8), label=(batch.label > 3).astype("f4")
+                batch,
+                role=np.full(n, InteractionType.EXPOSED, np.int8),
+                label=(batch.label > 3).astype("f4"),
             )
         made = [it.imagine(batch, it.step(batch)) for it in (one, two)]
         np.testing.assert_allclose(made[0].prediction, made[1].prediction, atol=1e-5)

@@ -24,9 +24,9 @@ from model_store.keys import keys
 from model_store.reader import Reader
 from model_store.seen import unpack
 from model_store.vectors import RedisVectors
-from stream.careful import parse
 from stream.compiled import compiling
 from stream.errors import BadEvent, Inconsistent, Unavailable
+from stream.reference_parser import parse
 
 KILLS = int(os.environ.get("COUNTERFLOW_TEST_KILLS", "4"))
 T0 = 1_700_000_000_000
@@ -422,7 +422,9 @@ def test_a_removal_and_a_return_in_one_poll_leave_what_came_after(place):
 def test_one_rating_moves_the_served_score_by_what_it_moved_the_learners(place):
     def learners(trainer):
         rows = {
-            kind: trainer.engine.learner.rows(kind, np.array([vocabulary.find(id_)], np.int32))
+            kind: trainer.engine.learner.served_rows(
+                kind, np.array([vocabulary.find(id_)], np.int32)
+            )
             for kind, vocabulary, id_ in (
                 ("user", trainer.engine.users, b"7"),
                 ("item", trainer.engine.items, b"3"),

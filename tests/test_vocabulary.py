@@ -30,7 +30,7 @@ def columns(ids):
 @given(ids_)
 def test_ids_get_rows_in_order_of_appearance_and_come_back(ids):
     vocabulary = Vocabulary("user", 10_000)
-    rows, known = vocabulary.rows(*columns(ids))
+    rows, known = vocabulary.ensure_rows(*columns(ids))
     expected: dict[bytes, int] = {}
     for id_ in ids:
         expected.setdefault(id_, len(expected))
@@ -45,7 +45,7 @@ def test_ids_get_rows_in_order_of_appearance_and_come_back(ids):
 def test_a_hundred_thousand_ids_are_free_of_collisions():
     ids = [f"user-{n}".encode() for n in range(100_000)]
     vocabulary = Vocabulary("user", 100_000)
-    rows, _ = vocabulary.rows(*columns(ids))
+    rows, _ = vocabulary.ensure_rows(*columns(ids))
     assert rows.tolist() == list(range(100_000))
 
 
@@ -59,7 +59,7 @@ def test_finding_never_creates():
 @pytest.mark.parametrize("kind", ["user", "item"])
 def test_a_full_vocabulary_refuses_new_ids_and_knows_the_others(kind):
     vocabulary = Vocabulary(kind, 2)
-    rows, known = vocabulary.rows(*columns([b"a", b"b", b"c", b"a", b"d", b"b"]))
+    rows, known = vocabulary.ensure_rows(*columns([b"a", b"b", b"c", b"a", b"d", b"b"]))
     assert rows.tolist() == [0, 1, -1, 0, -1, 1] and known.tolist() == [1, 2, 2, 2, 2, 2]
     assert vocabulary.find(b"b") == 1 and vocabulary.find(b"c") is None
 
@@ -84,7 +84,7 @@ def test_growing_and_restarting_at_every_size_find_all_ids(limit):
 def test_a_saved_vocabulary_above_the_limit_is_loaded_whole():
     vocabulary, smaller = Vocabulary("user", 3_000), Vocabulary("user", 10)
     ids = [str(n).encode() for n in range(3_000)]
-    vocabulary.rows(*columns(ids))
+    vocabulary.ensure_rows(*columns(ids))
     smaller.load(vocabulary.state())
     assert [smaller.find(i) for i in ids] == list(range(3_000))
     assert smaller.add(b"x") == -1
@@ -93,7 +93,7 @@ def test_a_saved_vocabulary_above_the_limit_is_loaded_whole():
 def test_the_longest_ids_fill_it_and_a_longer_one_is_refused():
     ids = [bytes([n]) * 256 for n in range(20)]
     vocabulary = Vocabulary("user", 20)
-    rows, _ = vocabulary.rows(*columns(ids))
+    rows, _ = vocabulary.ensure_rows(*columns(ids))
     assert vocabulary.ids(rows) == ids
     with pytest.raises(ValueError, match="257 bytes"):
         vocabulary.add(b"x" * 257)
@@ -105,11 +105,11 @@ def test_a_small_stream_in_a_large_vocabulary_takes_little_memory():
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
     ids = [f"user-{n}".encode() for n in range(1_700)]
-    Vocabulary("user", 4_000_000).rows(*columns(ids))  # compiled from here on
+    Vocabulary("user", 4_000_000).ensure_rows(*columns(ids))  # compiled from here on
     arguments = columns(ids)
     before = resident()
     vocabulary = Vocabulary("user", 4_000_000)
-    vocabulary.rows(*arguments)
+    vocabulary.ensure_rows(*arguments)
     assert resident() - before < 500_000  # of the gigabyte reserved
     assert len(vocabulary) == 1_700
 

@@ -41,7 +41,7 @@ class Factorization:
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
+class PeerLinks:
     """Attribute values of each row: indices into the feature table (rows, L), -1 for none."""
 
     user: NDArray[np.int32]
@@ -49,18 +49,18 @@ class Links:
     features: int
 
 
-def links(user_hot: Array, item_hot: Array) -> Links:
+def links(user_hot: Array, item_hot: Array) -> PeerLinks:
     """Return the links of one-hot features; user features come first in the table."""
-    user, item = _places(user_hot, 0), _places(item_hot, user_hot.shape[1])
-    return Links(user, item, user_hot.shape[1] + item_hot.shape[1])
+    user, item = _feature_rows(user_hot, 0), _feature_rows(item_hot, user_hot.shape[1])
+    return PeerLinks(user, item, user_hot.shape[1] + item_hot.shape[1])
 
 
-def no_links(users: int, items: int) -> Links:
+def no_links(users: int, items: int) -> PeerLinks:
     """Return empty links."""
-    return Links(np.full((users, 1), -1, np.int32), np.full((items, 1), -1, np.int32), 1)
+    return PeerLinks(np.full((users, 1), -1, np.int32), np.full((items, 1), -1, np.int32), 1)
 
 
-def _places(hot: Array, first: int) -> NDArray[np.int32]:
+def _feature_rows(hot: Array, first: int) -> NDArray[np.int32]:
     out = np.full((len(hot), max(1, int((hot > 0).sum(1).max()))), -1, np.int32)
     for row, values in enumerate(hot):
         at = np.flatnonzero(values)
@@ -82,7 +82,12 @@ def one_pass(count: int, replays: int, seed: int) -> NDArray[np.int64]:
 
 
 def fit(
-    ratings: Ratings, weight: Array, sequence: Array, links: Links, how: Factorization, seed: int
+    ratings: Ratings,
+    weight: Array,
+    sequence: Array,
+    links: PeerLinks,
+    how: Factorization,
+    seed: int,
 ) -> NDArray[np.float64]:
     """Return the predicted value of every pair (users, items), not clipped to the scale.
 

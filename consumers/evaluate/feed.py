@@ -15,16 +15,16 @@ from stream.batch import Batch
 from stream.engine import Engine
 from stream.errors import Inconsistent
 from stream.framing import frame
+from stream.interaction_type import InteractionType
 from stream.model.config import ModelConfig
 from stream.model.learner import Learner, Update
 from stream.records import RecordBatch
-from stream.roles import Role
 
 TOPIC = "evaluate"
 POLL = 10_000  # events per poll; the figures must not depend on it
 
 
-class Event(NamedTuple):
+class FeedEvent(NamedTuple):
     """One event: its kind, its time, and its value as JSON."""
 
     kind: str
@@ -32,9 +32,9 @@ class Event(NamedTuple):
     value: bytes
 
 
-def event(kind: str, ts_ms: int, **fields: Any) -> Event:
+def event(kind: str, ts_ms: int, **fields: Any) -> FeedEvent:
     """Return an event with its value encoded."""
-    return Event(kind, ts_ms, orjson.dumps({"ts_ms": ts_ms, **fields}))
+    return FeedEvent(kind, ts_ms, orjson.dumps({"ts_ms": ts_ms, **fields}))
 
 
 class Recorder(Learner):
@@ -59,7 +59,7 @@ class Recorder(Learner):
         }
         for name in ("prediction", "served"):
             columns[name] = np.concatenate([getattr(update, name) for _, update in self._told])
-        seen = np.isin(columns.pop("role"), (Role.FACTUAL, Role.EXPOSED))
+        seen = np.isin(columns.pop("role"), (InteractionType.FACTUAL, InteractionType.EXPOSED))
         return {name: column[seen] for name, column in columns.items()}
 
 
@@ -70,9 +70,9 @@ class Feed:
         self.engine = engine
         self._offset = 0
 
-    def learn(self, events: Iterable[Event]) -> None:
+    def learn(self, events: Iterable[FeedEvent]) -> None:
         """Learn every event in order, at most POLL events per poll."""
-        waiting: list[Event] = []
+        waiting: list[FeedEvent] = []
         for one in events:
             waiting.append(one)
             if len(waiting) == POLL:
@@ -81,7 +81,7 @@ class Feed:
         if waiting:
             self._poll(waiting)
 
-    def _poll(self, events: list[Event]) -> None:
+    def _poll(self, events: list[FeedEvent]) -> None:
         """Learn the events as one poll; raise Inconsistent if one is rejected."""
         batches = [
             self._batch(kind, list(group)) for kind, group in groupby(events, lambda e: e.kind)
@@ -92,7 +92,7 @@ class Feed:
                 "ids must have 1 to 256 bytes, and a row at most 64 attributes",
             )
 
-    def _batch(self, kind: str, events: list[Event]) -> RecordBatch:
+    def _batch(self, kind: str, events: list[FeedEvent]) -> RecordBatch:
         first, last = events[0].ts_ms, max(e.ts_ms for e in events)
         data = b"".join(
             frame(n, e.ts_ms - first, b"k", e.value) for n, e in enumerate(events)
@@ -104,7 +104,7 @@ class Feed:
         )
 
 
-def rows(engine: Engine, kind: str, ids: Iterable[str]) -> NDArray[np.int32]:
+def ensure_rows(engine: Engine, kind: str, ids: Iterable[str]) -> NDArray[np.int32]:
     """Return the rows of these ids; -1 for an id that never occurred."""
     vocabulary = engine.users if kind == "user" else engine.items
     found = [vocabulary.find(id_.encode()) for id_ in ids]

@@ -25,10 +25,10 @@ def mae(label: Array, predicted: Array) -> float:
 
 def ranks(score: Array) -> NDArray[np.float64]:
     """Return ascending ranks from 1; ties have their mean rank."""
-    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    _, group, count = np.unique(score, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     mean: NDArray[np.float64] = last - (count - 1) / 2
-    return mean[place]
+    return mean[group]
 
 
 def auc(relevant: Array, score: Array) -> float:
@@ -65,19 +65,19 @@ def ndcg(user: Array, relevant: Array, score: Array, k: int = 5) -> float:
     return float(np.where(ideal > 0, gained / np.where(ideal > 0, ideal, 1), 1.0).mean())
 
 
-def place(score: Array, item: int, among: Array) -> int:
+def rank_of(score: Array, item: int, among: Array) -> int:
     """Return the rank, from 0, of an item among those of the mask; ties rank before it."""
     return int(np.count_nonzero(among & (score >= score[item])) - bool(among[item]))
 
 
-def hit(places: Array, k: int = 10) -> float:
+def hit(ranks: Array, k: int = 10) -> float:
     """Return HR@k: the share of held-out items ranked among the first k."""
-    return float(np.mean(np.asarray(places) < k))
+    return float(np.mean(np.asarray(ranks) < k))
 
 
-def ndcg_one(places: Array, k: int = 10) -> float:
+def ndcg_one(ranks: Array, k: int = 10) -> float:
     """Return NDCG@k of lists with one relevant item: the mean of 1 / log2(rank + 1)."""
-    at = np.asarray(places)
+    at = np.asarray(ranks)
     return float(np.mean(np.where(at < k, 1 / np.log2(at + 2.0), 0.0)))
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from consumers import datasets, gpu
 from consumers.evaluate import served
-from consumers.evaluate.feed import Event, Feed, Recorder, rows
-from consumers.evaluate.metrics import RELEVANT, hit, mae, ndcg_one, place
+from consumers.evaluate.feed import Feed, FeedEvent, Recorder, ensure_rows
+from consumers.evaluate.metrics import RELEVANT, hit, mae, ndcg_one, rank_of
 from stream.engine import Engine
 from stream.model.choice import choose
 from stream.model.config import ModelConfig
@@ -27,7 +27,7 @@ OBJECTIVES = ("outcome", "consumption", "popularity")
 class Stream:
     """All events in time order, and their ratings as columns (N,) with dense indices."""
 
-    events: list[Event]
+    events: list[FeedEvent]
     at: NDArray[np.int64]  # index of each rating in `events`
     user: NDArray[np.int64]
     item: NDArray[np.int64]
@@ -35,7 +35,7 @@ class Stream:
     users: list[str]  # ids by index
     items: list[str]
 
-    def without(self, ratings: Array) -> list[Event]:
+    def without(self, ratings: Array) -> list[FeedEvent]:
         """Return the events without these ratings."""
         left_out = set(self.at[ratings].tolist())
         return [event for n, event in enumerate(self.events) if n not in left_out]
@@ -55,7 +55,7 @@ def read(events: Sequence[datasets.DatasetEvent]) -> Stream:
     described = [e.key.decode() for e in events if e.kind == "item"]
     item_ids, item = np.unique(items + described, return_inverse=True)
     return Stream(
-        [Event(e.kind, e.ts_ms, e.value) for e in events], np.array(at), user, item[: len(at)],
+        [FeedEvent(e.kind, e.ts_ms, e.value) for e in events], np.array(at), user, item[: len(at)],
         np.array(values), user_ids.tolist(), item_ids.tolist(),
     )  # fmt: skip
 
@@ -155,8 +155,8 @@ def held_out(stream: Stream, config: ModelConfig, seed: int) -> dict[str, Any]:
     learned[held] = False
     unseen = np.ones((len(stream.users), len(stream.items)), bool)
     unseen[stream.user[learned], stream.item[learned]] = False
-    users = rows(engine, "user", stream.users)
-    items = rows(engine, "item", stream.items)
+    users = ensure_rows(engine, "user", stream.users)
+    items = ensure_rows(engine, "item", stream.items)
     count = np.bincount(stream.item[learned], minlength=len(stream.items)).astype(float)
     learned_exposure = config.paths.exposure
     hr: dict[str, float | None] = {}
@@ -172,7 +172,7 @@ def held_out(stream: Stream, config: ModelConfig, seed: int) -> dict[str, Any]:
             scores = served.scores(engine, users, items, "rating", score)
         places = np.array(
             [
-                place(scores[u], i, unseen[u])
+                rank_of(scores[u], i, unseen[u])
                 for u, i in zip(stream.user[held].tolist(), stream.item[held].tolist(), strict=True)
             ]
         )

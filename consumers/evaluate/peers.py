@@ -24,7 +24,7 @@ from consumers.evaluate import propensity
 from consumers.evaluate.coat import Coat, Ratings
 from consumers.evaluate.factorization import (
     Factorization,
-    Links,
+    PeerLinks,
     epochs,
     fit,
     links,
@@ -127,7 +127,7 @@ def predict(
     """Learn the ratings in order and return the predicted value of every pair (users, items)."""
     if chances is None and peer.propensity:
         chances = peer.propensity(coat, ratings)
-    known: Links = (
+    known: PeerLinks = (
         links(coat.user_hot, coat.item_hot) if peer.attributes else no_links(coat.users, coat.items)
     )
     count, visits = len(ratings), peer.how.epochs

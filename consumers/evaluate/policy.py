@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumers.evaluate import served, table
-from consumers.evaluate.feed import Event, Feed, event, rows
-from consumers.evaluate.table import Table
+from consumers.evaluate.feed import Feed, FeedEvent, ensure_rows, event
+from consumers.evaluate.table import TextTable
 from consumers.evaluate.trial import START_MS, STEP_MS, scaled
 from stream.effects import OffPolicy
 from stream.engine import Engine
@@ -28,7 +28,7 @@ MODEL, UNIFORM = "model", "uniform"  # values of --target; any other is a column
 class Log:
     """The validated columns of a log."""
 
-    def __init__(self, data: Table) -> None:
+    def __init__(self, data: TextTable) -> None:
         self.data = data
         self.action = data.column("action")
         self.reward = data.numbers("reward")
@@ -57,7 +57,7 @@ class Log:
         return found.astype(np.int64)
 
 
-def probabilities(data: Table, name: str, zero: bool) -> NDArray[np.float64]:
+def probabilities(data: TextTable, name: str, zero: bool) -> NDArray[np.float64]:
     """Return a column of probabilities; raise Inconsistent for the first invalid one."""
     found = data.numbers(name)
     bad = (found > 1) | ((found < 0) if zero else (found <= 0))
@@ -149,8 +149,8 @@ class Bandit:
             for n in range(begin, end)
         )  # fmt: skip
         engine = self.feed.engine
-        users = rows(engine, "user", map(str, range(begin, end)))
-        items = rows(engine, "item", self.log.actions)
+        users = ensure_rows(engine, "user", map(str, range(begin, end)))
+        items = ensure_rows(engine, "item", self.log.actions)
         first = served.scores(engine, users, items, self.outcome, served.if_shown)  # (n, A)
         if self.log.position is None:
             return first
@@ -161,7 +161,7 @@ class Bandit:
         """Learn these rows."""
         self.feed.learn(self._events(begin, end))
 
-    def _events(self, begin: int, end: int) -> Iterator[Event]:
+    def _events(self, begin: int, end: int) -> Iterator[FeedEvent]:
         """Yield the events of these rows: an impression, and a rating or click."""
         log = self.log
         for n in range(begin, end):

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from stream.engine import Engine
 from stream.inference import outcome as formulas
 from stream.inference.model import Floats, parse
-from stream.inference.rows import Items, Pairs, User
+from stream.inference.rows import ServedItems, ServedPairs, ServedUser
 
 Rows = NDArray[np.int32]
-Score = Callable[[Pairs], Floats]
+Score = Callable[[ServedPairs], Floats]
 
 
 def scores(
@@ -19,16 +19,18 @@ def scores(
 ) -> NDArray[np.float64]:
     """Return the score of every pair (users, items); no row is created."""
     model, learner = parse(engine.model()), engine.learner
-    user, item = learner.rows("user", users), learner.rows("item", items)
-    held = Items(item.bias, item.vector, item.events, item.exposures, item.controls)
+    user, item = learner.served_rows("user", users), learner.served_rows("item", items)
+    held = ServedItems(item.bias, item.vector, item.events, item.exposures, item.controls)
     each = [
-        Pairs(model, model.outcomes[outcome], learner.globals(), User(bias, vector), held)
+        ServedPairs(
+            model, model.outcomes[outcome], learner.globals(), ServedUser(bias, vector), held
+        )
         for bias, vector in zip(user.bias, user.vector, strict=True)
     ]
     return np.array([score(pairs) for pairs in each], np.float64).reshape(len(users), len(items))
 
 
-def if_shown(pairs: Pairs) -> Floats:
+def if_shown(pairs: ServedPairs) -> Floats:
     """Return the outcomes if shown (n,), with the effects of position and popularity removed.
 
     Clicks are probabilities; ratings may lie outside their scale, because clipped ones would tie.
@@ -37,12 +39,12 @@ def if_shown(pairs: Pairs) -> Floats:
     return arm.mean if pairs.outcome.link == "logit" else arm.eta
 
 
-def treated(pairs: Pairs) -> Floats:
+def treated(pairs: ServedPairs) -> Floats:
     """Return the expected outcomes if shown (n,), in the world as it is."""
     return formulas.shown(pairs).mean
 
 
-def control(pairs: Pairs) -> Floats:
+def control(pairs: ServedPairs) -> Floats:
     """Return the expected outcomes if withheld (n,)."""
     return formulas.withheld(pairs).mean
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from consumers.evaluate import coat as data
 from consumers.evaluate import ours, peers, served
 from consumers.evaluate.coat import Coat, Ratings
-from consumers.evaluate.feed import Feed, event, rows
+from consumers.evaluate.feed import Feed, ensure_rows, event
 from consumers.evaluate.metrics import over_seeds, paired, rating_figures
 from stream.engine import Engine
 from stream.model.config import ModelConfig
@@ -88,6 +88,6 @@ def counterflow(coat: Coat, log: Ratings, config: ModelConfig, seed: int) -> NDA
             for n, (u, i, value) in chunk
         )  # fmt: skip
         feed.engine.learner.replay(ours.REPLAY * len(chunk))
-    users = rows(feed.engine, "user", map(str, range(coat.users)))
-    items = rows(feed.engine, "item", map(str, range(coat.items)))
+    users = ensure_rows(feed.engine, "user", map(str, range(coat.users)))
+    items = ensure_rows(feed.engine, "item", map(str, range(coat.items)))
     return served.scores(feed.engine, users, items, "rating", served.if_shown)

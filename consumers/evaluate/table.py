@@ -16,7 +16,7 @@ NUMBER_MAX = 1e30  # third moments of larger numbers overflow
 TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 
 
-class Table:
+class TextTable:
     """Text columns by name, all of length N."""
 
     def __init__(self, name: str, columns: dict[str, list[str]]) -> None:
@@ -107,7 +107,7 @@ class Table:
         return np.stack(parts, 1).astype(float)
 
 
-def read(path: str | Path) -> Table:
+def read(path: str | Path) -> TextTable:
     """Return the file's columns; raise Inconsistent if the file is invalid."""
     path = Path(path)
     try:
@@ -132,7 +132,7 @@ def read(path: str | Path) -> Table:
             )
     if not rows:
         raise Inconsistent(f"{path} has no rows", "--data takes a CSV file with a header and rows")
-    return Table(
+    return TextTable(
         path.name, dict(zip(names, (list(c) for c in zip(*rows, strict=True)), strict=True))
     )
 

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumers.evaluate import served
-from consumers.evaluate.feed import Event, Feed, event, rows
+from consumers.evaluate.feed import Feed, FeedEvent, ensure_rows, event
 from consumers.evaluate.table import Attributes
 from stream.engine import Engine
 from stream.errors import Inconsistent
-from stream.model.config import SCALE_MAX, ModelConfig, Outcome, scale_fault
+from stream.model.config import SCALE_MAX, ModelConfig, OutcomeConfig, scale_fault
 
 START_MS = 1_600_000_000_000
 STEP_MS = 3 * 3_600_000  # between rows: every window closes before the next row
@@ -22,7 +22,7 @@ ITEM = "treatment"
 Arms = NDArray[np.float64]  # (n, 2): outcome if treated, and if not
 
 
-def scaled(outcome: NDArray[np.float64]) -> tuple[Outcome, Outcome]:
+def scaled(outcome: NDArray[np.float64]) -> tuple[OutcomeConfig, OutcomeConfig]:
     """Return the model's outcomes with the observed range as the rating scale."""
     low, high = float(outcome.min()), float(outcome.max())
     if low == high:
@@ -32,7 +32,10 @@ def scaled(outcome: NDArray[np.float64]) -> tuple[Outcome, Outcome]:
             f"the outcome goes from {low:g} to {high:g}: {fault}",
             f"give the column in a unit in which it stays within {SCALE_MAX:g}, around 0",
         )
-    return (Outcome("rating", "identity", low, high), Outcome("click", "logit", 0.0, 1.0))
+    return (
+        OutcomeConfig("rating", "identity", low, high),
+        OutcomeConfig("click", "logit", 0.0, 1.0),
+    )
 
 
 class Trial:
@@ -82,15 +85,15 @@ class Trial:
     def _predicted(self, begin: int, end: int) -> Arms:
         """Return the predicted outcomes by arm."""
         engine = self.feed.engine
-        users = rows(engine, "user", map(str, range(begin, end)))
-        item = rows(engine, "item", [ITEM])
+        users = ensure_rows(engine, "user", map(str, range(begin, end)))
+        item = ensure_rows(engine, "item", [ITEM])
         arms = [
             served.scores(engine, users, item, self.name, arm)[:, 0]
             for arm in (served.treated, served.control)
         ]
         return np.stack(arms, 1)
 
-    def _people(self, begin: int, end: int) -> Iterator[Event]:
+    def _people(self, begin: int, end: int) -> Iterator[FeedEvent]:
         """Yield the user events of these rows."""
         for n in range(begin, end):
             yield event(
@@ -98,7 +101,7 @@ class Trial:
                 event_id=f"u{n}", user_id=str(n), attributes=self.attributes[n],
             )  # fmt: skip
 
-    def _outcomes(self, begin: int, end: int) -> Iterator[Event]:
+    def _outcomes(self, begin: int, end: int) -> Iterator[FeedEvent]:
         """Yield the impressions and outcomes of these rows."""
         for n in range(begin, end):
             ts_ms, y = START_MS + n * STEP_MS, float(self.outcome[n])

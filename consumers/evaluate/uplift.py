@@ -83,7 +83,7 @@ def run(
     }
 
 
-def chances(data: table.Table, name: str | None, treatment: Array) -> NDArray[np.float64]:
+def chances(data: table.TextTable, name: str | None, treatment: Array) -> NDArray[np.float64]:
     """Return each row's probability of treatment: its column, or the share of treated rows."""
     if not name:
         return np.full(len(treatment), treatment.mean())

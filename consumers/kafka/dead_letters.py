@@ -19,7 +19,11 @@ log = logging.getLogger(__name__)
 
 OURS = "dlq."  # prefix of the headers that we add
 TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
-CUTS = ("", "value", "value,key,headers")  # parts left out, step by step, of a letter too large
+TRUNCATIONS = (
+    "",
+    "value",
+    "value,key,headers",
+)  # parts left out, step by step, of a letter too large
 
 
 @dataclass(slots=True)
@@ -27,7 +31,7 @@ class _Waiting:
     """An unacknowledged letter: its record, the number of cuts, and its future once sent."""
 
     record: Outgoing
-    cut: int = 0
+    truncation: int = 0
     future: Any = None
 
 
@@ -73,12 +77,12 @@ class DeadLetters:
                 self._waiting.sort(key=_size, reverse=True)
             sent = self._send(1 if alone else len(self._waiting))
             self._sink.flush(timeout_s)
-            error = self._settle(sent)
+            error = self._await_acknowledgements(sent)
             if error is None:
                 alone = False
                 continue
             self._sink.renew()  # after one rejection an idempotent producer fails all its records
-            if isinstance(error, TOO_LARGE) and (len(sent) > 1 or _cut(sent[0])):
+            if isinstance(error, TOO_LARGE) and (len(sent) > 1 or _truncate(sent[0])):
                 alone = True
                 continue
             raise Unavailable(
@@ -86,7 +90,7 @@ class DeadLetters:
                 remedy=lasting(error) or "is the broker up?",
             )
 
-    def _settle(self, sent: list[_Waiting]) -> Exception | None:
+    def _await_acknowledgements(self, sent: list[_Waiting]) -> Exception | None:
         """Remove acknowledged letters; return the error of one that was refused, if any."""
         refused = [waiting for waiting in sent if not waiting.future.succeeded()]
         done = {id(waiting) for waiting in sent} - {id(waiting) for waiting in refused}
@@ -106,7 +110,7 @@ class DeadLetters:
                     waiting.future = self._sink.send(waiting.record)
                 except CounterflowError as error:
                     self.failed += 1
-                    if isinstance(error.__cause__, TOO_LARGE) and _cut(waiting):
+                    if isinstance(error.__cause__, TOO_LARGE) and _truncate(waiting):
                         continue
                     raise Unavailable(error.message, remedy=error.remedy) from error
         return self._waiting[:most]
@@ -119,12 +123,12 @@ def _size(waiting: _Waiting) -> int:
     return sum(len(part or b"") for part in parts)
 
 
-def _cut(waiting: _Waiting) -> bool:
+def _truncate(waiting: _Waiting) -> bool:
     """Leave the next part out of a letter; return False if nothing more can be left out."""
-    if waiting.cut + 1 == len(CUTS):
+    if waiting.truncation + 1 == len(TRUNCATIONS):
         return False
-    waiting.cut += 1
-    told, record = CUTS[waiting.cut], waiting.record
+    waiting.truncation += 1
+    told, record = TRUNCATIONS[waiting.truncation], waiting.record
     ours = [(name, said) for name, said in record.headers if name.startswith(OURS)]
     ours = [*(h for h in ours if h[0] != "dlq.truncated"), ("dlq.truncated", told.encode())]
     log.error("a dead letter is too large for %s and is sent without its %s", record.topic, told)

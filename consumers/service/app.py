@@ -26,7 +26,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from consumers.metrics import ServiceMetrics, distribution_version
-from consumers.service import choice, problems, ranking
+from consumers.service import problems, ranking, request_validation
 from consumers.service.answers import (
     Accepted,
     ItemRow,
@@ -39,35 +39,35 @@ from consumers.service.answers import (
     Withheld,
     answer,
 )
-from consumers.service.doors import Doors
+from consumers.service.concurrency_limits import ConcurrencyLimiter, ConcurrencyLimiters
+from consumers.service.connection_limits import ConnectionLimit
 from consumers.service.effects import Effects, known, served
 from consumers.service.exploration import Explorer, Slate, Withholds, greedy
 from consumers.service.follower import Follower
 from consumers.service.health import AtScrape, Broker
+from consumers.service.host_filter import HostFilter
 from consumers.service.impressions import ImpressionLog, Shown
+from consumers.service.item_index import ItemIndex, Rows
 from consumers.service.openapi import describe
-from consumers.service.patience import Crowd
 from consumers.service.posted import Posted, Produce, read
 from consumers.service.problems import Problem, unavailable
 from consumers.service.requests import (
     ID_MAX_BYTES,
-    Choice,
+    ListRequest,
     Rank,
     Recommend,
     decode,
     read_body,
 )
-from consumers.service.shelf import Rows, Shelf
 from consumers.service.store import Store
 from consumers.service.timing import Timing
 from consumers.service.users import Found, Users
 from consumers.service.withholding import Lot, Withholding
-from consumers.service.work import Lane, Lanes
 from consumers.settings import Settings
 from model_store.keys import GENERATION
 from model_store.reader import AsyncReader
 from stream.errors import CounterflowError
-from stream.inference.model import Floats, Outcome
+from stream.inference.model import Floats, PublishedOutcome
 
 log = logging.getLogger("counterflow.service")
 
@@ -124,7 +124,7 @@ def create_app(
                 for task in tasks:
                     task.cancel()
                 tasks = (await asyncio.wait(tasks, timeout=CANCEL_S))[1]
-            service.lanes.close()
+            service.limiters.close()
             await client.aclose()
 
     routes = _routes(service)
@@ -141,8 +141,8 @@ def create_app(
     )
     templates = {route.endpoint: route.path.replace(":path", "") for route in routes}
     histogram = service.metrics.http_request_duration_seconds
-    app.add_middleware(Doors, settings=settings.service)
-    app.add_middleware(Crowd)
+    app.add_middleware(HostFilter, settings=settings.service)
+    app.add_middleware(ConnectionLimit)
     app.add_middleware(Timing, histogram=histogram, templates=templates)
     return app
 
@@ -188,8 +188,8 @@ class Service:
         self.users = Users(
             client, self.store, settings.redis.prefix, ttl_s, settings.service.seen_max
         )
-        self.lanes = Lanes()
-        self.effects = Effects(settings, self.users, self._shelf, self.lanes)
+        self.limiters = ConcurrencyLimiters()
+        self.effects = Effects(settings, self.users, self._index, self.limiters)
         self.follower = Follower(self.reader, self.metrics, time.monotonic, loaded, ttl_s)
         self.broker = None if produce is None else Broker(settings.kafka)
         self.following: asyncio.Task[None] | None = None
@@ -227,12 +227,12 @@ class Service:
     async def recommend(self, request: Request) -> Response:
         """Answer with the best k items."""
         asked = await self._asked(_RECOMMEND, request)
-        shelf = self._shelf()
-        self._choose(shelf, asked)
-        async with self.lanes.of(shelf, asked) as lane:
+        index = self._index()
+        self._choose(index, asked)
+        async with self.limiters.of(index, asked) as limiter:
             names: list[str] = []
-            if choice.describes(asked.do):
-                names = await lane.run(attribute_names, self._view(lane), asked)
+            if request_validation.describes(asked.do):
+                names = await limiter.run(attribute_names, self._view(limiter), asked)
             seen = self.settings.service.exclude_seen
             found = await self.users.read(asked.user_id, seen, names)
             # under `do`, or without the user's row, the list is not a decision to randomise or log
@@ -241,12 +241,12 @@ class Service:
             lot = await self.withholding.of(asked.user_id, now_ms) if real else None
             told = now_ms if real else None
             # the follower may have changed the items meanwhile: use one view from here on
-            view = self._view(lane)
-            return await lane.run(self._recommended, view, asked, names, found, lot, told)
+            view = self._view(limiter)
+            return await limiter.run(self._recommended, view, asked, names, found, lot, told)
 
     def _recommended(
         self,
-        shelf: Shelf,
+        index: ItemIndex,
         asked: Recommend,
         names: Sequence[str],
         found: Found,
@@ -254,15 +254,15 @@ class Service:
         now_ms: int | None,
     ) -> Response:
         """Answer with the list; `now_ms` is the time of its impressions, None if it has none."""
-        outcome = self._choose(shelf, asked)
+        outcome = self._choose(index, asked)
         without = [*found.seen, *(item.encode() for item in asked.exclude)]
-        rows = shelf.candidates(asked.filters, without)
-        known, items, slate = self._list(shelf, outcome, asked, names, found, rows, asked.k, lot)
+        rows = index.candidates(asked.filters, without)
+        known, items, slate = self._list(index, outcome, asked, names, found, rows, asked.k, lot)
         shown = int(slate.shown.sum())
         return answer(
             Recommendation(
                 user=known,
-                model=served(shelf, outcome, asked.objective),
+                model=served(index, outcome, asked.objective),
                 items=items[:shown],
                 impression_id=(
                     UNSET if now_ms is None else self._tell(asked.user_id, items, slate, now_ms)
@@ -275,22 +275,26 @@ class Service:
     async def rank(self, request: Request) -> Response:
         """Answer with the given items, best first, and the ids of the unknown ones."""
         asked = await self._asked(_RANK, request)
-        shelf = self._shelf()
-        self._choose(shelf, asked)
-        async with self.lanes.of(shelf, asked) as lane:
+        index = self._index()
+        self._choose(index, asked)
+        async with self.limiters.of(index, asked) as limiter:
             names: list[str] = []
-            if choice.describes(asked.do):
+            if request_validation.describes(asked.do):
                 items = [item.encode() for item in asked.item_ids]
-                names = await lane.run(choice.needs, self._view(lane), items, asked.do)
+                names = await limiter.run(
+                    request_validation.needs, self._view(limiter), items, asked.do
+                )
             found = await self.users.read(asked.user_id, False, names)
-            return await lane.run(self._ranked, self._view(lane), asked, names, found)
+            return await limiter.run(self._ranked, self._view(limiter), asked, names, found)
 
-    def _ranked(self, shelf: Shelf, asked: Rank, names: Sequence[str], found: Found) -> Response:
+    def _ranked(
+        self, index: ItemIndex, asked: Rank, names: Sequence[str], found: Found
+    ) -> Response:
         """Answer with the ranking."""
-        outcome = self._choose(shelf, asked)
-        rows, unknown = shelf.rows(asked.item_ids)
-        known, items, _ = self._list(shelf, outcome, asked, names, found, rows, len(rows))
-        model = served(shelf, outcome, asked.objective)
+        outcome = self._choose(index, asked)
+        rows, unknown = index.find_rows(asked.item_ids)
+        known, items, _ = self._list(index, outcome, asked, names, found, rows, len(rows))
+        model = served(index, outcome, asked.objective)
         return answer(
             Ranking(
                 user=known,
@@ -304,31 +308,31 @@ class Service:
     async def _asked(self, decoder: msgspec.json.Decoder[T], request: Request) -> T:
         """Return the decoded request body."""
         body = await read_body(request, self.settings.service.body_max_bytes)
-        async with self.lanes.of_body(body) as lane:
-            return await lane.run(decode, decoder, body)
+        async with self.limiters.of_body(body) as limiter:
+            return await limiter.run(decode, decoder, body)
 
-    def _view(self, lane: Lane) -> Shelf:
+    def _view(self, limiter: ConcurrencyLimiter) -> ItemIndex:
         """Return a consistent view of the items for the lane's work."""
-        return self._shelf().view() if lane.threaded else self._shelf()
+        return self._index().view() if limiter.threaded else self._index()
 
-    def _shelf(self) -> Shelf:
+    def _index(self) -> ItemIndex:
         """Return the items; raise a 503 problem before the first model was loaded."""
-        if self.follower.shelf is None:
+        if self.follower.index is None:
             raise unavailable(self.follower.problem)
-        return self.follower.shelf
+        return self.follower.index
 
-    def _choose(self, shelf: Shelf, asked: Choice) -> Outcome:
+    def _choose(self, index: ItemIndex, asked: ListRequest) -> PublishedOutcome:
         """Return the outcome to rank by; raise a problem if the model cannot rank as asked."""
         default = self.settings.service.outcome
-        outcome = choice.choose(shelf, asked.user_id, asked.outcome, default)
-        choice.allow(shelf, outcome, asked.objective, asked.do)
+        outcome = request_validation.choose(index, asked.user_id, asked.outcome, default)
+        request_validation.allow(index, outcome, asked.objective, asked.do)
         return outcome
 
     def _list(
         self,
-        shelf: Shelf,
-        outcome: Outcome,
-        asked: Choice,
+        index: ItemIndex,
+        outcome: PublishedOutcome,
+        asked: ListRequest,
         names: Sequence[str],
         found: Found,
         rows: Rows | None,
@@ -339,22 +343,24 @@ class Service:
 
         `rows` are the candidates, None for all items; `names` are attribute values read for `do`.
         """
-        user = shelf.user(found.user)
-        size = len(shelf.catalogue.items)
+        user = index.user(found.user)
+        size = len(index.catalogue.items)
         everyone = np.arange(size)
         within = everyone if rows is None else rows
         if rows is not None and (names or 4 * len(rows) < size):
             place, within = rows, np.arange(len(rows))
-            pairs = shelf.pairs(outcome, user, place)
+            pairs = index.pairs(outcome, user, place)
         else:  # scoring all items is cheaper than copying most of their rows
-            place, pairs = everyone, shelf.pairs(outcome, user)
-        read = shelf.features(names, found.features)
-        do, refusal = choice.intervene(shelf, pairs, place, asked.do, read, spread=False)
+            place, pairs = everyone, index.pairs(outcome, user)
+        read = index.features(names, found.features)
+        do, refusal = request_validation.intervene(
+            index, pairs, place, asked.do, read, spread=False
+        )
         if refusal is not None:
             raise refusal.problem()
         scores = ranking.scores(pairs, asked.objective, do)[within]
         if lot is not None and self.explorer.chance:
-            decide = withholds(lot, shelf.catalogue.items.ids, place[within])
+            decide = withholds(lot, index.catalogue.items.ids, place[within])
             ranked = ranking.best(scores, self.explorer.reach(k))
             slate = self.explorer.draw(ranked, len(scores), k, decide)
         else:
@@ -362,10 +368,10 @@ class Service:
         order = slate.candidate
         best = place[within[order]]
         score = ranking.displayed(outcome, asked.objective, scores[order])
-        pairs = shelf.pairs(outcome, user, best)
-        do, _ = choice.intervene(shelf, pairs, best, asked.do, read)
+        pairs = index.pairs(outcome, user, best)
+        do, _ = request_validation.intervene(index, pairs, best, asked.do, read)
         judged = ranking.judge(pairs, asked.objective, do, score)
-        return known(user), scored(shelf, asked.objective, best, score, judged, slate), slate
+        return known(user), scored(index, asked.objective, best, score, judged, slate), slate
 
     def _tell(
         self, user_id: str, items: Sequence[Scored], slate: Slate, now_ms: int
@@ -403,8 +409,8 @@ class Service:
         row = await self.store.ask(partial(self.reader.item, encoded(item_id)))
         if row is None:
             raise Problem(404, "unknown_item", "the item has no row", field="item_id")
-        shelf = self.follower.shelf
-        meta = shelf.catalogue.meta.get(encoded(item_id), {}) if shelf else {}
+        index = self.follower.index
+        meta = index.catalogue.meta.get(encoded(item_id), {}) if index else {}
         return answer(
             ItemRow(
                 item_id=item_id,
@@ -419,14 +425,14 @@ class Service:
 
     async def model(self, _: Request) -> Response:
         """Answer with the trainer's description of the model, and with what is in memory."""
-        shelf = self._shelf()
+        index = self._index()
         return answer(
             {
-                **shelf.model,
+                **index.model,
                 "generation": GENERATION,
-                "global_bias": shelf.globals().tolist(),
-                "items": len(shelf.catalogue.items),
-                "version": shelf.catalogue.version,
+                "global_bias": index.globals().tolist(),
+                "items": len(index.catalogue.items),
+                "version": index.catalogue.version,
             }
         )
 
@@ -436,13 +442,13 @@ class Service:
         """Answer once the broker has acknowledged all events, else say which it acknowledged."""
         body = await read_body(request, self.settings.service.body_max_bytes)
         scale = (self.settings.model.rating_min, self.settings.model.rating_max)
-        async with self.lanes.of_body(body) as lane:
-            events = await lane.run(read, body, int(self._clock() * 1_000), scale)
+        async with self.limiters.of_body(body) as limiter:
+            events = await limiter.run(read, body, int(self._clock() * 1_000), scale)
         if self._produce is None:
             raise unavailable("this service has no broker to send events to", acknowledged=[])
         try:
-            async with self.lanes.of_events(len(events)) as lane:
-                done = await lane.run(self._produce, events)
+            async with self.limiters.of_events(len(events)) as limiter:
+                done = await limiter.run(self._produce, events)
         except CounterflowError as error:
             log.warning("posted events were not sent: %s", error)
             retry_after_s = getattr(error, "retry_after_s", 1.0)
@@ -479,14 +485,14 @@ class Service:
 
     async def readyz(self, _: Request) -> Response:
         """Answer 200 while lists can be served, from memory if necessary, with the model's age."""
-        shelf = self._shelf()
+        index = self._index()
         silent_s, most_s = self.follower.silent_s(), self.settings.service.ready_lag_s
         if 0 < most_s < silent_s:
             raise unavailable(f"Redis is silent for {silent_s:.1f} s: {self.follower.problem}")
         return answer(
             {
                 "ready": True,
-                "items": len(shelf.catalogue.items),
+                "items": len(index.catalogue.items),
                 "model_age_seconds": self.follower.age_s(),
                 "degraded": [name for name, up in self._up().items() if not up],
             }
@@ -503,22 +509,22 @@ class Service:
 
     async def page(self, _: Request) -> Response:
         """Answer with an HTML page for people."""
-        shelf = self.follower.shelf
-        state = f"{len(shelf.catalogue.items)} items" if shelf else self.follower.problem
+        index = self.follower.index
+        state = f"{len(index.catalogue.items)} items" if index else self.follower.problem
         links = "".join(f'<li><a href="{link}">{link}</a>' for link in LINKS)
         return HTMLResponse(PAGE.format(version=distribution_version(), state=state, links=links))
 
 
-def attribute_names(shelf: Shelf, asked: Recommend) -> list[str]:
+def attribute_names(index: ItemIndex, asked: Recommend) -> list[str]:
     """Return the attribute values whose rows the intervention needs, for all candidates."""
-    rows = shelf.candidates(asked.filters, [])
-    ids = shelf.catalogue.items.ids
+    rows = index.candidates(asked.filters, [])
+    ids = index.catalogue.items.ids
     items = ids if rows is None else [ids[row] for row in rows.tolist()]
-    return choice.needs(shelf, items, asked.do)
+    return request_validation.needs(index, items, asked.do)
 
 
 def scored(
-    shelf: Shelf,
+    index: ItemIndex,
     objective: str,
     rows: Rows,
     scores: Floats,
@@ -526,7 +532,7 @@ def scored(
     slate: Slate,
 ) -> list[Scored]:
     """Return the items of these rows with their scores, intervals and probabilities."""
-    ids, meta = shelf.catalogue.items.ids, shelf.catalogue.meta
+    ids, meta = index.catalogue.items.ids, index.catalogue.meta
     items: list[Scored] = []
     for row, value, said, propensity, show_probability in zip(
         rows.tolist(),

@@ -9,21 +9,21 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from consumers.service import answers, choice, ranking
+from consumers.service import answers, ranking, request_validation
 from consumers.service.answers import Known, Served, answer
+from consumers.service.concurrency_limits import ConcurrencyLimiter, ConcurrencyLimiters
+from consumers.service.item_index import ItemIndex, Rows
 from consumers.service.problems import Problem, invalid
 from consumers.service.requests import AskEffect, AskWhy, Intervention, decode, read_body
-from consumers.service.shelf import Rows, Shelf
 from consumers.service.users import Found, Users
-from consumers.service.work import Lane, Lanes
 from consumers.settings import Settings
 from model_store.keys import GENERATION
 from stream.errors import CounterflowError
 from stream.inference import abduction, do, intervals, support
 from stream.inference.explain import explain
-from stream.inference.model import Outcome
-from stream.inference.outcome import World
-from stream.inference.rows import Pairs, User
+from stream.inference.model import PublishedOutcome
+from stream.inference.outcome import Scenario
+from stream.inference.rows import ServedPairs, ServedUser
 
 T = TypeVar("T")
 
@@ -62,40 +62,48 @@ class Effects:
     """The routes that ask about one user and item instead of a list."""
 
     def __init__(
-        self, settings: Settings, users: Users, shelf: Callable[[], Shelf], lanes: Lanes
+        self,
+        settings: Settings,
+        users: Users,
+        index: Callable[[], ItemIndex],
+        limiters: ConcurrencyLimiters,
     ) -> None:
         self._settings = settings
         self._users = users
-        self._all = shelf
-        self._lanes = lanes
+        self._all = index
+        self._limiters = limiters
 
-    def _shelf(self) -> Shelf:
+    def _index(self) -> ItemIndex:
         """Return the items with links of their own; building those beats waiting for a lock."""
         return self._all().alone()
 
     async def effect(self, request: Request) -> Response:
         """Answer with the factual and counterfactual outcome and the effect of an intervention."""
         asked = await self._asked(_EFFECT, request)
-        self._effect(self._shelf(), asked)
+        self._effect(self._index(), asked)
         item = asked.item_id.encode()
-        async with self._lanes.of_one(asked.do) as lane:
-            names = await lane.run(choice.needs, self._view(lane), [item], asked.do)
+        async with self._limiters.of_one(asked.do) as limiter:
+            names = await limiter.run(
+                request_validation.needs, self._view(limiter), [item], asked.do
+            )
             found = await self._users.read(asked.user_id, False, names)
             # the follower may have changed the items meanwhile: use one view from here on
-            return await lane.run(self._told, self._view(lane), asked, names, found)
+            return await limiter.run(self._told, self._view(limiter), asked, names, found)
 
-    def _told(self, shelf: Shelf, asked: AskEffect, names: Sequence[str], found: Found) -> Response:
+    def _told(
+        self, index: ItemIndex, asked: AskEffect, names: Sequence[str], found: Found
+    ) -> Response:
         """Answer with the effect from the rows that were read."""
-        outcome = self._effect(shelf, asked)
-        user = shelf.user(found.user)
-        row = place(shelf, asked.item_id)
-        pairs = shelf.pairs(outcome, user, row).wide()
-        read = shelf.features(names, found.features)
-        setting, refusal = choice.intervene(shelf, pairs, row, asked.do, read)
+        outcome = self._effect(index, asked)
+        user = index.user(found.user)
+        row = known_row(index, asked.item_id)
+        pairs = index.pairs(outcome, user, row).wide()
+        read = index.features(names, found.features)
+        setting, refusal = request_validation.intervene(index, pairs, row, asked.do, read)
         common: dict[str, Any] = {
             "user": known(user),
             "item_id": asked.item_id,
-            "model": served(shelf, outcome, "effect"),
+            "model": served(index, outcome, "effect"),
             "degraded": found.degraded,
         }
         if refusal is not None:
@@ -105,23 +113,25 @@ class Effects:
     async def _asked(self, decoder: msgspec.json.Decoder[T], request: Request) -> T:
         """Return the decoded request body."""
         body = await read_body(request, self._settings.service.body_max_bytes)
-        async with self._lanes.of_body(body) as lane:
-            return await lane.run(decode, decoder, body)
+        async with self._limiters.of_body(body) as limiter:
+            return await limiter.run(decode, decoder, body)
 
-    def _view(self, lane: Lane) -> Shelf:
+    def _view(self, limiter: ConcurrencyLimiter) -> ItemIndex:
         """Return a consistent view of the items for the lane's work."""
-        return self._shelf().view() if lane.threaded else self._shelf()
+        return self._index().view() if limiter.threaded else self._index()
 
-    def _effect(self, shelf: Shelf, asked: AskEffect) -> Outcome:
+    def _effect(self, index: ItemIndex, asked: AskEffect) -> PublishedOutcome:
         """Return the requested outcome; raise a problem if the model cannot answer."""
         default = self._settings.service.outcome
-        outcome = choice.choose(shelf, asked.user_id, asked.outcome, default, asked.item_id)
-        place(shelf, asked.item_id)
+        outcome = request_validation.choose(
+            index, asked.user_id, asked.outcome, default, asked.item_id
+        )
+        known_row(index, asked.item_id)
         if asked.do.empty:
             raise invalid("do", "set at least one of shown, position, popularity and attributes")
-        if asked.do.shown is not UNSET and not shelf.parsed.has_control(outcome):
-            raise choice.no_control("do.shown")
-        choice.causal(shelf, "do")
+        if asked.do.shown is not UNSET and not index.parsed.has_control(outcome):
+            raise request_validation.no_control("do.shown")
+        request_validation.causal(index, "do")
         if asked.observed is not UNSET:
             on_scale(outcome, asked.observed)
         return outcome
@@ -129,41 +139,43 @@ class Effects:
     async def explain(self, request: Request) -> Response:
         """Answer with the score of one user and item as a sum of terms, one for each path."""
         asked = await self._asked(_WHY, request)
-        self._explain(self._shelf(), asked)
-        async with self._lanes.of_one(None):
+        self._explain(self._index(), asked)
+        async with self._limiters.of_one(None):
             names: list[str] = []
-            if self._shelf().parsed.causal:  # else rows of attribute values are not published
+            if self._index().parsed.causal:  # else rows of attribute values are not published
                 item = asked.item_id.encode()
-                names = choice.needs(self._shelf(), [item], Intervention(attributes={}))
+                names = request_validation.needs(self._index(), [item], Intervention(attributes={}))
             try:
                 found = await self._users.read(asked.user_id, False, names)
             except CounterflowError:  # attributes then stay within the item's terms
                 names, found = [], Found(None, away=True)
-            return self._why(self._shelf(), asked, names, found)
+            return self._why(self._index(), asked, names, found)
 
-    def _why(self, shelf: Shelf, asked: AskWhy, names: Sequence[str], found: Found) -> Response:
+    def _why(self, index: ItemIndex, asked: AskWhy, names: Sequence[str], found: Found) -> Response:
         """Answer with the explanation from the rows that were read."""
-        outcome = self._explain(shelf, asked)
-        user = shelf.user(found.user)
-        pairs = shelf.pairs(outcome, user, place(shelf, asked.item_id)).wide()
-        read = shelf.features(names, found.features)
+        outcome = self._explain(index, asked)
+        user = index.user(found.user)
+        pairs = index.pairs(outcome, user, known_row(index, asked.item_id)).wide()
+        read = index.features(names, found.features)
         setting = asked.do or Intervention()
-        refusal = choice.refused(shelf, outcome, setting, read)
+        refusal = request_validation.refused(index, outcome, setting, read)
         if refusal is not None:
             raise refusal.problem()
-        world = World(
+        world = Scenario(
             position=1 if setting.position is UNSET else setting.position,
             popularity=None if setting.popularity is UNSET else setting.popularity,
-            cut=True,
+            clipped=True,
         )
-        item, meta = asked.item_id.encode(), shelf.catalogue.meta
-        why = explain(pairs, world, shelf.linked.parts(item, meta, read, pairs) if names else {})
+        item, meta = asked.item_id.encode(), index.catalogue.meta
+        why = explain(
+            pairs, world, index.attributes.parts(item, meta, read, pairs) if names else {}
+        )
         return answer(
             answers.Why(
                 user=known(user),
                 item_id=asked.item_id,
-                model=served(shelf, outcome, "outcome"),
-                terms=[answers.Term(name=t.name, value=t.value, cut=t.cut) for t in why.terms],
+                model=served(index, outcome, "outcome"),
+                terms=[answers.Term(name=t.name, value=t.value, cut=t.clipped) for t in why.terms],
                 sum=why.sum,
                 link=outcome.link,
                 score=why.score,
@@ -171,32 +183,36 @@ class Effects:
             )
         )
 
-    def _explain(self, shelf: Shelf, asked: AskWhy) -> Outcome:
+    def _explain(self, index: ItemIndex, asked: AskWhy) -> PublishedOutcome:
         """Return the requested outcome; raise a problem if the model cannot explain it."""
         default = self._settings.service.outcome
-        outcome = choice.choose(shelf, asked.user_id, asked.outcome, default, asked.item_id)
-        place(shelf, asked.item_id)
+        outcome = request_validation.choose(
+            index, asked.user_id, asked.outcome, default, asked.item_id
+        )
+        known_row(index, asked.item_id)
         if asked.do is not None and not asked.do.empty:
-            choice.causal(shelf, "do")
+            request_validation.causal(index, "do")
             if asked.do.shown is not UNSET or asked.do.attributes is not UNSET:
                 raise invalid("do", "an explanation accepts only position and popularity")
         return outcome
 
     async def drift(self, _: Request) -> Response:
         """Answer with the drift detectors as the trainer last published them."""
-        said = self._shelf().model.get("drift") or {}
+        said = self._index().model.get("drift") or {}
         return answer(msgspec.convert({"signals": said}, answers.Drift))
 
 
 def effect(
-    pairs: Pairs, setting: do.Do, asked: AskEffect, common: dict[str, Any]
+    pairs: ServedPairs, setting: do.Do, asked: AskEffect, common: dict[str, Any]
 ) -> answers.Effect:
     """Return the answer for one pair and one intervention."""
     found = do.contrast(pairs, setting)
     own = bool(found.own[0])
     said = pairs.model.averages.get(pairs.outcome.name)
     if not own and (said is None or not np.isfinite(said.value)):
-        raise choice.no_control("item_id", "no control outcome of this item was observed")
+        raise request_validation.no_control(
+            "item_id", "no control outcome of this item was observed"
+        )
     bounds = None if found.interval is None else [float(side[0]) for side in found.interval]
     if bounds is not None and not np.isfinite(bounds).all():
         bounds = None
@@ -234,7 +250,9 @@ def effect(
     )
 
 
-def unsupported(pairs: Pairs, refusal: choice.Refusal, common: dict[str, Any]) -> answers.Effect:
+def unsupported(
+    pairs: ServedPairs, refusal: request_validation.Refusal, common: dict[str, Any]
+) -> answers.Effect:
     """Return the answer to an unsupported intervention: the factual outcome and the reason."""
     factual = do.contrast(pairs, do.Do()).factual
     return answers.Effect(
@@ -249,7 +267,9 @@ def unsupported(pairs: Pairs, refusal: choice.Refusal, common: dict[str, Any]) -
     )
 
 
-def individual(outcome: Outcome, asked: AskEffect, found: do.Contrast) -> answers.Individual | None:
+def individual(
+    outcome: PublishedOutcome, asked: AskEffect, found: do.Contrast
+) -> answers.Individual | None:
     """Return the counterfactual of the observed outcome, None if no outcome was given."""
     if isinstance(asked.observed, msgspec.UnsetType):
         return None
@@ -263,11 +283,11 @@ def individual(outcome: Outcome, asked: AskEffect, found: do.Contrast) -> answer
 
 
 def assumed(
-    asked: AskEffect, pairs: Pairs, known: bool, kind: ranking.IntervalKind, bounded: bool
+    asked: AskEffect, pairs: ServedPairs, known: bool, kind: ranking.IntervalKind, bounded: bool
 ) -> list[str]:
     """Return the assumptions that the answer rests on."""
     modelled = bounded and kind == "model-based"
-    place = None if asked.do.position is UNSET else asked.do.position
+    asked_position = None if asked.do.position is UNSET else asked.do.position
     count = None if asked.do.popularity is UNSET else asked.do.popularity
     position = "position" if pairs.outcome.link == "logit" else "rating"
     names = {
@@ -279,7 +299,7 @@ def assumed(
         "attributes": asked.do.attributes is not UNSET,
         "within": kind == "within-item",
         "average": kind == "average",
-        "closed": bool(support.closed(pairs.model, pairs.outcome, place, count)),
+        "closed": bool(support.closed(pairs.model, pairs.outcome, asked_position, count)),
         "interval": modelled,
         "paths": modelled and intervals.fitted(pairs),
         "individual": asked.observed is not UNSET,
@@ -287,15 +307,15 @@ def assumed(
     return [ASSUMED[name] for name, holds in names.items() if holds]
 
 
-def place(shelf: Shelf, item_id: str) -> Rows:
+def known_row(index: ItemIndex, item_id: str) -> Rows:
     """Return the item's row as an array (1,); a 404 for an unknown item."""
-    rows, unknown = shelf.rows([item_id])
+    rows, unknown = index.find_rows([item_id])
     if unknown:
         raise Problem(404, "unknown_item", "the item has no row", field="item_id")
     return rows
 
 
-def on_scale(outcome: Outcome, observed: float) -> None:
+def on_scale(outcome: PublishedOutcome, observed: float) -> None:
     """Raise a problem unless the observed outcome is a possible one."""
     if not outcome.low <= observed <= outcome.high or (
         outcome.link == "logit" and observed not in (0.0, 1.0)
@@ -304,17 +324,17 @@ def on_scale(outcome: Outcome, observed: float) -> None:
         raise invalid("observed", f"a {outcome.name} must be {wanted}")
 
 
-def known(user: User | None) -> Known:
+def known(user: ServedUser | None) -> Known:
     """Return whether the user has a row, and the row's events."""
     return Known(known=user is not None, events=0 if user is None else user.events)
 
 
-def served(shelf: Shelf, outcome: Outcome, objective: str) -> Served:
+def served(index: ItemIndex, outcome: PublishedOutcome, objective: str) -> Served:
     """Return the description of the model that answers."""
     return Served(
         generation=GENERATION,
-        epoch=int(shelf.model.get("epoch", 0)),
-        version=shelf.catalogue.version,
+        epoch=int(index.model.get("epoch", 0)),
+        version=index.catalogue.version,
         outcome=outcome.name,
         objective=objective,
     )

@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from consumers.settings import Exploration
+from consumers.settings import ExplorationSettings
 
 Candidates = NDArray[np.intp]
 Probabilities = NDArray[np.float64]
@@ -75,7 +75,7 @@ def binomial(m: int, withhold: float) -> Probabilities:
 
 
 @lru_cache(4096)
-def place(r: int, j: int, n: int, k: int, withhold: float) -> float:
+def position_probability(r: int, j: int, n: int, k: int, withhold: float) -> float:
     """Return the probability that the r-th of an order of n is shown at position j of k.
 
     A candidate of the first k (r <= k) stands at its own position unless it is withheld; if the
@@ -157,7 +157,7 @@ def draw(
         ranks = [of.get(each, -1) for each in candidate.tolist()]
     size = min(n, k + reach(k, withhold))  # more candidates do not change the probabilities
     by_rank = [
-        place(r + 1, j, size, k, withhold) if r >= 0 else 0.0
+        position_probability(r + 1, j, size, k, withhold) if r >= 0 else 0.0
         for r, j in zip(ranks, position, strict=True)
     ]
     by_chance = [filled(j, n, withhold) / n for j in position]
@@ -171,16 +171,16 @@ def draw(
     )
 
 
-Places = list[tuple[int, int]]  # (index into the order, position from 1)
+Positions = list[tuple[int, int]]  # (index into the order, position from 1)
 
 
-def walk(order: list[int], k: int, withholds: Withholds) -> tuple[Places, Places]:
+def walk(order: list[int], k: int, withholds: Withholds) -> tuple[Positions, Positions]:
     """Return the shown and the withheld candidates, each with its position."""
     first = min(k, len(order))
     out: dict[int, int] = {}
     rest = first
     behind = 0  # number of empty positions before this one
-    stands: Places = []
+    stands: Positions = []
     for j in range(first):
         if not withholds(order[j]):
             stands.append((j, j + 1 - behind))
@@ -200,7 +200,7 @@ def walk(order: list[int], k: int, withholds: Withholds) -> tuple[Places, Places
 class Explorer:
     """Draws the slates of one process; its only state is the random generator."""
 
-    def __init__(self, settings: Exploration) -> None:
+    def __init__(self, settings: ExplorationSettings) -> None:
         self._epsilon, self._withhold = settings.epsilon, settings.withhold
         self._random = np.random.default_rng(settings.seed or None)
         self.chance = settings.epsilon > 0 or settings.withhold > 0

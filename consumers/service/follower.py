@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable
 
 from consumers.metrics import ServiceMetrics
+from consumers.service.item_index import ItemIndex
 from consumers.service.problems import outside
-from consumers.service.shelf import Shelf
 from model_store.codec import shapes
 from model_store.reader import AsyncReader
 from stream.errors import CounterflowError, Inconsistent, Unavailable
@@ -22,7 +22,7 @@ HOLD_S = 5.0  # pause after an error that an operator must fix
 
 
 class Follower:
-    """A task that keeps `shelf` up to date; `shelf` is None until a model has been loaded.
+    """A task that keeps `index` up to date; `index` is None until a model has been loaded.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Follower:
         loaded: Callable[[], object] = lambda: None,
         ttl_s: float = 0.0,
     ) -> None:
-        self.shelf: Shelf | None = None
+        self.index: ItemIndex | None = None
         self.problem = "no model has been loaded yet"  # what answers say
         self._said = ""  # the last error that was logged
         self._reader = reader
@@ -80,18 +80,18 @@ class Follower:
 
     async def turn(self) -> float:
         """Apply the changes in the log; return how long to wait before the next turn."""
-        if self.shelf is None or self._clock() - self._asked_s >= MODEL_S:
+        if self.index is None or self._clock() - self._asked_s >= MODEL_S:
             await self._look()
-        if self.shelf is None:
+        if self.index is None:
             self.problem = "no trainer has published a model yet"
             return WAIT_S
-        version = self.shelf.catalogue.version
-        changes = await self._reader.refresh(self.shelf.catalogue, BLOCK_MS)
-        if self.shelf.catalogue.version != version:
+        version = self.index.catalogue.version
+        changes = await self._reader.refresh(self.index.catalogue, BLOCK_MS)
+        if self.index.catalogue.version != version:
             self._confirmed_s = self._clock()
-        self.shelf.forget(changes)
+        self.index.invalidate(changes)
         self._said = self.problem = ""
-        self._metrics.rows.labels(kind="item").set(len(self.shelf.catalogue.items))
+        self._metrics.rows.labels(kind="item").set(len(self.index.catalogue.items))
         return 0.0
 
     async def _look(self) -> None:
@@ -109,12 +109,12 @@ class Follower:
                 "the model's description in Redis does not have this version's format",
                 "another version wrote it: start this version's trainer",
             ) from error
-        if self.shelf is not None and self.shelf.fits(model):
-            self.shelf.tell(model)
+        if self.index is not None and self.index.fits(model):
+            self.index.tell(model)
             return
-        shelf = Shelf(model, await self._reader.load(found))
+        index = ItemIndex(model, await self._reader.load(found))
         self._loaded()
-        self.shelf = shelf
+        self.index = index
 
     async def _confirm(self) -> None:
         """Find out when the model's description was last written; a trainer writes it every second.

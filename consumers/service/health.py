@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from consumers.settings import Kafka
+from consumers.settings import KafkaSettings
 
 CHECK_S = 1.5  # timeout of a check of the broker, and time between two checks
 FRESH_S = 4.0  # an answer counts as recent for this long
@@ -47,7 +47,7 @@ class AtScrape(Collector):
 class Broker:
     """Whether a broker answers a request for API versions, which needs no authentication."""
 
-    def __init__(self, kafka: Kafka, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, kafka: KafkaSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._servers = [
             (host.strip("[]"), int(port) if port.isdigit() else 9092)
             for host, _, port in (

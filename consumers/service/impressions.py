@@ -110,7 +110,7 @@ class ImpressionLog:
         self._thread.join(timeout_s)
         with self._changed:
             self._waiting.clear()
-        self._settle(self._dropped, self._most)
+        self._collect_acknowledgements(self._dropped, self._most)
 
     def _run(self) -> None:
         while (sink := self._connected()) is not None:
@@ -168,16 +168,16 @@ class ImpressionLog:
 
     def _succeeded(self, _: object) -> None:
         self._troubled = False
-        self._settle(self._logged, 1)
+        self._collect_acknowledgements(self._logged, 1)
 
     def _failed(self, error: Exception) -> None:
         self._trouble(error)
-        self._settle(self._dropped, 1)
+        self._collect_acknowledgements(self._dropped, 1)
         with self._changed:
             self._broken = True
             self._changed.notify()
 
-    def _settle(self, counter: Counter, most: int) -> None:
+    def _collect_acknowledgements(self, counter: Counter, most: int) -> None:
         """Count up to `most` open impressions as logged or dropped."""
         with self._changed:
             settled = min(most, self._open)

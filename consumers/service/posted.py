@@ -7,8 +7,8 @@ import msgspec
 
 from consumers.service.problems import Problem, invalid
 from consumers.service.requests import EVENTS_MAX
-from stream.careful import parse
 from stream.errors import BadEvent
+from stream.reference_parser import parse
 
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 

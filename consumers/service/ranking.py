@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from stream.inference import intervals, outcome
 from stream.inference.do import Do, contrast
 from stream.inference.effect import showing
-from stream.inference.model import Floats, Outcome
-from stream.inference.rows import Pairs
+from stream.inference.model import Floats, PublishedOutcome
+from stream.inference.rows import ServedPairs
 
 IntervalKind = Literal["predictive", "model-based", "within-item", "average"]
 
@@ -18,7 +18,7 @@ AVERAGE = "no control outcome of this item was observed; the average effect is u
 USUAL = "no control outcome of this item was observed; user and attributes alone determine it"
 
 
-def standing_in(pairs: Pairs) -> str:
+def standing_in(pairs: ServedPairs) -> str:
     """Return the reason given for an item without a control outcome of its own.
 
     It also says why the average effect that is used instead has no interval, if it has none.
@@ -39,7 +39,7 @@ class Judged:
     reason: str | None = None  # what is used instead, if it has none
 
 
-def scores(pairs: Pairs, objective: str, do: Do) -> Floats:
+def scores(pairs: ServedPairs, objective: str, do: Do) -> Floats:
     """Return the scores (n,) to rank by, in the world that `do` sets.
 
     Scores are not clipped to the outcome's scale, where items would tie; see `displayed`.
@@ -65,12 +65,12 @@ def scores(pairs: Pairs, objective: str, do: Do) -> Floats:
     return _beyond(pairs, outcome.shown(pairs, do.world(cut=True)))
 
 
-def _beyond(pairs: Pairs, arm: outcome.Arm) -> Floats:
+def _beyond(pairs: ServedPairs, arm: outcome.Arm) -> Floats:
     """Return the expected outcomes (n,); ratings may lie outside their scale."""
     return arm.eta if pairs.outcome.link == "identity" else arm.mean
 
 
-def displayed(of: Outcome, objective: str, score: Floats) -> Floats:
+def displayed(of: PublishedOutcome, objective: str, score: Floats) -> Floats:
     """Return the scores (n,) clipped to their scale, in the same order."""
     if objective == "effect":
         return score
@@ -79,7 +79,7 @@ def displayed(of: Outcome, objective: str, score: Floats) -> Floats:
     return np.clip(score, of.low, of.high)
 
 
-def judge(pairs: Pairs, objective: str, do: Do, score: Floats) -> list[Judged]:
+def judge(pairs: ServedPairs, objective: str, do: Do, score: Floats) -> list[Judged]:
     """Return interval and support of each displayed score (n,)."""
     if objective == "effect":
         found = contrast(pairs, Do(True, do.position, do.popularity, do.attributes))
@@ -119,8 +119,8 @@ def best(scores: Floats, k: int) -> NDArray[np.intp]:
     """Return the indices of the k highest scores, best first; ties in the order of rows."""
     if k < len(scores):
         # take all items that reach the k-th score, so that ties do not depend on the partition
-        border = np.partition(scores, len(scores) - k)[len(scores) - k]
-        places = np.flatnonzero(scores >= border)
+        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+        rows = np.flatnonzero(scores >= threshold)
     else:
-        places = np.arange(len(scores))
-    return places[np.argsort(-scores[places], kind="stable")][:k]
+        rows = np.arange(len(scores))
+    return rows[np.argsort(-scores[rows], kind="stable")][:k]

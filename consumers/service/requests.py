@@ -74,7 +74,7 @@ class Intervention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         )
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ListRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The fields that both kinds of lists have."""
 
     user_id: Id
@@ -83,7 +83,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     do: Intervention | None = None
 
 
-class Recommend(Choice, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Recommend(ListRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Ask for the best k of all items."""
 
     k: Annotated[int, Meta(ge=1, le=K_MAX)] = 10
@@ -97,7 +97,7 @@ class Recommend(Choice, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = {}
 
 
-class Rank(Choice, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Rank(ListRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Ask for the given items, best first."""
 
     item_ids: Annotated[list[Id], Meta(max_length=ITEMS_MAX)]

@@ -18,11 +18,11 @@ from starlette.applications import Starlette
 from consumers import clients, ports, topics
 from consumers.kafka import Outgoing, Sink, Unacknowledged
 from consumers.service.app import create_app
+from consumers.service.concurrency_limits import yield_often
+from consumers.service.connection_limits import patient
 from consumers.service.impressions import ImpressionLog
-from consumers.service.patience import patient
 from consumers.service.posted import Posted
-from consumers.service.work import yield_often
-from consumers.settings import Service, Settings
+from consumers.settings import ServiceSettings, Settings
 from model_store.reader import connect_async
 from stream.errors import CounterflowError
 
@@ -148,7 +148,7 @@ def listen(host: str, port: int) -> socket.socket:
     return held
 
 
-def check_host(settings: Service) -> None:
+def check_host(settings: ServiceSettings) -> None:
     """Raise unless the service is on loopback or `service.allowed_hosts` is set.
 
     The service has no authentication: whoever reaches it can read every user and post events.
@@ -167,7 +167,7 @@ def check_host(settings: Service) -> None:
     )
 
 
-def configured(app: Starlette, settings: Service) -> uvicorn.Config:
+def configured(app: Starlette, settings: ServiceSettings) -> uvicorn.Config:
     """Return uvicorn's configuration."""
     return uvicorn.Config(
         app,

@@ -87,7 +87,7 @@ class Clusters:
         self.tally = np.zeros(2)
         self._held = np.zeros((2, width))
         self._used = 0  # rows from here on were never written
-        self._places = _places(width)
+        self._products = _product_indices(width)
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
@@ -142,7 +142,7 @@ class Clusters:
         first = alone * count + between * two
         second = alone**2 * two + 2 * alone * between * three + between**2 * fourth
         kept = 1 + two / count**2 - 2 * (alone * two + between * three) / (count * first)
-        skew = float(self.cube @ (self._places[0] * np.prod(g[self._places[1]], axis=0)))
+        skew = float(self.cube @ (self._products[0] * np.prod(g[self._products[1]], axis=0)))
         freedom = first**2 / second - 1
         return Spread(raw / max(float(kept), 1e-9), skew, float(freedom), self._tails(g, raw))
 
@@ -192,7 +192,7 @@ class Clusters:
         second = covariance + np.outer(mean, mean)
         self.total[:] = count * mean
         self.square[:] = self.window[:] = np.triu(count * second)
-        _, (a, b, c) = self._places
+        _, (a, b, c) = self._products
         self.cube[:] = count * (
             mean[a] * covariance[b, c] + mean[b] * covariance[a, c] + mean[c] * covariance[a, b]
             + mean[a] * mean[b] * mean[c]
@@ -253,7 +253,7 @@ def _full(upper: Array) -> Array:
     return upper + np.triu(upper, 1).T
 
 
-def _places(width: int) -> tuple[Array, NDArray[np.int64]]:
+def _product_indices(width: int) -> tuple[Array, NDArray[np.int64]]:
     """Return the multiplicity of each product a <= b <= c in a cube, and its indices (3, n)."""
     found = [
         (a, b, c) for a in range(width) for b in range(a, width) for c in range(b, width)

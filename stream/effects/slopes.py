@@ -134,7 +134,7 @@ class Slopes:
         at = kept[:n]
         self._fit.update(z[:n], y[:n], None if who is None else who[at], item[at])
 
-    def forget(self, item: int) -> None:
+    def discard(self, item: int) -> None:
         """Forget the running means of that item; its outcomes stay in the fit."""
         self._held[item] = 0
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.compiled import compiled
-from stream.forgotten import Forgotten
 from stream.memory import reserve
+from stream.removals import Removals
 
 WAITS = 8_192  # outcomes that must follow before one is used
 KINDS: dict[str, type[np.generic]] = {
@@ -72,7 +72,7 @@ class Waiting:
         self._chunks: deque[Columns] = deque()  # as added, none of them empty
         self._size = 0
         self._added = 0
-        self._forgotten = Forgotten()
+        self._removals = Removals()
 
     def supersede(self, item: int, until_ms: int, numbers: NDArray[np.float32]) -> None:
         """Remember that these numbers (N,) were the item's until that time (ms)."""
@@ -83,10 +83,10 @@ class Waiting:
         self._head[item] = self._count
         self._used = max(self._used, item + 1)
 
-    def forget(self, item: int) -> None:
+    def discard(self, item: int) -> None:
         """Forget the item's numbers and its queued outcomes."""
         self._head[item] = 0
-        self._forgotten.add(item, self._added)
+        self._removals.add(item, self._added)
 
     def add(self, columns: Columns) -> Columns:
         """Queue the outcomes; return those that are now due, in order.
@@ -117,15 +117,15 @@ class Waiting:
                 self._chunks.appendleft({k: v[size:] for k, v in chunk.items()})
             count -= size
         due = self._blanked(_joined(taken), first)
-        self._forgotten.drop(self._added - self._size)
+        self._removals.drop(self._added - self._size)
         stays = due["item"] >= 0
         return due if stays.all() else {k: v[stays] for k, v in due.items()}
 
     def _blanked(self, columns: dict[str, NDArray[Any]], first: int) -> dict[str, NDArray[Any]]:
         """Set the item of forgotten outcomes to -1; the first has the sequence number `first`."""
-        if len(self._forgotten):
+        if len(self._removals):
             numbers = first + np.arange(len(columns["item"]))
-            gone = self._forgotten.of(columns["item"], numbers)
+            gone = self._removals.of(columns["item"], numbers)
             for k, v in columns.items():
                 v[gone] = -1 if k == "item" else 0
         return columns
@@ -162,7 +162,7 @@ class Waiting:
         self._count = int(state["count"][0])
         self._chunks.clear()
         self._size = self._added = 0
-        self._forgotten.clear()
+        self._removals.clear()
         unknown = np.full(len(state["waiting.item"]), -1, np.int32)
         self.add({k: state.get(f"waiting.{k}", unknown).copy() for k in KINDS})
 

@@ -6,7 +6,7 @@ model leaves to chance, action sets the world, and prediction adds that part aga
 
 import numpy as np
 
-from stream.inference.model import Floats, Outcome
+from stream.inference.model import Floats, PublishedOutcome
 
 
 def residual(observed: Floats, factual: Floats) -> Floats:
@@ -15,7 +15,7 @@ def residual(observed: Floats, factual: Floats) -> Floats:
 
 
 def individual(
-    outcome: Outcome,
+    outcome: PublishedOutcome,
     observed: Floats,  # (n,)
     factual: Floats,  # (n,) expected in the world as it was
     counterfactual: Floats,  # (n,) expected in the other world

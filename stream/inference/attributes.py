@@ -8,8 +8,9 @@ assignment of the attribute (Pearl, Causality, 2009, section 3.2), whose descend
 and the exposure.
 
 The learner's coefficients also contain other differences between items of different values. If the
-slope of a number was estimated within items (`Model.slopes`), it replaces what the number's links
-add for the mean user. What a user's match differs by, v . (g - mean g), stays as learned.
+slope of a number was estimated within items (`PublishedModel.slopes`), it replaces what the
+number's links add for the mean user. What a user's match differs by, v . (g - mean g), stays as
+learned.
 """
 
 from collections.abc import Mapping
@@ -18,15 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.inference.model import Floats, Model, Outcome
-from stream.inference.rows import Features, User
+from stream.inference.model import Floats, PublishedModel, PublishedOutcome
+from stream.inference.rows import ServedFeatures, ServedUser
 from stream.model.features import FAR
 
 PRIOR_EVENTS = 3.0  # weight of the prior of a coefficient, in events
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
+class AttributeLinks:
     """The attribute values that n rows are linked to."""
 
     owner: NDArray[np.intp]  # (m,) index of the row
@@ -56,15 +57,15 @@ class Number:
     links: NDArray[np.intp]
 
 
-def linked(
+def attribute_links(
     owner: NDArray[np.intp],  # (m,)
     feature: NDArray[np.intp],  # (m,)
     value: Floats,  # (m,)
     rows: int,
-    features: Features,
+    features: ServedFeatures,
     fresh: NDArray[np.bool_] | None = None,  # (m,)
     most: int = 2**31,
-) -> Links:
+) -> AttributeLinks:
     """Return the links as the learner has them; the m links are in the order of their rows.
 
     The learner did not admit a value without a row, so it is ignored; but if `fresh` marks it as
@@ -75,10 +76,10 @@ def linked(
     first = np.searchsorted(owner, owner)  # index of the first link of the same row
     kept = np.arange(len(owner)) - first < most
     owner, feature, value = owner[kept], feature[kept], value[kept]
-    return Links(owner, feature, value, np.bincount(owner, minlength=rows))
+    return AttributeLinks(owner, feature, value, np.bincount(owner, minlength=rows))
 
 
-def weights(links: Links, features: Features) -> Floats:
+def weights(links: AttributeLinks, features: ServedFeatures) -> Floats:
     """Return the weight of each link in its row (m,): value / sqrt(n), with numbers standardised.
 
     Values that are not numbers have center and scale 0.
@@ -88,14 +89,14 @@ def weights(links: Links, features: Features) -> Floats:
     return np.asarray(np.clip(value, -FAR, FAR) / np.sqrt(links.count[links.owner]))
 
 
-def fold(links: Links, weight: Floats, coefficient: Floats) -> Floats:
+def fold(links: AttributeLinks, weight: Floats, coefficient: Floats) -> Floats:
     """Return the sum (n,) over each row's links of weight (m,) times coefficient (F,)."""
     parts = weight * coefficient[links.feature]
     return np.bincount(links.owner, parts, minlength=len(links.count)).astype(np.float64)
 
 
 def coefficients(
-    outcome: Outcome, outcomes: int, features: Features, user: User
+    outcome: PublishedOutcome, outcomes: int, features: ServedFeatures, user: ServedUser
 ) -> tuple[Floats, Floats]:
     """Return what each value adds for this user, b + v . g: if shown and if withheld (F,) each."""
     match = features.vector @ user.vector[: features.vector.shape[1]]
@@ -104,12 +105,12 @@ def coefficients(
 
 
 def shift(
-    outcome: Outcome,
-    model: Model,
-    features: Features,
-    user: User,
-    old: Links,
-    new: Links,
+    outcome: PublishedOutcome,
+    model: PublishedModel,
+    features: ServedFeatures,
+    user: ServedUser,
+    old: AttributeLinks,
+    new: AttributeLinks,
     spread: bool = True,
     numbers: Mapping[str, Number | None] | None = None,
 ) -> Shift:
@@ -177,7 +178,11 @@ class _Told:
 
 
 def _within(
-    outcome: Outcome, model: Model, old: Links, new: Links, numbers: Mapping[str, Number | None]
+    outcome: PublishedOutcome,
+    model: PublishedModel,
+    old: AttributeLinks,
+    new: AttributeLinks,
+    numbers: Mapping[str, Number | None],
 ) -> _Told:
     """Return the changes by slopes estimated within items, for the numbers that are set."""
     size, fit = len(old.count), model.slopes.get(outcome.name)
@@ -206,10 +211,10 @@ def _within(
 
 
 def _variance(
-    features: Features,
-    old: Links,
+    features: ServedFeatures,
+    old: AttributeLinks,
     before: Floats,
-    new: Links,
+    new: AttributeLinks,
     after: Floats,
     learned: NDArray[np.bool_],  # (F,)
 ) -> Floats:

@@ -15,8 +15,8 @@ from stream.inference import intervals, outcome, support
 from stream.inference.attributes import Shift
 from stream.inference.effect import showing
 from stream.inference.model import Floats
-from stream.inference.outcome import World
-from stream.inference.rows import Pairs
+from stream.inference.outcome import Scenario
+from stream.inference.rows import ServedPairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,11 @@ class Do:
     popularity: float | None = None
     attributes: Shift | None = None
 
-    def world(self, cut: bool = False) -> World:
+    def world(self, cut: bool = False) -> Scenario:
         """Return the world under the intervention."""
-        return World(self.position or 1, self.popularity, self.attributes, cut)
+        return Scenario(self.position or 1, self.popularity, self.attributes, cut)
 
-    def closed(self, pairs: Pairs) -> list[str]:
+    def closed(self, pairs: ServedPairs) -> list[str]:
         """Return the set variables if none of them can change the outcome, else an empty list."""
         names = support.closed(pairs.model, pairs.outcome, self.position, self.popularity)
         given = (self.position not in (None, 1)) + (self.popularity is not None)
@@ -64,7 +64,7 @@ class Consumed:
     total: Floats  # (n,) change through exposure and outcome
 
 
-def contrast(pairs: Pairs, do: Do) -> Contrast:
+def contrast(pairs: ServedPairs, do: Do) -> Contrast:
     """Return what the intervention changes.
 
     If `shown` is set, every other intervention holds in both arms; factual is the outcome if shown
@@ -83,7 +83,7 @@ def contrast(pairs: Pairs, do: Do) -> Contrast:
     return Contrast(before.mean, after.mean, effect, bounds, np.ones(len(pairs), np.bool_))
 
 
-def _showing(pairs: Pairs, do: Do) -> Contrast:
+def _showing(pairs: ServedPairs, do: Do) -> Contrast:
     """Return the contrast of shown and withheld."""
     found = showing(pairs, do.world())
     variance = intervals.showing(pairs, found.treated, found.control, do.world())
@@ -96,7 +96,7 @@ def _showing(pairs: Pairs, do: Do) -> Contrast:
     return Contrast(found.treated.mean, counterfactual, sign * found.value, bounds, found.own)
 
 
-def consumed(pairs: Pairs, do: Do) -> Consumed:
+def consumed(pairs: ServedPairs, do: Do) -> Consumed:
     """Return what the intervention changes in consumption (see `outcome.consumption`).
 
     In the total change, attributes also act on the probability of exposure, through the biases of

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.inference.model import Floats
-from stream.inference.outcome import AS_IT_IS, Arm, World, shown, withheld
-from stream.inference.rows import Pairs
+from stream.inference.outcome import AS_IT_IS, Arm, Scenario, shown, withheld
+from stream.inference.rows import ServedPairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Showing:
     own: NDArray[np.bool_]  # (n,)
 
 
-def showing(pairs: Pairs, world: World = AS_IT_IS) -> Showing:
+def showing(pairs: ServedPairs, world: Scenario = AS_IT_IS) -> Showing:
     """Return the effect of showing each item.
 
     For an item without control outcomes of its own, the data contain no effect. It gets the average
@@ -34,7 +34,7 @@ def showing(pairs: Pairs, world: World = AS_IT_IS) -> Showing:
     return Showing(treated, control, np.where(own, value, _average(pairs, value, own)), own)
 
 
-def _average(pairs: Pairs, value: Floats, own: NDArray[np.bool_]) -> float:
+def _average(pairs: ServedPairs, value: Floats, own: NDArray[np.bool_]) -> float:
     """Return the published average effect, or else this user's mean over items with controls."""
     said = pairs.model.averages.get(pairs.outcome.name)
     if said is not None and np.isfinite(said.value):

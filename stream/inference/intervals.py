@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from stream.inference.model import Floats
 from stream.inference.noise import level, match, trait
-from stream.inference.outcome import Arm, World
-from stream.inference.rows import Pairs
+from stream.inference.outcome import Arm, Scenario
+from stream.inference.rows import ServedPairs
 from stream.model.step.names import TERMS
 
 Z = 1.959964  # the .975 quantile of the standard normal
@@ -36,7 +36,7 @@ def around(value: Floats, variance: Floats) -> Bounds:
     return value - reach, value + reach
 
 
-def expected(pairs: Pairs, arm: Arm, world: World) -> Bounds | None:
+def expected(pairs: ServedPairs, arm: Arm, world: Scenario) -> Bounds | None:
     """Return the interval of an arm's expected outcome; None if no residual spread is published.
 
     It is computed on the link scale, so it stays within the outcome's range.
@@ -48,7 +48,7 @@ def expected(pairs: Pairs, arm: Arm, world: World) -> Bounds | None:
     return arm.theta * pairs.outcome.inverse(low), arm.theta * pairs.outcome.inverse(high)
 
 
-def predictive(pairs: Pairs, arm: Arm, world: World) -> Bounds | None:
+def predictive(pairs: ServedPairs, arm: Arm, world: Scenario) -> Bounds | None:
     """Return the interval of a single rating of each pair; None without residuals.
 
     It includes both the residual and the uncertainty of the pair, so that rarely rated pairs have
@@ -62,7 +62,7 @@ def predictive(pairs: Pairs, arm: Arm, world: World) -> Bounds | None:
     return np.maximum(low, pairs.outcome.low), np.minimum(high, pairs.outcome.high)
 
 
-def _doubt(pairs: Pairs, arm: Arm, world: World) -> Floats | None:
+def _doubt(pairs: ServedPairs, arm: Arm, world: Scenario) -> Floats | None:
     """Return the variance (n,) of the expected outcome on the link scale."""
     variance: Floats | None = level(pairs, arm)
     if variance is None:
@@ -74,7 +74,7 @@ def _doubt(pairs: Pairs, arm: Arm, world: World) -> Floats | None:
     return np.asarray(variance + _paths(pairs, design(pairs, arm)) / slope**2)
 
 
-def showing(pairs: Pairs, treated: Arm, control: Arm, world: World) -> Floats | None:
+def showing(pairs: ServedPairs, treated: Arm, control: Arm, world: Scenario) -> Floats | None:
     """Return the variance (n,) of the effect of showing; the arms' levels are independent."""
     total = _paths(pairs, design(pairs, treated)) * treated.theta**2
     for arm in (treated, control):
@@ -86,7 +86,7 @@ def showing(pairs: Pairs, treated: Arm, control: Arm, world: World) -> Floats | 
     return total + match(pairs, *arms) + trait(pairs, *arms)
 
 
-def change(pairs: Pairs, before: Arm, after: Arm, world: World) -> Floats | None:
+def change(pairs: ServedPairs, before: Arm, after: Arm, world: Scenario) -> Floats | None:
     """Return the variance (n,) of the difference between two shown arms, the first of them factual.
 
     What both share cancels, apart from the curvature of the link. Returns None if the change itself
@@ -106,7 +106,7 @@ def change(pairs: Pairs, before: Arm, after: Arm, world: World) -> Floats | None
     return variance
 
 
-def averaged(pairs: Pairs, own: NDArray[np.bool_], bounds: Bounds | None) -> Bounds | None:
+def averaged(pairs: ServedPairs, own: NDArray[np.bool_], bounds: Bounds | None) -> Bounds | None:
     """Return the bounds, with those of the average effect where it is used; nan where unknown."""
     if own.all():
         return bounds
@@ -117,7 +117,7 @@ def averaged(pairs: Pairs, own: NDArray[np.bool_], bounds: Bounds | None) -> Bou
     return np.where(own, low, first), np.where(own, high, last)
 
 
-def _shifted(pairs: Pairs, arm: Arm, world: World) -> Floats:
+def _shifted(pairs: ServedPairs, arm: Arm, world: Scenario) -> Floats:
     """Return the variance (n,) on the link scale of the change made by other attributes."""
     if world.shift is None:
         return np.zeros(len(pairs))
@@ -125,20 +125,20 @@ def _shifted(pairs: Pairs, arm: Arm, world: World) -> Floats:
     return world.shift.variance * _residual(pairs, arm) + by_slopes
 
 
-def _residual(pairs: Pairs, arm: Arm) -> Floats:
+def _residual(pairs: ServedPairs, arm: Arm) -> Floats:
     """Return the variance (n,) of one outcome on the link scale; 1 / (p (1 - p)) for clicks."""
     if pairs.outcome.link == "logit":
         return np.asarray(arm.theta / np.maximum(arm.slope, 1e-12))
     return np.full(len(pairs), (pairs.outcome.residual_sd or 0.0) ** 2)
 
 
-def fitted(pairs: Pairs) -> bool:
+def fitted(pairs: ServedPairs) -> bool:
     """Return whether a regression on known terms is published for the outcome."""
     fit = pairs.model.fits.get(pairs.outcome.name)
     return fit is not None and set(fit.names) <= set(TERMS)
 
 
-def design(pairs: Pairs, arm: Arm) -> Floats | None:
+def design(pairs: ServedPairs, arm: Arm) -> Floats | None:
     """Return the regressors z (n, p) in the fit's order; None without a fit of known names."""
     if not fitted(pairs):
         return None
@@ -150,7 +150,7 @@ def design(pairs: Pairs, arm: Arm) -> Floats | None:
     return z
 
 
-def _paths(pairs: Pairs, z: Floats | None) -> Floats:
+def _paths(pairs: ServedPairs, z: Floats | None) -> Floats:
     """Return z' C z of each pair (n,), 0 without a design."""
     if z is None:
         return np.zeros(len(pairs))

@@ -12,7 +12,7 @@ Link = Literal["identity", "logit"]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PublishedOutcome:
     """One outcome of the model: its index in the rows, its link and its scale."""
 
     index: int
@@ -67,7 +67,7 @@ class PathFit:
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class PublishedRates:
     """Learning rates and initial accumulators of Adagrad, for the users' and items' own rows."""
 
     user_bias: float
@@ -88,16 +88,16 @@ class SlopeFit:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class PublishedModel:
     """The published model; `causal` is false if its rows contain only the plain outcome."""
 
-    outcomes: Mapping[str, Outcome]
+    outcomes: Mapping[str, PublishedOutcome]
     factors: int
     causal: bool
     kappa: Floats  # (Y,)
     popularity_mean: Floats  # (Y,)
-    alpha: Floats  # (Y,) coefficient of s_u . t_i if shown, 0 while that path is closed
-    alpha0: Floats  # (Y,) its coefficient if withheld
+    confounder_slope: Floats  # (Y,) coefficient of s_u . t_i if shown, 0 while that path is closed
+    confounder_slope0: Floats  # (Y,) its coefficient if withheld
     level0: Floats  # (Y,) constant of the withheld arm that belongs to alpha0
     theta: Floats  # (K,) probability that position k is examined, relative to the first
     scale: Floats  # (H,) A of each exposure head
@@ -107,7 +107,7 @@ class Model:
     fits: Mapping[str, PathFit]
     slopes: Mapping[str, SlopeFit]  # of the outcomes with enough data
     mean_user: Floats  # (D,) the mean user's factors
-    rates: Rates | None
+    rates: PublishedRates | None
     lasting: int | None  # number of long-term exposure factors; None: all are
     max_links: int
 
@@ -121,7 +121,7 @@ class Model:
         """Return the heads that have learned something; the others have a scale of 0."""
         return np.flatnonzero(np.isfinite(self.scale) & (self.scale != 0.0))
 
-    def has_control(self, outcome: Outcome) -> bool:
+    def has_control(self, outcome: PublishedOutcome) -> bool:
         """Return whether control outcomes of this outcome were learned."""
         if not self.causal or self.controls == 0:
             return False
@@ -130,7 +130,7 @@ class Model:
         return not self.averages and bool(self.controls)
 
 
-def parse(model: Mapping[str, Any]) -> Model:
+def parse(model: Mapping[str, Any]) -> PublishedModel:
     """Return the published JSON as a Model; missing parts are neutral (closed path, no head).
 
     Raises KeyError, TypeError or ValueError if `outcomes`, `factors` or `rows` are missing or
@@ -138,7 +138,7 @@ def parse(model: Mapping[str, Any]) -> Model:
     """
     spread = model.get("residual_sd") or {}
     outcomes = {
-        declared["name"]: Outcome(
+        declared["name"]: PublishedOutcome(
             index=index,
             name=declared["name"],
             link=_link(declared.get("link", "identity")),
@@ -152,14 +152,14 @@ def parse(model: Mapping[str, Any]) -> Model:
     exposure = model.get("exposure") or {}
     heads = int(model["rows"]["item"][0]) - 2 * len(outcomes) - 2
     unlearned = np.zeros(max(heads, 0))
-    return Model(
+    return PublishedModel(
         outcomes=outcomes,
         factors=int(model["factors"]),
         causal=heads > 0,
         kappa=np.asarray(model.get("kappa") or none, float),
         popularity_mean=np.asarray(model.get("popularity_mean") or none, float),
-        alpha=np.asarray(model.get("alpha") or none, float),
-        alpha0=np.asarray(model.get("alpha0") or none, float),
+        confounder_slope=np.asarray(model.get("alpha") or none, float),
+        confounder_slope0=np.asarray(model.get("alpha0") or none, float),
         level0=np.asarray(model.get("level0") or none, float),
         theta=np.asarray(model.get("theta") or [1.0], float),
         scale=np.asarray(exposure.get("scale") or unlearned, float),
@@ -199,10 +199,12 @@ def _fit(said: Mapping[str, Any]) -> PathFit:
     return PathFit(tuple(said["names"]), np.asarray(said["covariance"], float))
 
 
-def _rates(said: Mapping[str, float] | None) -> Rates | None:
+def _rates(said: Mapping[str, float] | None) -> PublishedRates | None:
     if said is None:
         return None
-    return Rates(**{field.name: float(said[field.name]) for field in fields(Rates)})
+    return PublishedRates(
+        **{field.name: float(said[field.name]) for field in fields(PublishedRates)}
+    )
 
 
 def _slopes(said: Mapping[str, Any]) -> SlopeFit:

@@ -23,7 +23,7 @@ import numpy as np
 
 from stream.inference.model import Floats
 from stream.inference.outcome import Arm
-from stream.inference.rows import Pairs
+from stream.inference.rows import ServedPairs
 
 # Residual over prior variance of the additive model's biases on MovieLens-100K, fitted by
 # empirical Bayes: .838 / .169 for users and .838 / .317 for items.
@@ -33,7 +33,7 @@ TOLD = 0.25  # largest Fisher information of one exposure about its score
 Counted = Floats | float
 
 
-def level(pairs: Pairs, arm: Arm) -> Floats | None:
+def level(pairs: ServedPairs, arm: Arm) -> Floats | None:
     """Return the variance (n,) on the link scale of the biases of user and item: level and steps.
 
     Their sum is an upper bound: the level dominates while little is known, the steps later. Returns
@@ -69,7 +69,7 @@ class Noise:
         return np.asarray(rate * self.ratio / (2.0 * np.sqrt(held)))
 
 
-def known_of(pairs: Pairs, arm: Arm) -> Noise | None:
+def known_of(pairs: ServedPairs, arm: Arm) -> Noise | None:
     """Return the noise of a score.
 
     Clicks: s = c = p (1 - p). Ratings: s is the residual variance and c = 1. Returns None for
@@ -83,14 +83,14 @@ def known_of(pairs: Pairs, arm: Arm) -> Noise | None:
     return Noise(variance, variance)
 
 
-def _counts(pairs: Pairs, arm: Arm) -> tuple[int, Floats]:
+def _counts(pairs: ServedPairs, arm: Arm) -> tuple[int, Floats]:
     """Return how often the arm was observed for the user and for the items (n,)."""
     click = pairs.outcome.link == "logit"
     name = "controls" if arm.paths is None else "exposures" if click else "events"
     return int(getattr(pairs.user, name)), np.asarray(getattr(pairs.items, name), float)
 
 
-def match(pairs: Pairs, *arms: tuple[Arm, Floats]) -> Floats:
+def match(pairs: ServedPairs, *arms: tuple[Arm, Floats]) -> Floats:
     """Return the variance (n,) from g and h of a weighted sum of arms, given as (arm, weight (n,)).
 
     The user's factors are the same in both arms, so their errors partly cancel; the item's factors
@@ -113,7 +113,7 @@ def match(pairs: Pairs, *arms: tuple[Arm, Floats]) -> Floats:
     return np.asarray(total + steps * _squares(through))
 
 
-def trait(pairs: Pairs, *arms: tuple[Arm, Floats]) -> Floats:
+def trait(pairs: ServedPairs, *arms: tuple[Arm, Floats]) -> Floats:
     """Return the variance (n,) from s_u . t_i of a weighted sum of arms, given as in `match`.
 
     Errors of the trait are in both arms, each with its coefficient, so they partly cancel.
@@ -121,7 +121,7 @@ def trait(pairs: Pairs, *arms: tuple[Arm, Floats]) -> Floats:
     model, column, width = pairs.model, pairs.treated, pairs.lasting_width
     through = np.zeros(len(pairs))
     for arm, weight in arms:
-        carried = model.alpha0 if arm.paths is None else model.alpha
+        carried = model.confounder_slope0 if arm.paths is None else model.confounder_slope
         through = through + weight * float(carried[column])
     mine = max(pairs.user.events, pairs.user.exposures)
     theirs = np.maximum(pairs.items.events, pairs.items.exposures)

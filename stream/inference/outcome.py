@@ -18,13 +18,13 @@ import numpy as np
 
 from stream.inference.attributes import Shift
 from stream.inference.model import Floats
-from stream.inference.rows import Pairs
+from stream.inference.rows import ServedPairs
 
 SELF_SELECTION, POLICY = 0, 1  # exposure heads: what users choose, what rankings show
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class Scenario:
     """Where items are shown, and which variables are set.
 
     `cut` leaves popularity out of the score, which is then the item's value to this user if shown.
@@ -34,15 +34,15 @@ class World:
     position: int = 1
     popularity: float | None = None  # count of clicks and ratings; None: the current one
     shift: Shift | None = None  # the change by other attributes
-    cut: bool = False
+    clipped: bool = False
 
 
-AS_IT_IS = World()
-IF_SHOWN = World(cut=True)
+AS_IT_IS = Scenario()
+IF_SHOWN = Scenario(clipped=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Paths:
+class ScoreTerms:
     """The terms of the score on the link scale, whose sum is eta."""
 
     base: float
@@ -68,40 +68,40 @@ class Arm:
     theta: float
     mean: Floats  # (n,) theta link^-1(eta)
     slope: Floats  # (n,) d mean / d eta
-    paths: Paths | None  # the terms of eta; None: withheld
+    paths: ScoreTerms | None  # the terms of eta; None: withheld
 
 
-def paths(pairs: Pairs, world: World = AS_IT_IS) -> Paths:
+def paths(pairs: ServedPairs, world: Scenario = AS_IT_IS) -> ScoreTerms:
     """Return the terms of the score if shown in this world."""
     model, column = pairs.model, pairs.treated
     nothing = np.zeros(len(pairs), pairs.items.bias.dtype)
-    confounded = model.alpha[column] != 0.0
+    confounded = model.confounder_slope[column] != 0.0
     item = pairs.items.bias[:, column]
-    return Paths(
+    return ScoreTerms(
         base=float(pairs.globals_[column]),
         user=float(pairs.user.bias[column]),
         item=item if world.shift is None else item + world.shift.shown,
         match=pairs.h @ pairs.g,
         popularity=_popularity(pairs, world, nothing),
-        confounder=float(model.alpha[column]) * pairs.lasting if confounded else nothing,
+        confounder=float(model.confounder_slope[column]) * pairs.lasting if confounded else nothing,
         slope=nothing if world.shift is None else world.shift.slope,
     )
 
 
-def _popularity(pairs: Pairs, world: World, nothing: Floats) -> Floats:
+def _popularity(pairs: ServedPairs, world: Scenario, nothing: Floats) -> Floats:
     model, column = pairs.model, pairs.treated
     if not model.causal or model.kappa[column] == 0.0:
         return nothing
     if world.popularity is not None:
         q: Floats = nothing + np.log1p(world.popularity).astype(nothing.dtype)
-    elif world.cut:
+    elif world.clipped:
         return nothing
     else:
         q = pairs.q
     return np.asarray(model.kappa[column] * (q - model.popularity_mean[column]), nothing.dtype)
 
 
-def theta(pairs: Pairs, position: int) -> float:
+def theta(pairs: ServedPairs, position: int) -> float:
     """Return the examination of that position relative to the first; 1 for ratings."""
     known = pairs.model.theta
     if pairs.outcome.link != "logit" or position == 1:
@@ -109,7 +109,7 @@ def theta(pairs: Pairs, position: int) -> float:
     return float(known[min(position, len(known)) - 1])
 
 
-def shown(pairs: Pairs, world: World = AS_IT_IS) -> Arm:
+def shown(pairs: ServedPairs, world: Scenario = AS_IT_IS) -> Arm:
     """Return the expected outcome of the items if shown in this world."""
     terms, examined = paths(pairs, world), theta(pairs, world.position)
     eta = terms.eta
@@ -117,7 +117,7 @@ def shown(pairs: Pairs, world: World = AS_IT_IS) -> Arm:
     return Arm(eta, examined, examined * mean, examined * pairs.outcome.slope(mean), terms)
 
 
-def withheld(pairs: Pairs, world: World = AS_IT_IS) -> Arm:
+def withheld(pairs: ServedPairs, world: Scenario = AS_IT_IS) -> Arm:
     """Return the expected outcome of the items if withheld; position and popularity do not matter.
 
     The control arm has no popularity term of its own; the effect of popularity on an item that is
@@ -127,7 +127,7 @@ def withheld(pairs: Pairs, world: World = AS_IT_IS) -> Arm:
     common = float(pairs.globals_[column]) + float(pairs.user.bias[column])
     eta = pairs.items.bias[:, column] + pairs.h0 @ pairs.g + common
     alpha0, level0 = (
-        float(terms[pairs.treated]) for terms in (pairs.model.alpha0, pairs.model.level0)
+        float(terms[pairs.treated]) for terms in (pairs.model.confounder_slope0, pairs.model.level0)
     )
     if alpha0 != 0.0 or level0 != 0.0:
         eta = eta + (alpha0 * pairs.lasting + level0)
@@ -137,7 +137,7 @@ def withheld(pairs: Pairs, world: World = AS_IT_IS) -> Arm:
     return Arm(eta, 1.0, mean, pairs.outcome.slope(mean), None)
 
 
-def head(pairs: Pairs) -> int:
+def head(pairs: ServedPairs) -> int:
     """Return the exposure head for this outcome: the policy for clicks, self-selection for ratings.
 
     If that head has learned nothing, the other one is returned. Raises ValueError if none has.
@@ -149,7 +149,7 @@ def head(pairs: Pairs) -> int:
     return wanted if wanted in learned else int(learned[0])
 
 
-def exposure(pairs: Pairs, world: World = AS_IT_IS) -> Floats:
+def exposure(pairs: ServedPairs, world: Scenario = AS_IT_IS) -> Floats:
     """Return the probability of exposure (n,): 1 - exp(-exp(A eta + B)), eta = m_i + s_u . t_i."""
     at = head(pairs)
     eta = pairs.m[:, at] + pairs.t @ pairs.s
@@ -159,11 +159,13 @@ def exposure(pairs: Pairs, world: World = AS_IT_IS) -> Floats:
     return np.asarray(-np.expm1(-np.exp(np.minimum(scaled, 40.0))))
 
 
-def consumption(pairs: Pairs, world: World = AS_IT_IS) -> Floats:
+def consumption(pairs: ServedPairs, world: Scenario = AS_IT_IS) -> Floats:
     """Return exposure times the expected outcome (n,), as an ordinary recommender learns it.
 
     A rating is taken as its share of the scale, (value - low) / (high - low), so that both factors
     are in [0, 1]. Exposure already contains the current popularity, so the outcome is taken without
     it.
     """
-    return exposure(pairs, world) * pairs.outcome.unit(shown(pairs, replace(world, cut=True)).mean)
+    return exposure(pairs, world) * pairs.outcome.unit(
+        shown(pairs, replace(world, clipped=True)).mean
+    )

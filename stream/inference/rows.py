@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.inference.model import Floats, Model, Outcome
+from stream.inference.model import Floats, PublishedModel, PublishedOutcome
 
 Counts = NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True)
-class User:
+class ServedUser:
     """A user's row: bias [a Y | a0 Y], vector [g D | s E]; s includes the session factors."""
 
     bias: Floats  # (2Y,)
@@ -23,7 +23,7 @@ class User:
 
 
 @dataclass(frozen=True, slots=True)
-class Items:
+class ServedItems:
     """Rows of items: bias [c Y | c0 Y | m H | q | has0], vector [h D | h0 D | t E]."""
 
     bias: Floats  # (n, 2Y + H + 2)
@@ -35,19 +35,19 @@ class Items:
     def __len__(self) -> int:
         return len(self.bias)
 
-    def take(self, places: NDArray[np.intp] | Sequence[int]) -> "Items":
+    def take(self, rows: NDArray[np.intp] | Sequence[int]) -> "ServedItems":
         """Return the items at these indices, in their order."""
-        return Items(
-            self.bias[places],
-            self.vector[places],
-            self.events[places],
-            self.exposures[places],
-            self.controls[places],
+        return ServedItems(
+            self.bias[rows],
+            self.vector[rows],
+            self.events[rows],
+            self.exposures[rows],
+            self.controls[rows],
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Features:
+class ServedFeatures:
     """Rows of attribute values: bias [b Y | b0 Y | m H | low | high | center | scale], vector v.
 
     If `present` is false, the value was never seen and its row is zeros.
@@ -65,23 +65,23 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class ServedPairs:
     """One user and n items, under one model and for one outcome."""
 
-    model: Model
-    outcome: Outcome
+    model: PublishedModel
+    outcome: PublishedOutcome
     globals_: Floats  # (2Y,) base and base0; (Y,) if the model is not causal
-    user: User
-    items: Items
+    user: ServedUser
+    items: ServedItems
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def take(self, places: NDArray[np.intp] | Sequence[int]) -> "Pairs":
+    def take(self, rows: NDArray[np.intp] | Sequence[int]) -> "ServedPairs":
         """Return the pairs with the items at these indices."""
-        return replace(self, items=self.items.take(places))
+        return replace(self, items=self.items.take(rows))
 
-    def wide(self) -> "Pairs":
+    def wide(self) -> "ServedPairs":
         """Return the pairs in double precision."""
         items, user = self.items, self.user
         return replace(

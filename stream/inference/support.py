@@ -4,25 +4,27 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from stream.inference.model import Floats, Model, Outcome
-from stream.inference.rows import Features
+from stream.inference.model import Floats, PublishedModel, PublishedOutcome
+from stream.inference.rows import ServedFeatures
 
 
-def position(model: Model, outcome: Outcome, place: int) -> str | None:
+def position(model: PublishedModel, outcome: PublishedOutcome, position: int) -> str | None:
     """Return why clicks at that position cannot be predicted; ratings do not depend on position."""
     known = len(model.theta)
-    if outcome.link != "logit" or place <= known:
+    if outcome.link != "logit" or position <= known:
         return None
     return f"no position beyond {known} has been observed"
 
 
-def closed(model: Model, outcome: Outcome, place: int | None, count: float | None) -> list[str]:
+def closed(
+    model: PublishedModel, outcome: PublishedOutcome, position: int | None, count: float | None
+) -> list[str]:
     """Return the set variables without a path to the outcome, whose effect is 0 by assumption.
 
     Ratings have no path from the position, and popularity has none where it was not learned.
     """
     names = []
-    if place not in (None, 1) and outcome.link != "logit":
+    if position not in (None, 1) and outcome.link != "logit":
         names.append("position")
     if count is not None and model.kappa[outcome.index] == 0.0:
         names.append("popularity")
@@ -44,7 +46,7 @@ def attribute(
     name: str,
     links: Sequence[tuple[str, float]],
     rows: Mapping[str, int],
-    features: Features,
+    features: ServedFeatures,
 ) -> str | None:
     """Return why that value of an attribute is not supported; None if it is.
 

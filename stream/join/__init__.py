@@ -14,7 +14,7 @@ Matching. A click or rating joins:
   is still remembered. If an impression arrives later whose time lies between that exposure and its
   earliest such click, the click moves to the new exposure.
 
-Roles (`stream.roles.Role`) of a click or rating that joins:
+Roles (`stream.interaction_type.InteractionType`) of a click or rating that joins:
 
 - an open shown exposure: the first one is EXPOSED. Later ones are stored with the exposure but
   learned as if there were no exposure: clicks as CONSUMED, ratings as FACTUAL.

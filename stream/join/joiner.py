@@ -140,7 +140,7 @@ class Joiner:
             )
             if next_ == size:
                 if removes:
-                    kernel.forget_gone(self._memory)
+                    kernel.purge_removed(self._memory)
                 return self._end(joined, closed)
             joined, closed = doubled(joined), doubled(closed)
 
@@ -293,7 +293,7 @@ class Joiner:
         told: list[Any] = [column[:rows] for column in joined]
         told.append(Closed(*(column[:windows] for column in closed)))
         out = Joined(*told)
-        kernel.settle(self._memory, out.slot)
+        kernel.clear_prediction_rows(self._memory, out.slot)
         return out
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from stream.bare import bare
 from stream.compiled import compiled, inlined
 from stream.event_time import event_time
+from stream.interaction_type import InteractionType
 from stream.join.columns import REMOVES_ITEM, REMOVES_USER
 from stream.join.memory import (
     AHEAD,
@@ -42,24 +43,27 @@ from stream.join.memory import (
     WATERMARK,
     WINDOW,
     ZERO,
-    forget,
-    name_place,
+    evict,
+    name_bucket,
     pair,
-    pair_place,
+    pair_bucket,
     pop,
     push,
     remember,
     take_slot,
     wait,
 )
-from stream.join.removal import forget_pair, gone, purge, remove, stale, sweep
-from stream.roles import Role
+from stream.join.removal import evict_pair, gone, purge, remove, stale, sweep
 from stream.schemas import KINDS
 
 _RATING, _CLICK, _IMPRESSION = map(KINDS.index, ("rating", "click", "impression"))
-_FACTUAL, _EXPOSED, _CONTROL = int(Role.FACTUAL), int(Role.EXPOSED), int(Role.CONTROL)
-_CONSUMED, _CORRECTION = int(Role.CONSUMED), int(Role.CORRECTION)
-_PREDICT, _CLOSED = int(Role.PREDICT), int(Role.CLOSED)
+_FACTUAL, _EXPOSED, _CONTROL = (
+    int(InteractionType.FACTUAL),
+    int(InteractionType.EXPOSED),
+    int(InteractionType.CONTROL),
+)
+_CONSUMED, _CORRECTION = int(InteractionType.CONSUMED), int(InteractionType.CORRECTION)
+_PREDICT, _CLOSED = int(InteractionType.PREDICT), int(InteractionType.CLOSED)
 LOOK = 256  # most waiting outcomes examined per impression, since a user may click endlessly
 _NAN = np.float32(np.nan)
 ROOM = 2  # most output rows of one record (PREDICT, EXPOSED), without those of closing windows
@@ -183,7 +187,7 @@ def close_oldest(m, j, c, source):  # type: ignore[no-untyped-def]
     """
     slot = pop(m)
     if m.counts[ERA] > 0 and gone(m, slot):
-        forget(m, slot)
+        evict(m, slot)
         return
     e = m.slots[slot]
     first = _decide(m, slot)
@@ -227,9 +231,9 @@ def _exposure_of(m, user, item, slate, ts):  # type: ignore[no-untyped-def]
     if m.counts[HELD] + m.counts[REMEMBERED] == 0:
         return -1
     if slate != 0:
-        return m.by_name[name_place(m, user, item, slate)] - 1
+        return m.by_name[name_bucket(m, user, item, slate)] - 1
     found = -1
-    slot = m.by_pair[pair_place(m, user, item)] - 1
+    slot = m.by_pair[pair_bucket(m, user, item)] - 1
     while slot >= 0 and m.slots[slot].ts_ms > ts:
         slot = m.slots[slot].older
     while slot >= 0 and m.slots[slot].ts_ms >= ts - m.counts[WINDOW]:
@@ -295,8 +299,8 @@ def _outcome(m, a, i, j):  # type: ignore[no-untyped-def]
 def link(m, slot):  # type: ignore[no-untyped-def]
     """Insert the exposure into its pair's list by (ts, arrival), and into the indexes."""
     e = m.slots[slot]
-    place = pair_place(m, e.user, e.item)
-    newer, older = -1, m.by_pair[place] - 1
+    bucket = pair_bucket(m, e.user, e.item)
+    newer, older = -1, m.by_pair[bucket] - 1
     while older >= 0 and m.slots[older].ts_ms > e.ts_ms:
         newer, older = older, m.slots[older].older
     e.newer, e.older = newer, older
@@ -305,9 +309,9 @@ def link(m, slot):  # type: ignore[no-untyped-def]
     if newer >= 0:
         m.slots[newer].older = slot
     else:
-        m.by_pair[place] = slot + 1
+        m.by_pair[bucket] = slot + 1
     if e.slate != 0:
-        m.by_name[name_place(m, e.user, e.item, e.slate)] = slot + 1
+        m.by_name[name_bucket(m, e.user, e.item, e.slate)] = slot + 1
 
 
 @inlined
@@ -369,7 +373,7 @@ def _take_over(m, slot):  # type: ignore[no-untyped-def]
 def _impression(m, a, i, j):  # type: ignore[no-untyped-def]
     """Open an exposure, emit its PREDICT, and join what waited for it; ignore a repetition."""
     user, item, slate, ts = a.user[i], a.item[i], a.slate[i], a.ts_ms[i]
-    if slate != 0 and m.by_name[name_place(m, user, item, slate)] != 0:
+    if slate != 0 and m.by_name[name_bucket(m, user, item, slate)] != 0:
         return
     propensity, position = a.propensity[i], a.position[i]
     row = m.counts[ROWS]
@@ -425,7 +429,7 @@ def join(m, a, j, c, begin, handled):  # type: ignore[no-untyped-def]
                 pass  # a duplicate, or its ids have no row: it only advances the watermark
             else:
                 if n[ERA] > 0:
-                    forget_pair(m, a.user[i], a.item[i])
+                    evict_pair(m, a.user[i], a.item[i])
                 if kind == _IMPRESSION:
                     _impression(m, a, i, j)
                 else:
@@ -448,7 +452,7 @@ def join(m, a, j, c, begin, handled):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def forget_gone(m):  # type: ignore[no-untyped-def]
+def purge_removed(m):  # type: ignore[no-untyped-def]
     """Erase everything that the call's removals discarded."""
     purge(bare(m))
 
@@ -471,7 +475,7 @@ def note(m, slot, treated, control):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def settle(m, slot):  # type: ignore[no-untyped-def]
+def clear_prediction_rows(m, slot):  # type: ignore[no-untyped-def]
     """Clear the slots' references to output rows of the call that ends."""
     for row in range(len(slot)):
         if slot[row] >= 0:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from stream.compiled import inlined
-from stream.hashing import mix
+from stream.hashing import murmur3_finalizer
 from stream.memory import reserve
 
 EXPOSURE = np.dtype(
@@ -79,8 +79,8 @@ CLOSING = np.dtype([("ts_ms", np.int64), ("arrival", np.int64), ("slot", np.int6
 NEVER = np.iinfo(np.int64).min
 
 _tuple_of: Any = namedtuple
-Memory = _tuple_of(
-    "Memory",
+JoinState = _tuple_of(
+    "JoinState",
     "slots first_ms click_ms by_pair by_name heap ring waiting buckets high last until gone_user"
     " gone_item counts",
 )
@@ -98,7 +98,7 @@ def allot(open_max: int, pending_max: int, closed_max: int) -> Any:
     def vector(length: int, dtype: Any) -> Any:
         return reserve(length, 1, dtype)[:, 0]
 
-    return Memory(
+    return JoinState(
         vector(slots, EXPOSURE),
         vector(slots, np.int64),
         vector(slots, np.int64),
@@ -120,7 +120,7 @@ def allot(open_max: int, pending_max: int, closed_max: int) -> Any:
 @inlined
 def pair(user, item):  # type: ignore[no-untyped-def]
     """Return a 64-bit hash of a user and an item."""
-    return mix((np.uint64(user) << _32 | np.uint64(item)) + _ONE)
+    return murmur3_finalizer((np.uint64(user) << _32 | np.uint64(item)) + _ONE)
 
 
 @inlined
@@ -129,12 +129,12 @@ def _home(m, slot, named, mask):  # type: ignore[no-untyped-def]
     e = m.slots[slot]
     h = pair(e.user, e.item)
     if named:
-        h = mix(h ^ e.slate)
+        h = murmur3_finalizer(h ^ e.slate)
     return np.int64(h & np.uint64(mask))
 
 
 @inlined
-def pair_place(m, user, item):  # type: ignore[no-untyped-def]
+def pair_bucket(m, user, item):  # type: ignore[no-untyped-def]
     """Return the place in `by_pair` that holds the pair's newest exposure, or where it belongs."""
     mask = len(m.by_pair) - 1
     at = np.int64(pair(user, item) & np.uint64(mask))
@@ -147,10 +147,10 @@ def pair_place(m, user, item):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def name_place(m, user, item, slate):  # type: ignore[no-untyped-def]
+def name_bucket(m, user, item, slate):  # type: ignore[no-untyped-def]
     """Return the place in `by_name` that holds the exposure, or where it belongs."""
     mask = len(m.by_name) - 1
-    at = np.int64(mix(pair(user, item) ^ slate) & np.uint64(mask))
+    at = np.int64(murmur3_finalizer(pair(user, item) ^ slate) & np.uint64(mask))
     while m.by_name[at] != 0:
         e = m.slots[m.by_name[at] - 1]
         if e.slate == slate and e.user == user and e.item == item:
@@ -196,13 +196,13 @@ def unlink(m, slot):  # type: ignore[no-untyped-def]
     if e.newer >= 0:
         m.slots[e.newer].older = e.older
     else:
-        at = pair_place(m, e.user, e.item)
+        at = pair_bucket(m, e.user, e.item)
         if e.older >= 0:
             m.by_pair[at] = e.older + 1
         else:
             _empty(m, m.by_pair, at, False)
     if e.slate != 0:
-        _empty(m, m.by_name, name_place(m, e.user, e.item, e.slate), True)
+        _empty(m, m.by_name, name_bucket(m, e.user, e.item, e.slate), True)
 
 
 @inlined
@@ -214,7 +214,7 @@ def free(m, slot):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def forget(m, slot):  # type: ignore[no-untyped-def]
+def evict(m, slot):  # type: ignore[no-untyped-def]
     """Remove the exposure from the indexes and its list, and free its slot."""
     if m.slots[slot].marks & BLANK == 0:
         unlink(m, slot)
@@ -226,7 +226,7 @@ def remember(m, slot):  # type: ignore[no-untyped-def]
     """Append the exposure to the ring; if the ring is full, forget its oldest one."""
     size = len(m.ring)
     if m.counts[REMEMBERED] == size:
-        forget(m, m.ring[m.counts[FIRST]])
+        evict(m, m.ring[m.counts[FIRST]])
         m.counts[FIRST] = (m.counts[FIRST] + 1) % size
         m.counts[REMEMBERED] -= 1
     m.ring[(m.counts[FIRST] + m.counts[REMEMBERED]) % size] = slot

@@ -27,7 +27,7 @@ from stream.join.memory import (
     USED,
     WAITED,
     free,
-    pair_place,
+    pair_bucket,
     sink,
     unlink,
 )
@@ -85,9 +85,9 @@ def bury(m, slot):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def forget_pair(m, user, item):  # type: ignore[no-untyped-def]
+def evict_pair(m, user, item):  # type: ignore[no-untyped-def]
     """Remove the pair's discarded exposures from the indexes."""
-    slot = m.by_pair[pair_place(m, user, item)] - 1
+    slot = m.by_pair[pair_bucket(m, user, item)] - 1
     while slot >= 0:
         older = m.slots[slot].older
         if gone(m, slot):

@@ -17,11 +17,11 @@ from typing import Literal
 from stream.errors import Inconsistent
 from stream.model.config import ModelConfig
 from stream.model.gpu import Gpu, gpu
-from stream.model.layout import STRIDE, Part, layout
+from stream.model.layout import STRIDE, RowKind, layout
 
-__all__ = ["Choice", "Driver", "Gpu", "choose", "cores", "gpu", "needed"]
+__all__ = ["DriverChoice", "DriverName", "Gpu", "choose", "cores", "gpu", "needed"]
 
-Driver = Literal["sequential", "blocks", "blocks on a GPU"]
+DriverName = Literal["sequential", "blocks", "blocks on a GPU"]
 
 FLOAT = 4  # bytes of a float32
 LINK = 8  # bytes: the row of an attribute value, and the value
@@ -31,10 +31,10 @@ CORES_MAX = 4  # default limit of threads; other cores are left to Kafka, Redis 
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class DriverChoice:
     """The selected driver, its device, threads and block size, and the reason."""
 
-    driver: Driver
+    driver: DriverName
     device: Literal["cpu", "cuda"]
     threads: int
     block: int  # interactions that are learned at a time
@@ -52,7 +52,7 @@ class Choice:
         }
         return f"{self.driver} ({where[self.driver]}), because {self.why}"
 
-    def settled(self, config: ModelConfig) -> ModelConfig:
+    def pinned(self, config: ModelConfig) -> ModelConfig:
         """Return a configuration under which every model makes this choice."""
         step: Literal["sequential", "blocks"] = (
             "sequential" if self.driver == "sequential" else "blocks"
@@ -60,7 +60,7 @@ class Choice:
         return replace(config, step=step, device=self.device)
 
 
-def choose(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> Choice:
+def choose(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> DriverChoice:
     """Return the driver for this configuration.
 
     `gpu` is called only if a GPU could be chosen. Raises Inconsistent if `device` is cuda and the
@@ -69,7 +69,7 @@ def choose(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> Choice:
     if config.device == "cuda":
         return _demanded(config, gpu())
     if config.step == "sequential":
-        return Choice("sequential", "cpu", 1, 1, "model.step is sequential")
+        return DriverChoice("sequential", "cpu", 1, 1, "model.step is sequential")
     if config.device == "cpu":
         against = "model.device is cpu"
     else:
@@ -77,11 +77,11 @@ def choose(config: ModelConfig, gpu: Callable[[], Gpu] = gpu) -> Choice:
         against = _against(config, found)
         if not against:
             why = f"a GPU is there, and {_room(config, found)}"
-            return Choice("blocks on a GPU", "cuda", 1, config.block, why, found.name)
+            return DriverChoice("blocks on a GPU", "cuda", 1, config.block, why, found.name)
     if config.step == "blocks":
         why = f"model.step is blocks, and {against}"
-        return Choice("blocks", "cpu", _threads(config), config.block, why)
-    return Choice("sequential", "cpu", 1, 1, against)
+        return DriverChoice("blocks", "cpu", _threads(config), config.block, why)
+    return DriverChoice("sequential", "cpu", 1, 1, against)
 
 
 def needed(config: ModelConfig) -> int:
@@ -94,7 +94,7 @@ def needed(config: ModelConfig) -> int:
         config.factors, config.exposure_factors, config.session_factors, len(config.outcomes),
         config.average > 0,
     )  # fmt: skip
-    bounds: dict[Part, int] = {
+    bounds: dict[RowKind, int] = {
         "user": config.max_users, "item": config.max_items, "feature": config.max_features,
     }  # fmt: skip
     tables = [FLOAT * layout(part, *sizes, STRIDE).width * rows for part, rows in bounds.items()]
@@ -102,7 +102,7 @@ def needed(config: ModelConfig) -> int:
     return sum(tables) + max(tables) + links + WORK
 
 
-def _demanded(config: ModelConfig, found: Gpu) -> Choice:
+def _demanded(config: ModelConfig, found: Gpu) -> DriverChoice:
     """Return the choice if `device` is cuda; raise Inconsistent if the GPU cannot be used."""
     if found.lacks:
         raise Inconsistent(
@@ -111,7 +111,7 @@ def _demanded(config: ModelConfig, found: Gpu) -> Choice:
             "add what is missing, or set COUNTERFLOW_MODEL__DEVICE=auto",
         )
     why = f"model.device is cuda; {_room(config, found)}"
-    return Choice("blocks on a GPU", "cuda", 1, config.block, why, found.name)
+    return DriverChoice("blocks on a GPU", "cuda", 1, config.block, why, found.name)
 
 
 def _against(config: ModelConfig, found: Gpu) -> str:

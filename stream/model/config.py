@@ -34,7 +34,7 @@ def scale_fault(low: float, high: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class OutcomeConfig:
     """An outcome that is predicted: its name, its link, and the scale of its labels."""
 
     name: str
@@ -55,11 +55,14 @@ class Outcome:
         return (self.low + self.high) / 2
 
 
-OUTCOMES = (Outcome("rating", "identity", 1.0, 5.0), Outcome("click", "logit", 0.0, 1.0))
+OUTCOMES = (
+    OutcomeConfig("rating", "identity", 1.0, 5.0),
+    OutcomeConfig("click", "logit", 0.0, 1.0),
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Paths:
+class PathConfig:
     """Which paths of the model are enabled; each can be disabled separately, for an ablation.
 
     `exposure` learns who is shown what, `weights` applies propensity weights, `robust` adds the
@@ -90,8 +93,8 @@ class ModelConfig:
     factors: int = 32
     exposure_factors: int = 16  # s, t: long-term exposure factors
     session_factors: int = 16  # s', t': session factors, of the items just chosen
-    outcomes: tuple[Outcome, ...] = OUTCOMES
-    paths: Paths = Paths()
+    outcomes: tuple[OutcomeConfig, ...] = OUTCOMES
+    paths: PathConfig = PathConfig()
     lr_user_bias: float = 0.38
     lr_item_bias: float = 0.22
     lr_feature_bias: float = 0.07
@@ -115,10 +118,10 @@ class ModelConfig:
     clip: float = 0.02  # least propensity; lower ones are raised to it
     robust_share: float = 0.3  # d: share of the doubly robust term; 0 is SNIPS, 1 plain DR
     mix: float = 0.25  # weight of the corrected error in the gradient of the vectors
-    tie: float = 0.02  # shrinkage of the control rows towards the treated rows
+    control_shrinkage: float = 0.02  # shrinkage of the control rows towards the treated rows
     half_life_s: float = 604_800.0  # of an item's decayed count (popularity)
     synthetic: float = 0.0  # weight of counterfactual outcomes (synthetic.py); 0 makes none
-    memory: int = 200_000  # half-life of the global terms' running sums, in interactions
+    sum_half_life: int = 200_000  # half-life of the global terms' running sums, in interactions
     average: float = 0.0  # decay of the Polyak average of served item and attribute terms; 0: off
     replay_rows: int = 65_536  # interactions remembered for replay
     history: int = 128  # latest items of a user that are remembered as seen
@@ -141,7 +144,7 @@ class ModelConfig:
                 raise ValueError(f"model.{field.name} is {value}; it must be finite")
         for name in (
             "factors", "exposure_factors", "history", "max_users", "max_items", "max_features",
-            "max_links", "memory", "replay_rows",
+            "max_links", "sum_half_life", "replay_rows",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
@@ -167,7 +170,14 @@ class ModelConfig:
             raise ValueError(f"model.session_items is {self.session_items}; it must be at least 1")
         if not 0 < self.clip <= 1:
             raise ValueError(f"model.clip is {self.clip}; it must be in (0, 1]")
-        for name in ("alpha", "robust_share", "average", "tie", "shrink", "synthetic"):
+        for name in (
+            "alpha",
+            "robust_share",
+            "average",
+            "control_shrinkage",
+            "shrink",
+            "synthetic",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be in [0, 1]")
         self._check_step()

@@ -6,11 +6,11 @@ import numpy as np
 
 from stream.bare import bare
 from stream.compiled import compiled, embedded
-from stream.model.kernels import Array, mix
+from stream.interaction_type import InteractionType
+from stream.model.kernels import Array, splitmix64
 from stream.model.living import LISTED, LIVING, enlist, revive
-from stream.roles import Role
 
-PREDICT, CLOSED = int(Role.PREDICT), int(Role.CLOSED)
+PREDICT, CLOSED = int(InteractionType.PREDICT), int(InteractionType.CLOSED)
 
 
 class Drawn(NamedTuple):
@@ -24,12 +24,12 @@ class Drawn(NamedTuple):
     counts: Array
 
 
-class Memory(NamedTuple):
+class SamplingState(NamedTuple):
     """What is kept between batches: the items that users saw, and the items that can be drawn."""
 
     history: Array  # (users, 1 + history) the next position, then a ring of items
     living: Array  # `Living.rows`, with its place and size
-    place: Array
+    list_index: Array
     size: Array
     mark_user: Array  # scratch, all 0 between calls
     mark_item: Array
@@ -53,19 +53,19 @@ def remember(history: Array, user: int, item: int) -> None:
 
 
 @embedded
-def draw_pairs(c: Drawn, m: Memory, j: int, pair: Array) -> None:
+def draw_pairs(c: Drawn, m: SamplingState, j: int, pair: Array) -> None:
     """Write the uniform items of interaction j; -1 where it has none.
 
     A removed item is not drawn until an interaction of its own revives it.
     """
     counter = c.key[j]
     if m.size[LISTED] > 0:
-        enlist(m.living, m.place, m.size, c.known[j])
-        revive(m.living, m.place, m.size, c.item[j])
+        enlist(m.living, m.list_index, m.size, c.known[j])
+        revive(m.living, m.list_index, m.size, c.item[j])
     for p in range(pair.size):
         pair[p] = -1
         if c.known[j] > 0 and c.role[j] != PREDICT and c.role[j] != CLOSED:
-            counter = mix(counter)
+            counter = splitmix64(counter)
             if m.size[LISTED] > 0:
                 pair[p] = m.living[counter % np.uint64(m.size[LIVING])]
             else:
@@ -87,13 +87,13 @@ def distinct(rows: Array, mark: Array, out: Array) -> int:
 
 
 @compiled
-def draw(columns: Drawn, memory: Memory, out: Touched) -> tuple[int, int]:
+def draw(columns: Drawn, sum_half_life: SamplingState, out: Touched) -> tuple[int, int]:
     """Draw the uniform items, update the users' histories, and list the touched rows.
 
     Touched rows are those of the interactions, not those of the uniform items. Returns how many
     users and items were written.
     """
-    c, m, o = bare(columns), bare(memory), bare(out)
+    c, m, o = bare(columns), bare(sum_half_life), bare(out)
     for j in range(c.user.size):
         if c.counts[j]:
             remember(m.history, c.user[j], c.item[j])

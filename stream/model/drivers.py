@@ -6,25 +6,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.model.blocks.names import Size
-from stream.model.choice import Choice
+from stream.model.choice import DriverChoice
 from stream.model.config import ModelConfig
 from stream.model.kernels import ensure
-from stream.model.links import Links
+from stream.model.links import LinkTable
 from stream.model.served import Side, serve
 from stream.model.step.arguments import scratch, tables_of
 from stream.model.step.names import Given, Layouts, Predictions
-from stream.model.step.names import Tables as Arrays
+from stream.model.step.names import TableArrays as Arrays
 from stream.model.step.sequential import sequential
-from stream.model.tables import Table
+from stream.model.tables import RowTable
 
 Floats = NDArray[np.float32]
 
 
-class Tables:
+class ModelTables:
     """The rows of users, items and attribute values, and the links of users and items."""
 
     def __init__(
-        self, user: Table, item: Table, feature: Table, user_links: Links, item_links: Links
+        self,
+        user: RowTable,
+        item: RowTable,
+        feature: RowTable,
+        user_links: LinkTable,
+        item_links: LinkTable,
     ) -> None:
         self.rows = (user, item, feature)
         self.links = (user_links, item_links)
@@ -38,14 +43,15 @@ class Driver(Protocol):
     def arrays(self) -> Arrays:
         """Return the tables and links as arguments of the compiled step."""
 
-    def learn(self, given: Given, out: Predictions, memory: float, linked: bool) -> None:
+    def learn(self, given: Given, out: Predictions, sum_half_life: float, linked: bool) -> None:
         """Learn the columns in order, and write each one's prediction before it is learned.
 
-        `memory` is `ModelConfig.memory`; `linked` says whether any row has attribute values.
+        `sum_half_life` is `ModelConfig.sum_half_life`; `linked` says whether any row has attribute
+        values.
         """
 
     def ensure(
-        self, table: Table, rows: NDArray[np.int32], salt: int, seed: np.uint64, start: Floats
+        self, table: RowTable, rows: NDArray[np.int32], salt: int, seed: np.uint64, start: Floats
     ) -> None:
         """Create those of the rows that do not exist yet."""
 
@@ -56,7 +62,7 @@ class Driver(Protocol):
 class Host:
     """Shared parts of the drivers on the CPU."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: ModelTables) -> None:
         """Keep the tables."""
         self._tables = tables
 
@@ -66,7 +72,7 @@ class Host:
         return tables_of(user.array, item.array, feature.array, *self._tables.links)
 
     def ensure(
-        self, table: Table, rows: NDArray[np.int32], salt: int, seed: np.uint64, start: Floats
+        self, table: RowTable, rows: NDArray[np.int32], salt: int, seed: np.uint64, start: Floats
     ) -> None:
         """Create those of the rows that do not exist yet."""
         ensure(table.array, rows, table.layout, salt, seed, start)
@@ -88,18 +94,18 @@ class Host:
 class Sequential(Host):
     """Learns one interaction after the other on one core."""
 
-    def __init__(self, at: Layouts, tables: Tables) -> None:
+    def __init__(self, at: Layouts, tables: ModelTables) -> None:
         """Compile the driver, and allocate scratch memory for one interaction."""
         super().__init__(tables)
         self.compiled = sequential(at)
         self._scratch = scratch(at, 1)
 
-    def learn(self, given: Given, out: Predictions, memory: float, linked: bool) -> None:
+    def learn(self, given: Given, out: Predictions, sum_half_life: float, linked: bool) -> None:
         """Learn the columns in order, and write each one's prediction before it is learned."""
-        self.compiled(given, self._scratch, out, memory)
+        self.compiled(given, self._scratch, out, sum_half_life)
 
 
-def driver(choice: Choice, at: Layouts, config: ModelConfig, tables: Tables) -> Driver:
+def driver(choice: DriverChoice, at: Layouts, config: ModelConfig, tables: ModelTables) -> Driver:
     """Return the chosen driver for rows of these layouts; other drivers are not imported."""
     if choice.driver == "sequential":
         return Sequential(at, tables)

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-Kind = Literal["user", "item"]
+EntityKind = Literal["user", "item"]
 FAR = 16.0  # standardised numbers are clipped to [-FAR, FAR]
 DIGITS = (1, 2, 3)  # a number is encoded at each of these significant digits
 NAME_MAX = 256  # bytes, the same as for an id
@@ -19,7 +19,7 @@ _HASHED = f"{_ESCAPE}h"  # precedes the hash at the end of a truncated part
 
 
 def links_of(
-    kind: Kind, attributes: Mapping[str, Any], linear: bool = True
+    kind: EntityKind, attributes: Mapping[str, Any], linear: bool = True
 ) -> Iterator[tuple[str, float]]:
     """Yield the distinct values that the attributes stand for, as pairs (name, weight).
 
@@ -41,12 +41,12 @@ def links_of(
     yield from found.items()
 
 
-def slope_name(kind: Kind, name: str) -> str:
+def slope_name(kind: EntityKind, name: str) -> str:
     """Return the name of a number's slope."""
     return f"{_head(kind, name)}#"
 
 
-def number_of(kind: Kind, name: str) -> str | None:
+def number_of(kind: EntityKind, name: str) -> str | None:
     """Return the attribute whose slope has this name, None if it is no slope of that kind."""
     if not (is_slope(name) and name.startswith(f"{kind}{_SEPARATOR}")):
         return None

@@ -90,12 +90,12 @@ def asked(lacks: list[str]) -> Gpu:
         if not torch.cuda.is_available():
             return Gpu(seen(), 0, 0, (*lacks, unseen(str(torch.version.cuda))))
         at = torch.cuda.get_device_properties(torch.cuda.current_device())
-        free, memory = torch.cuda.mem_get_info()
+        free, sum_half_life = torch.cuda.mem_get_info()
     if (at.major, at.minor) < OLDEST:
         lacks = [*lacks, f"compute capability {at.major}.{at.minor} is below 7.0: a newer GPU"]
     elif not lacks:
         lacks = [*numba_lacks()]
-    return Gpu(str(at.name), int(memory), int(free), tuple(lacks))
+    return Gpu(str(at.name), int(sum_half_life), int(free), tuple(lacks))
 
 
 def numba_lacks() -> list[str]:

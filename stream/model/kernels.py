@@ -33,7 +33,7 @@ def inlined(law: F) -> F:
 
 
 @compiled
-def mix(key: np.uint64) -> np.uint64:
+def splitmix64(key: np.uint64) -> np.uint64:
     """Return 64 well-mixed bits of a counter (splitmix64; Steele, Lea and Flood, 2014)."""
     z = key + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -58,21 +58,23 @@ def create(table: Array, row: int, at: Layout, salt: int, seed: np.uint64, start
     `start` holds the initial accumulators of biases, vector and exposure vector, then the standard
     deviations of the vector and of the exposure vectors.
     """
-    base = mix(mix(seed + np.uint64(salt)) ^ np.uint64(row))
+    base = splitmix64(splitmix64(seed + np.uint64(salt)) ^ np.uint64(row))
     for d in range(at.D):
-        table[row, at.vector + d] = normal(mix(base + np.uint64(d))) * start[3]
+        table[row, at.vector + d] = normal(splitmix64(base + np.uint64(d))) * start[3]
         if at.mean >= 0:
             table[row, at.mean + d] = table[row, at.vector + d]
     for d in range(at.E):
-        table[row, at.expo + d] = normal(mix(base + np.uint64(at.D + d))) * start[4]
+        table[row, at.exposure + d] = normal(splitmix64(base + np.uint64(at.D + d))) * start[4]
     for d in range(at.S):
-        table[row, at.session + d] = normal(mix(base + np.uint64(at.D + at.E + d))) * start[4]
+        table[row, at.session + d] = (
+            normal(splitmix64(base + np.uint64(at.D + at.E + d))) * start[4]
+        )
     for c in range(3 * at.Y):
         table[row, at.bias_sum + c] = start[0]
     for c in range(3 * at.Y, at.C):
         table[row, at.bias_sum + c] = start[2]
     table[row, at.vector_sum] = start[1]
-    table[row, at.expo_sum] = start[2]
+    table[row, at.exposure_sum] = start[2]
     table[row, at.session_sum] = start[2]
     if at.inverse >= 0 and table[row, at.inverse] == 0:
         table[row, at.inverse] = np.float32(1)

@@ -2,10 +2,11 @@
 
 A row is one piece of 64-byte-aligned memory, so an event touches few cache lines:
 
-    vector D | expo E | session S | bias C | bias_sum C | vector_sum | expo_sum | session_sum
-             | events | exposures | controls
+    vector D | exposure E | session S | bias C | bias_sum C | vector_sum | exposure_sum
+             | session_sum | events | exposures | controls
     users:   recent S
-    items:   control D | control_sum | heat | heat_s | usual Y | rest Y | outcomes Y
+    items:   control D | control_sum | decayed_count | decayed_count_s | popularity_mean Y
+                | label_mean Y | outcomes Y
     items and attribute values, if averages are served: mean D | mean_bias Y
     attribute values: center | inverse
 
@@ -22,7 +23,7 @@ from typing import Literal, NamedTuple
 LINE = 16  # float32 values in a cache line of 64 bytes
 STRIDE = 32  # float32 values that the lanes of a GPU warp read at once
 HEADS = 2  # of the exposure model: self-selection, and the policy behind the impressions
-Part = Literal["user", "item", "feature"]
+RowKind = Literal["user", "item", "feature"]
 
 
 class Layout(NamedTuple):
@@ -34,12 +35,12 @@ class Layout(NamedTuple):
     Y: int
     C: int
     vector: int
-    expo: int
+    exposure: int
     session: int
     bias: int
     bias_sum: int
     vector_sum: int
-    expo_sum: int
+    exposure_sum: int
     session_sum: int
     events: int
     exposures: int
@@ -47,10 +48,10 @@ class Layout(NamedTuple):
     recent: int
     control: int
     control_sum: int
-    heat: int
-    heat_s: int
-    usual: int
-    rest: int
+    decayed_count: int
+    decayed_count_s: int
+    popularity_mean: int
+    label_mean: int
     outcomes: int
     mean: int
     mean_bias: int
@@ -61,7 +62,7 @@ class Layout(NamedTuple):
 
 
 def layout(
-    part: Part,
+    part: RowKind,
     factors: int,
     exposure_factors: int,
     session_factors: int,
@@ -72,15 +73,22 @@ def layout(
     """Return the layout of that kind of row; its width is padded to whole multiples of `line`."""
     biases = 3 * outcomes + HEADS
     sizes = {
-        "vector": factors, "expo": exposure_factors, "session": session_factors,
-        "bias": biases, "bias_sum": biases, "vector_sum": 1, "expo_sum": 1, "session_sum": 1,
+        "vector": factors, "exposure": exposure_factors, "session": session_factors,
+        "bias": biases, "bias_sum": biases, "vector_sum": 1, "exposure_sum": 1, "session_sum": 1,
         "events": 1, "exposures": 1, "controls": 1,
     }  # fmt: skip
     if part == "user":
         sizes |= {"recent": session_factors}
     if part == "item":
-        sizes |= {"control": factors, "control_sum": 1, "heat": 1, "heat_s": 1,
-                  "usual": outcomes, "rest": outcomes, "outcomes": outcomes}  # fmt: skip
+        sizes |= {
+            "control": factors,
+            "control_sum": 1,
+            "decayed_count": 1,
+            "decayed_count_s": 1,
+            "popularity_mean": outcomes,
+            "label_mean": outcomes,
+            "outcomes": outcomes,
+        }
     if part != "user" and averaged:
         sizes |= {"mean": factors, "mean_bias": outcomes}
     if part == "feature":

@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 
 from stream.batch import Batch, ratings
 from stream.errors import Inconsistent
+from stream.interaction_type import InteractionType
 from stream.memory import reserve
 from stream.model.choice import choose
 from stream.model.config import ModelConfig
-from stream.model.draw import Drawn, Memory, Touched, draw
-from stream.model.drivers import Tables, driver
-from stream.model.features import Kind, is_slope, links_of
+from stream.model.draw import Drawn, SamplingState, Touched, draw
+from stream.model.drivers import ModelTables, driver
+from stream.model.experience_replay import ExperienceReplay
+from stream.model.features import EntityKind, is_slope, links_of
 from stream.model.kernels import FEATURE, ITEM, USER
 from stream.model.layout import HEADS, LINE, STRIDE, Layout, layout
-from stream.model.links import NUMBERS, Features, Links, gather_numbers
+from stream.model.links import NUMBERS, FeatureVocabulary, LinkTable, gather_numbers
 from stream.model.living import Living
-from stream.model.replay import Replay
 from stream.model.scalars import (
     BASE,
     CARRIED,
@@ -44,17 +45,16 @@ from stream.model.scalars import (
 from stream.model.step.arguments import rates
 from stream.model.step.names import (
     TERMS,
-    Columns,
     Given,
     GlobalTerms,
+    InteractionColumns,
     Layouts,
-    Outcomes,
-    Paths,
+    OpenPaths,
+    OutcomeLinks,
     Predictions,
 )
 from stream.model.synthetic import Imagined
-from stream.model.tables import Table
-from stream.roles import Role
+from stream.model.tables import RowTable
 
 log = logging.getLogger(__name__)
 
@@ -118,14 +118,14 @@ class Learner:
             c.factors, c.exposure_factors, c.session_factors, len(c.outcomes), c.average > 0,
             STRIDE if self.choice.driver == "blocks on a GPU" else LINE,
         )  # fmt: skip
-        self.user = Table(c.max_users, layout("user", *sizes), self.device)
-        self.item = Table(c.max_items, layout("item", *sizes), self.device)
-        self.feature = Table(c.max_features, layout("feature", *sizes), self.device)
+        self.user = RowTable(c.max_users, layout("user", *sizes), self.device)
+        self.item = RowTable(c.max_items, layout("item", *sizes), self.device)
+        self.feature = RowTable(c.max_features, layout("feature", *sizes), self.device)
         self.links = {
-            "user": Links(c.max_users, c.max_links),
-            "item": Links(c.max_items, c.max_links),
+            "user": LinkTable(c.max_users, c.max_links),
+            "item": LinkTable(c.max_items, c.max_links),
         }
-        self.features = Features(c.max_features)
+        self.features = FeatureVocabulary(c.max_features)
         self._values: set[int] = set()  # rows of attribute values that exist
         self.history = reserve(c.max_users, 1 + c.history, np.int32)
         self.scalars = Scalars(c.outcomes)
@@ -137,7 +137,9 @@ class Learner:
         self._rates = rates(c)
         pairs = c.pairs if c.paths.exposure or c.paths.robust else 0
         self._at = Layouts(self.user.layout, self.item.layout, self.feature.layout, pairs)
-        tables = Tables(self.user, self.item, self.feature, self.links["user"], self.links["item"])
+        tables = ModelTables(
+            self.user, self.item, self.feature, self.links["user"], self.links["item"]
+        )
         self.driver = driver(self.choice, self._at, c, tables)
         # items changed as uniform items of an interaction and not yet published
         self._dirty = reserve(c.max_items, 1, np.uint8)[:, 0]
@@ -148,12 +150,12 @@ class Learner:
         self._start = [
             np.append(start, np.array([s, c.spread_exposure], np.float32)) for s in spread
         ]
-        self._past = Replay(c.replay_rows)
+        self._past = ExperienceReplay(c.replay_rows)
         self._imagined = (
             Imagined(c.max_users, len(c.outcomes), c.half_life_s) if c.synthetic > 0 else None
         )
 
-    def table(self, kind: Kind) -> Table:
+    def table(self, kind: EntityKind) -> RowTable:
         """Return the table of that kind."""
         return self.user if kind == "user" else self.item
 
@@ -188,7 +190,7 @@ class Learner:
         depend on how a stream is divided into batches.
         """
         if self._imagined is None:
-            made = batch.cut(0, 0)
+            made = batch.slice(0, 0)
         else:
             made = self._imagined.make(
                 batch, update.prediction, self._logit, self.links["item"], self._living
@@ -206,18 +208,18 @@ class Learner:
         served = np.full(len(batch), np.nan, np.float32)
         ts_s = batch.ts_ms // 1000
         s = self.scalars
-        learns = (batch.role != Role.PREDICT) & (batch.role != Role.CLOSED)
+        learns = (batch.role != InteractionType.PREDICT) & (batch.role != InteractionType.CLOSED)
         step = np.cumsum(learns) - learns + s.count[STEPS]  # number learned before each
-        columns = Columns(
+        columns = InteractionColumns(
             batch.user, batch.item, batch.outcome, batch.label, batch.role, batch.propensity,
             batch.position, ts_s, batch.counts, pair, step,
         )  # fmt: skip
         every = GlobalTerms(s.outcome, s.head, s.place, s.withheld, s.count)
-        on = Paths(**asdict(self.config.paths), live=live)
-        outcomes = Outcomes(self._logit, self._low, self._high)
+        on = OpenPaths(**asdict(self.config.paths), live=live)
+        outcomes = OutcomeLinks(self._logit, self._low, self._high)
         given = Given(columns, self.driver.arrays(), every, outcomes, self._rates, on)
         out = Predictions(prediction, control, terms, served)
-        self.driver.learn(given, out, float(self.config.memory), len(self.features) > 0)
+        self.driver.learn(given, out, float(self.config.sum_half_life), len(self.features) > 0)
         return prediction, control, terms, served
 
     def dirty(self) -> NDArray[np.int32]:
@@ -230,7 +232,9 @@ class Learner:
         self._dirty[rows] = 0
         return rows
 
-    def set_attributes(self, kind: Kind, row: int, attributes: Mapping[str, Any] | None) -> None:
+    def set_attributes(
+        self, kind: EntityKind, row: int, attributes: Mapping[str, Any] | None
+    ) -> None:
         """Link the row to the values of its attributes, which replace those it had.
 
         New values are admitted up to `max_features`; those not admitted are counted in
@@ -264,7 +268,7 @@ class Learner:
         if is_slope(name):
             f = self.feature.layout
             means = [(f.mean, f.D)] if f.mean >= 0 else []
-            for first, size in ((f.vector, f.D), (f.expo, f.E), (f.session, f.S), *means):
+            for first, size in ((f.vector, f.D), (f.exposure, f.E), (f.session, f.S), *means):
                 self.feature.packed[at, first : first + size] = 0
 
     def numbers(self, items: NDArray[np.int32]) -> NDArray[np.float32] | None:
@@ -288,7 +292,7 @@ class Learner:
         rows = rows[self.exist("user", rows)]
         if not len(rows):
             return np.zeros(self.config.factors, np.float32)
-        vectors = self.rows("user", rows).vector[:, : self.config.factors]
+        vectors = self.served_rows("user", rows).vector[:, : self.config.factors]
         return np.asarray(vectors.mean(0), np.float32)
 
     def _rescale(self, feature: int, center: float, scale: float) -> None:
@@ -302,23 +306,23 @@ class Learner:
         ratio = scale * float(row[at.inverse])
         ratio = ratio if ratio <= WIDENS else 0.0
         means = [(at.mean, at.D), (at.mean_bias, at.Y)] if at.mean >= 0 else []
-        parts = ((at.vector, at.D), (at.expo, at.E), (at.session, at.S), (at.bias, at.C))
+        parts = ((at.vector, at.D), (at.exposure, at.E), (at.session, at.S), (at.bias, at.C))
         for first, size in (*parts, *means):
             row[first : first + size] *= ratio
         row[at.center], row[at.inverse] = center, 1.0 / scale
 
-    def rows(self, kind: Kind, rows: NDArray[np.int32]) -> Rows:
+    def served_rows(self, kind: EntityKind, rows: NDArray[np.int32]) -> Rows:
         """Return rows as they are served; a row never touched is zeros, and is not created."""
         table, at = self.table(kind), self.table(kind).layout
         n, known = len(rows), rows < table.used
-        vector, expo = np.zeros((n, at.D), np.float32), np.zeros((n, at.E + at.S), np.float32)
+        vector, exposure = np.zeros((n, at.D), np.float32), np.zeros((n, at.E + at.S), np.float32)
         bias = np.zeros((n, at.C), np.float32)
         packed = np.zeros((n, at.width), np.float32)
         if known.any():
             side, latest = int(kind == "item"), np.float32(self.config.session_share)
             packed[known], served = self.driver.serve(side, rows[known], latest)
             vector[known], bias[known] = served[:, : at.D], served[:, at.bias :]
-            expo[known] = served[:, at.D : at.bias]
+            exposure[known] = served[:, at.D : at.bias]
         biases, vectors = [bias[:, : 2 * at.Y]], [vector]
         if kind == "item":
             self._level(bias, packed)
@@ -331,7 +335,7 @@ class Learner:
             # h0: the attributes' part of h is common to both arms, only the item's own differs
             control = packed[:, at.control : at.control + at.D]
             vectors.append(vector + control - packed[:, first : first + at.D])
-        return _rows(np.concatenate(biases, 1), np.concatenate([*vectors, expo], 1), packed, at)
+        return _rows(np.concatenate(biases, 1), np.concatenate([*vectors, exposure], 1), packed, at)
 
     def feature_rows(self, rows: NDArray[np.int32]) -> Rows:
         """Return attribute values as they are served.
@@ -376,18 +380,18 @@ class Learner:
         at = self.item.layout
         seen = packed.view(np.uint32)[:, at.outcomes : at.outcomes + at.Y] > 0
         now = self._popularity(packed)[:, None]
-        usual = np.where(seen, packed[:, at.usual : at.usual + at.Y], now)
+        usual = np.where(seen, packed[:, at.popularity_mean : at.popularity_mean + at.Y], now)
         exists = packed[:, at.vector_sum, None] > 0
         bias[:, : at.Y] -= np.where(exists, o[:, SLOPE] * (usual - o[:, Q_MEAN]), 0.0)
 
     def _popularity(self, packed: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return q = log(1 + decayed count) (n,) as of the latest event time."""
         at = self.item.layout
-        age = self._now_s - packed.view(np.uint32)[:, at.heat_s].astype(np.float64)
-        heat = packed[:, at.heat] * 0.5 ** (np.maximum(age, 0.0) / self.config.half_life_s)
+        age = self._now_s - packed.view(np.uint32)[:, at.decayed_count_s].astype(np.float64)
+        heat = packed[:, at.decayed_count] * 0.5 ** (np.maximum(age, 0.0) / self.config.half_life_s)
         return np.log1p(heat).astype(np.float32)
 
-    def exist(self, kind: Kind, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
+    def exist(self, kind: EntityKind, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Return which rows were learned or described, and not removed since (n,)."""
         table = self.table(kind)
         found = rows < table.used
@@ -408,7 +412,7 @@ class Learner:
         """Return the bases as they are served (2Y,): if shown, then if withheld."""
         return self.base()[:2].ravel()
 
-    def forget(self, kind: Kind, row: int) -> None:
+    def remove(self, kind: EntityKind, row: int) -> None:
         """Erase the row: parameters, counts, attributes, history and everything remembered of it.
 
         Only an event of its own creates it again. Until then an item is not drawn as a uniform
@@ -417,9 +421,9 @@ class Learner:
         if kind == "item":
             self._living.remove(row)
             self._dirty[row] = 0
-        self._past.forget(kind, row)
+        self._past.discard(kind, row)
         if self._imagined:
-            self._imagined.forget(kind, row)
+            self._imagined.discard(kind, row)
         table = self.table(kind)
         if row >= table.used:
             return
@@ -523,9 +527,9 @@ class Learner:
             )
         )
         other.replay(1)
-        other.rows("user", one)
+        other.served_rows("user", one)
 
-    def _tables(self) -> tuple[tuple[str, Table], ...]:
+    def _tables(self) -> tuple[tuple[str, RowTable], ...]:
         return (("user", self.user), ("item", self.item), ("feature", self.feature))
 
     def _shape(self) -> NDArray[np.int64]:
@@ -547,7 +551,7 @@ class Learner:
             f"raise COUNTERFLOW_MODEL__MAX_{name.upper()}S; memory is committed only when used",
         )
 
-    def _admit(self, kind: Kind, rows: NDArray[np.int32]) -> None:
+    def _admit(self, kind: EntityKind, rows: NDArray[np.int32]) -> None:
         """Make the rows usable; raise Inconsistent if the table is too small."""
         if not len(rows):
             return
@@ -556,7 +560,7 @@ class Learner:
             raise self._full(kind, table.rows)
         table.touch(top + 1)
 
-    def _ensure(self, table: Table, rows: NDArray[np.int32], salt: int) -> None:
+    def _ensure(self, table: RowTable, rows: NDArray[np.int32], salt: int) -> None:
         """Create those of the rows that do not exist yet."""
         self.driver.ensure(table, rows, salt, np.uint64(self.seed), self._start[salt])
 
@@ -568,13 +572,18 @@ class Learner:
         pair = np.empty((n, self._at.pairs), np.int32)
         users, items = np.empty(n, np.int32), np.empty(n, np.int32)
         living = self._living
-        memory = Memory(
-            self.history, living.rows, living.place, living.size, self._mark_user, self._mark_item
+        sum_half_life = SamplingState(
+            self.history,
+            living.rows,
+            living.list_index,
+            living.size,
+            self._mark_user,
+            self._mark_item,
         )
         drawn = Drawn(
             batch.user, batch.item, batch.known_items, batch.key, batch.role, batch.counts
         )
-        nu, ni = draw(drawn, memory, Touched(pair, users, items))
+        nu, ni = draw(drawn, sum_half_life, Touched(pair, users, items))
         users, items = np.sort(users[:nu]), np.sort(items[:ni])
         self._ensure(self.user, users, USER)
         self._ensure(self.item, items, ITEM)

@@ -29,7 +29,7 @@ def gather_numbers(items: Array, rows: Array, values: Array, slot: Array, x: Arr
                 x[j, slot[f] - 1] = values[items[j], k]
 
 
-class Links:
+class LinkTable:
     """Per row, the rows of its attribute values + 1 (0: none) and their values."""
 
     def __init__(self, rows: int, most: int) -> None:
@@ -61,7 +61,7 @@ class Links:
         self.values[: len(state["values"])] = state["values"]
 
 
-class Features:
+class FeatureVocabulary:
     """The rows of attribute values by name, and the statistics of numbers."""
 
     def __init__(self, most: int) -> None:

@@ -20,35 +20,35 @@ GONE = -1  # in `place`: removed; otherwise the position in `rows` + 1, or 0 if 
 
 
 @compiled
-def enlist(rows: Array, place: Array, size: Array, known: int) -> None:
+def enlist(rows: Array, list_index: Array, size: Array, known: int) -> None:
     """Add the rows below `known` that were not considered yet."""
     while size[LISTED] < known:
         row = size[LISTED]
         rows[size[LIVING]] = row
         size[LIVING] += 1
         size[LISTED] += 1
-        place[row] = size[LIVING]
+        list_index[row] = size[LIVING]
 
 
 @compiled
-def revive(rows: Array, place: Array, size: Array, row: int) -> None:
+def revive(rows: Array, list_index: Array, size: Array, row: int) -> None:
     """Add the row again if it was removed."""
-    if place[row] == GONE:
+    if list_index[row] == GONE:
         rows[size[LIVING]] = row
         size[LIVING] += 1
-        place[row] = size[LIVING]
+        list_index[row] = size[LIVING]
 
 
 @compiled
-def bury(rows: Array, place: Array, size: Array, row: int) -> None:
+def bury(rows: Array, list_index: Array, size: Array, row: int) -> None:
     """Remove the row; the last entry takes its position."""
-    enlist(rows, place, size, row + 1)
-    if place[row] == GONE:
+    enlist(rows, list_index, size, row + 1)
+    if list_index[row] == GONE:
         return
     last = rows[size[LIVING] - 1]
-    rows[place[row] - 1] = last
-    place[last] = place[row]
-    place[row] = GONE
+    rows[list_index[row] - 1] = last
+    list_index[last] = list_index[row]
+    list_index[row] = GONE
     size[LIVING] -= 1
 
 
@@ -58,20 +58,20 @@ class Living:
     def __init__(self, most: int) -> None:
         """Start without removals."""
         self.rows = reserve(most, 1, np.int32)[:, 0]
-        self.place = reserve(most, 1, np.int32)[:, 0]
+        self.list_index = reserve(most, 1, np.int32)[:, 0]
         self.size = np.zeros(2, np.int64)
 
     def remove(self, row: int) -> None:
         """Remove the item until an event of its own revives it."""
-        bury(self.rows, self.place, self.size, row)
+        bury(self.rows, self.list_index, self.size, row)
 
     def revive(self, row: int) -> None:
         """Add the item again if it was removed."""
-        revive(self.rows, self.place, self.size, row)
+        revive(self.rows, self.list_index, self.size, row)
 
     def gone(self, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Return which of the rows are removed."""
-        return np.asarray(self.place[rows] == GONE)
+        return np.asarray(self.list_index[rows] == GONE)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return copies of the arrays that `load` needs; nothing if no item was ever removed."""
@@ -85,10 +85,10 @@ class Living:
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Restore a saved set; if nothing was saved, no item was removed."""
-        self.place[: int(self.size[LISTED])] = 0
+        self.list_index[: int(self.size[LISTED])] = 0
         rows = state.get("living.rows", np.zeros(0, np.int32))
         listed = int(state.get("living.listed", np.zeros(1, np.int64))[0])
         self.size[:] = len(rows), listed
         self.rows[: len(rows)] = rows
-        self.place[:listed] = GONE
-        self.place[rows] = np.arange(1, len(rows) + 1)
+        self.list_index[:listed] = GONE
+        self.list_index[rows] = np.arange(1, len(rows) + 1)

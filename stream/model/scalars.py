@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.model.config import Outcome
+from stream.model.config import OutcomeConfig
 from stream.model.kernels import Array, compiled
 from stream.model.layout import HEADS
 from stream.model.step.names import GlobalTerms
 
 BLOCK = 1024  # interactions between two update points, after the first
-PLACES = 64  # positions with an examination probability of their own; later ones use the last
+POSITIONS = 64  # positions with an examination probability of their own; later ones use the last
 SLOPES = 2  # kappa of popularity, alpha of the confounder
 
 # columns of an outcome's row: running and pending sums of weights and of popularity
@@ -47,7 +47,7 @@ PHI, T_INFO, T_SCORE, T_SEEN, THETA = range(5)
 STEPS, USERS, ITEMS, CONTROLS, SETTLED = range(5)
 
 PRIOR_SLOPE = 10.0  # prior information of slopes, towards 0
-PRIOR_PLACE = 5.0  # the same for a position
+PRIOR_POSITION = 5.0  # the same for a position
 CLEAR = 4.0  # standard errors from 0 at which kappa is used
 PRIOR_SCALE = 100.0  # prior information of A and B
 CALIBRATES = 4  # after BLOCK interactions only every 4th calibrates, as that takes two exps
@@ -56,7 +56,7 @@ GATE_OPENS = 2_000  # outcomes needed before the confounder path may open
 
 
 @compiled
-def border(steps: int) -> bool:
+def is_update_point(steps: int) -> bool:
     """Return whether this number of learned interactions is an update point of the global terms."""
     if steps >= BLOCK:
         return steps % BLOCK == 0
@@ -101,13 +101,13 @@ def rebase(row: Array) -> None:
 
 
 @compiled
-def fading(n: Array, memory: float) -> tuple[float, float]:
+def fading(n: Array, sum_half_life: float) -> tuple[float, float]:
     """Return the factors by which running sums and the slopes' sums decay at an update point.
 
     The slopes' sums decay faster, as early data came from rows that were hardly learned; the
     resulting gain is 3 / n (Kushner and Yin).
     """
-    keep = math.exp(_LN_HALF * BLOCK / memory) if n[STEPS] >= BLOCK else 1.0
+    keep = math.exp(_LN_HALF * BLOCK / sum_half_life) if n[STEPS] >= BLOCK else 1.0
     fresh = min(BLOCK, max(n[STEPS] // 2, 1))
     return keep, min(keep, max(0.0, 1.0 - 2.0 * fresh / max(n[STEPS], 1)))
 
@@ -175,22 +175,22 @@ def refresh_head(row: Array, n: Array, keen: float) -> None:
 
 
 @compiled
-def refresh_place(row: Array, keen: float) -> None:
+def refresh_position(row: Array, keen: float) -> None:
     """Update the examination probability of one position after the first."""
     if row[T_SEEN] > 0:
         row[T_INFO] = keen * row[T_INFO] + row[T_SEEN]
-        row[PHI] -= row[T_SCORE] / (row[T_INFO] + PRIOR_PLACE)
+        row[PHI] -= row[T_SCORE] / (row[T_INFO] + PRIOR_POSITION)
         row[PHI] = min(max(row[PHI], -8.0), 8.0)
         row[THETA] = 1.0 / (1.0 + math.exp(-row[PHI]))
         row[T_SCORE] = row[T_SEEN] = 0.0
 
 
 @compiled
-def refresh(g: GlobalTerms, memory: float) -> None:
+def refresh(g: GlobalTerms, sum_half_life: float) -> None:
     """Update all global terms from the pending sums, which become 0."""
-    o, h, t, w, n = g.outcome, g.head, g.place, g.withheld, g.counters
+    o, h, t, w, n = g.outcome, g.head, g.position, g.withheld, g.counters
     n[SETTLED] = n[CONTROLS]
-    keep, keen = fading(n, memory)
+    keep, keen = fading(n, sum_half_life)
     for k in range(o.shape[0]):
         refresh_means(o[k], keep, keen)
         refresh_slopes(o[k], keep, keen)
@@ -199,13 +199,13 @@ def refresh(g: GlobalTerms, memory: float) -> None:
     for k in range(h.shape[0]):
         refresh_head(h[k], n, keen)
     for k in range(1, t.shape[0]):
-        refresh_place(t[k], keen)
+        refresh_position(t[k], keen)
 
 
 class Scalars:
     """The arrays of the global terms, which the learner's kernels write to."""
 
-    def __init__(self, outcomes: Sequence[Outcome]) -> None:
+    def __init__(self, outcomes: Sequence[OutcomeConfig]) -> None:
         """Start without interactions: weights 1, slopes 0, examination near 1 at every position."""
         self.outcome = np.zeros((len(outcomes), OUTCOME_COLUMNS))
         self.outcome[:, MIDDLE] = [o.middle for o in outcomes]
@@ -214,7 +214,7 @@ class Scalars:
             rebase(row)
         self.head = np.zeros((2 * HEADS, HEAD_COLUMNS))  # heads without session, then with it
         self.head[:, SCALE] = 1.0
-        self.place = np.zeros((PLACES, 5))
+        self.place = np.zeros((POSITIONS, 5))
         self.place[:, PHI] = 2.0
         self.place[:, THETA] = 1.0 / (1.0 + np.exp(-2.0))
         self.place[0, THETA] = 1.0

@@ -6,8 +6,8 @@ import numpy as np
 
 from stream.compiled import compiled, embedded
 from stream.model.layout import Layout
-from stream.model.step.compose import link_weight, linked, share, width
-from stream.model.step.lanes import ends, place
+from stream.model.step.compose import link_count, link_weight, share, width
+from stream.model.step.lanes import as_index, ends
 from stream.model.step.names import Array, Lane
 
 
@@ -41,11 +41,11 @@ def own_row(to: Array, side: Side, row: int, lane: Lane) -> None:
 def serve_row(to: Array, side: Side, row: int, lane: Lane) -> None:
     """Write the row as it is served (W,): vector, exposure, session, biases."""
     features, at, af = side.features, side.at, side.af
-    n = linked(side.links, row)
+    n = link_count(side.links, row)
     weight = link_weight(n)
     own_row(to, side, row, lane)
     for k in range(n):
-        f = place(side.links[row, k] - 1)
+        f = as_index(side.links[row, k] - 1)
         x = share(features, f, af, side.values[row, k], weight)
         for d in range(lane.own, ends(0, width(at), lane), lane.all):
             column = d

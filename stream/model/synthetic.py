@@ -24,13 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.batch import Batch
+from stream.interaction_type import SYNTHETIC, InteractionType
 from stream.memory import reserve
-from stream.model.features import Kind
-from stream.model.kernels import Array, compiled, mix
-from stream.model.links import Links
+from stream.model.features import EntityKind
+from stream.model.kernels import Array, compiled, splitmix64
+from stream.model.links import LinkTable
 from stream.model.living import GONE, Living
-from stream.model.step.compose import linked
-from stream.roles import SYNTHETIC, Role
+from stream.model.step.compose import link_count
 
 CANDIDATES = 8  # uniform items, of which the most similar one is taken
 MADE = 2  # most synthetic outcomes made from one outcome
@@ -43,9 +43,9 @@ def between(links: Array, values: Array, i: int, j: int, k: int) -> int:
 
     A number between those of i and j is shared with both.
     """
-    ni, nj = linked(links, i), linked(links, j)
+    ni, nj = link_count(links, i), link_count(links, j)
     with_i = with_j = 0
-    for a in range(linked(links, k)):
+    for a in range(link_count(links, k)):
         x = values[k, a]
         at_i, at_j = -1, -1
         for c in range(ni):
@@ -66,7 +66,7 @@ def between(links: Array, values: Array, i: int, j: int, k: int) -> int:
     return min(with_i, with_j)
 
 
-class Outcomes(NamedTuple):
+class ObservedOutcomes(NamedTuple):
     """The outcomes just learned (B,); `residual` is nan for an interaction without one."""
 
     user: Array
@@ -90,7 +90,7 @@ class Near(NamedTuple):
 
     links: Array
     values: Array
-    place: Array
+    list_index: Array
 
 
 class Made(NamedTuple):
@@ -103,16 +103,18 @@ class Made(NamedTuple):
 
 
 @compiled
-def nearest(c: Outcomes, near: Near, s: int, j: int, counter: np.uint64) -> tuple[int, np.uint64]:
+def nearest(
+    c: ObservedOutcomes, near: Near, s: int, j: int, counter: np.uint64
+) -> tuple[int, np.uint64]:
     """Return, of a few uniform items, the one most similar to the outcome's item and to j.
 
     Returns -1 if no candidate is valid, and the state of the random numbers.
     """
     i, best, found = c.item[s], 0, -1
     for _ in range(CANDIDATES):
-        counter = mix(counter)
+        counter = splitmix64(counter)
         k = int(counter % np.uint64(c.known[s]))
-        if k != i and k != j and near.place[k] != GONE:
+        if k != i and k != j and near.list_index[k] != GONE:
             shared = between(near.links, near.values, i, j, k)
             if shared > best:
                 best, found = shared, k
@@ -120,7 +122,9 @@ def nearest(c: Outcomes, near: Near, s: int, j: int, counter: np.uint64) -> tupl
 
 
 @compiled
-def imagine(c: Outcomes, latest: Latest, near: Near, half_life_ms: float, made: Made) -> int:
+def imagine(
+    c: ObservedOutcomes, latest: Latest, near: Near, half_life_ms: float, made: Made
+) -> int:
     """Write the synthetic outcomes of each outcome that has a residual; return their number.
 
     Random numbers are derived from the outcome's own key.
@@ -130,7 +134,7 @@ def imagine(c: Outcomes, latest: Latest, near: Near, half_life_ms: float, made: 
         if np.isnan(c.residual[s]):
             continue
         u, i, o = c.user[s], c.item[s], c.outcome[s]
-        counter = mix(c.key[s] ^ SALT)
+        counter = splitmix64(c.key[s] ^ SALT)
         j = latest.item[u, o] - 1
         if j >= 0 and j != i and c.known[s] > 0:
             found, counter = nearest(c, near, s, j, counter)
@@ -138,7 +142,7 @@ def imagine(c: Outcomes, latest: Latest, near: Near, half_life_ms: float, made: 
                 made.source[n], made.item[n], made.ts_ms[n] = s, found, c.ts_ms[s]
                 made.residual[n] = (c.residual[s] + latest.residual[u, o]) / np.float32(2)
                 n += 1
-        unit = np.float64(mix(counter) >> np.uint64(11)) * 2.0**-53
+        unit = np.float64(splitmix64(counter) >> np.uint64(11)) * 2.0**-53
         made.source[n], made.item[n], made.residual[n] = s, i, c.residual[s]
         made.ts_ms[n] = c.ts_ms[s] + np.int64((unit - 0.5) * half_life_ms)
         n += 1
@@ -159,28 +163,28 @@ class Imagined:
 
     def make(
         self, batch: Batch, prediction: NDArray[np.float32], logit: NDArray[np.bool_],
-        items: Links, living: Living,
+        items: LinkTable, living: Living,
     ) -> Batch:  # fmt: skip
         """Return synthetic interactions (at most 2 B) of the batch's outcomes if shown.
 
         `prediction` (B,) is that before each was learned. Only clicks at the first position are
         used: at other positions the residual also contains that of examination.
         """
-        outcome = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
+        outcome = (batch.role == InteractionType.FACTUAL) | (batch.role == InteractionType.EXPOSED)
         outcome &= ~logit[batch.outcome] | (batch.position <= 1)
         residual = np.where(outcome, batch.label - prediction, np.float32(np.nan))
-        self._settle()
+        self._apply_removals()
         self._used = max(self._used, int(batch.user.max(initial=-1)) + 1)
         n = MADE * len(batch)
         source, item, ts_ms = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(n, np.int64)
         made = np.empty(n, np.float32)
-        outcomes = Outcomes(
+        outcomes = ObservedOutcomes(
             batch.user, batch.item, batch.outcome, residual, batch.known_items, batch.key,
             batch.ts_ms,
         )  # fmt: skip
         latest, near = (
             Latest(self._item, self._residual),
-            Near(items.rows, items.values, living.place),
+            Near(items.rows, items.values, living.list_index),
         )
         n = imagine(outcomes, latest, near, self._half_life_ms, Made(source, item, made, ts_ms))
         at = source[:n]
@@ -198,7 +202,7 @@ class Imagined:
             counts=np.zeros(n, np.bool_),
         )
 
-    def forget(self, kind: Kind, row: int) -> None:
+    def discard(self, kind: EntityKind, row: int) -> None:
         """Discard what is remembered of the user or item."""
         if kind == "item":
             self._gone.append(row + 1)
@@ -206,7 +210,7 @@ class Imagined:
             self._item[row] = 0
             self._residual[row] = 0
 
-    def _settle(self) -> None:
+    def _apply_removals(self) -> None:
         """Erase latest outcomes whose item was removed since."""
         if self._gone:
             held = self._item[: self._used]
@@ -217,7 +221,7 @@ class Imagined:
 
     def state(self, used: int) -> dict[str, NDArray[Any]]:
         """Return copies of the used rows."""
-        self._settle()
+        self._apply_removals()
         return {
             "synthetic.item": np.array(self._item[:used]),
             "synthetic.residual": np.array(self._residual[:used]),

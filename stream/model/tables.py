@@ -8,7 +8,7 @@ from stream.memory import reserve
 from stream.model.layout import Layout
 
 
-class Table:
+class RowTable:
     """Rows of one kind; `used` is one past the highest row ever touched.
 
     On the CPU, `array` and `packed` share memory and are never reallocated. On a GPU, `array` has

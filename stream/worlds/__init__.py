@@ -1,7 +1,7 @@
 """Simulated worlds with known causal answers: events as producers send them, and the truth."""
 
 from stream.worlds.adversarial import Adversarial
-from stream.worlds.base import Block, Change, Interactions, Wire, World
+from stream.worlds.base import Change, Interactions, Wire, World, WorldBlock
 from stream.worlds.change_point import ChangePoint
 from stream.worlds.confounded import Confounded
 from stream.worlds.heterogeneous import Heterogeneous
@@ -23,7 +23,6 @@ WORLDS: dict[str, type[World]] = {
 __all__ = [
     "WORLDS",
     "Adversarial",
-    "Block",
     "Change",
     "ChangePoint",
     "Confounded",
@@ -34,5 +33,6 @@ __all__ = [
     "PriceEffects",
     "Wire",
     "World",
+    "WorldBlock",
     "record_batches",
 ]

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from stream.worlds.base import (
     BLOCK,
-    Block,
     Floats,
     Truth,
     World,
+    WorldBlock,
     by_item,
     interactions,
     item_id,
@@ -64,7 +64,7 @@ class Adversarial(World):
             self.favourites, self.picked / half, (1 - self.picked) / (self.items - half)
         )
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[WorldBlock]:
         """Yield windows of one item each."""
         for number in count():
             rng = self.draws(number)
@@ -73,7 +73,7 @@ class Adversarial(World):
             shown = rng.random(BLOCK) < show
             treated, control = (self.control + self.effect)[item], self.control[item]
             click = rng.random(BLOCK) < np.where(shown, treated, control)
-            yield Block(
+            yield WorldBlock(
                 [],
                 interactions(
                     rng.integers(self.users, size=BLOCK),

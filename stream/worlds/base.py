@@ -100,7 +100,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class WorldBlock:
     """A part of a world: first the attribute changes, then the interactions."""
 
     changes: list[Change]
@@ -118,7 +118,7 @@ class World:
     name: ClassVar[str]
     seed: int = 0
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[WorldBlock]:
         """Yield blocks in time order, without end."""
         raise NotImplementedError
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from stream.worlds.base import (
     BLOCK,
-    Block,
     Floats,
     Truth,
     World,
+    WorldBlock,
     by_item,
     interactions,
     times,
@@ -43,7 +43,7 @@ class ChangePoint(World):
             np.linspace(-self.reach, self.reach, self.items)
         )
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[WorldBlock]:
         """Yield ratings."""
         after = 2 * self.middle - self.before
         for number in count():
@@ -52,7 +52,7 @@ class ChangePoint(World):
             old = number * BLOCK + np.arange(BLOCK) < self.change_at
             mean = np.where(old, self.before[item], after[item])
             rating = mean + rng.uniform(-self.noise, self.noise, BLOCK)
-            yield Block(
+            yield WorldBlock(
                 [],
                 interactions(
                     rng.integers(self.users, size=BLOCK),

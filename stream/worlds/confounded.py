@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from stream.worlds.base import (
     BLOCK,
-    Block,
     Floats,
     Interactions,
     Truth,
     World,
+    WorldBlock,
     by_item,
     interactions,
     logistic,
@@ -78,12 +78,12 @@ class Confounded(World):
         out: Floats = 3 + self.taste + trait
         return out
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[WorldBlock]:
         """Yield windows and ratings alternately."""
         for number in count():
             rng = self.draws(number)
             user = rng.integers(self.users, size=BLOCK)
-            yield Block([], self._decided(rng, number, user))
+            yield WorldBlock([], self._decided(rng, number, user))
 
     def _decided(
         self,

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from stream.worlds.base import (
     BLOCK,
     START_MS,
-    Block,
     Change,
     Floats,
     Truth,
     World,
+    WorldBlock,
     interactions,
     item_id,
     times,
@@ -53,7 +53,7 @@ class Heterogeneous(World):
         """Return the sort (items,) of each item."""
         return self.draws(-1, 1).permutation(np.arange(self.items) % len(SORTS))
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[WorldBlock]:
         """Yield the attributes of users and items, then windows of one item each."""
         effect = np.array(self.effect)
         for number in count():
@@ -64,7 +64,7 @@ class Heterogeneous(World):
             control = np.full(BLOCK, self.control)
             treated = control + effect[self.segment[user], self.sort[item]]
             click = rng.random(BLOCK) < np.where(shown, treated, control)
-            yield Block(
+            yield WorldBlock(
                 [] if number else self._told(),
                 interactions(
                     user,

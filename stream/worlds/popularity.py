@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from stream.compiled import compiled
 from stream.worlds.base import (
     BLOCK,
-    Block,
     Floats,
     Truth,
     World,
+    WorldBlock,
     by_item,
     interactions,
     item_id,
@@ -60,7 +60,7 @@ class PopularityLoop(World):
         out: Floats = drawn - drawn.mean()
         return out
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[WorldBlock]:
         """Yield windows of one shown item each."""
         clicks: NDArray[Any] = np.zeros(self.items)
         for number in count():
@@ -73,7 +73,7 @@ class PopularityLoop(World):
                 item, self.base + self.taste, self.kappa, self.middle, rng.random(BLOCK),
                 clicks, chance, click,
             )  # fmt: skip
-            yield Block(
+            yield WorldBlock(
                 [],
                 interactions(
                     rng.integers(self.users, size=BLOCK),

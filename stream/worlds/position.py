@@ -11,10 +11,10 @@ import numpy as np
 from stream.worlds.base import (
     BLOCK,
     STEP_MS,
-    Block,
     Floats,
     Truth,
     World,
+    WorldBlock,
     by_item,
     interactions,
     item_id,
@@ -49,7 +49,7 @@ class PositionBias(World):
         """Return mu (items,), the click probabilities at the first position."""
         return self.draws(-1).permutation(np.linspace(0.3, 0.6, self.items))
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[WorldBlock]:
         """Yield slates of `places` items, BLOCK items per block."""
         slates = BLOCK // self.places
         order = np.argsort(self.attraction)[: self.places]
@@ -58,19 +58,19 @@ class PositionBias(World):
             random = rng.random(slates) < self.randomised
             shuffled = rng.random((slates, self.items)).argsort(1)[:, : self.places]
             item = np.where(random[:, None], shuffled, order).ravel()
-            place = np.tile(np.arange(self.places), slates)
-            chance = self.theta[place] * self.attraction[item]
+            position = np.tile(np.arange(self.places), slates)
+            chance = self.theta[position] * self.attraction[item]
             slate = number * slates + np.arange(slates)
-            yield Block(
+            yield WorldBlock(
                 [],
                 interactions(
                     np.repeat(rng.integers(self.users, size=slates), self.places),
                     item,
                     np.repeat(times(0)[0] + STEP_MS * slate, self.places),
                     slate=np.repeat(slate, self.places),
-                    position=place + 1,
+                    position=position + 1,
                     propensity=self.randomised / self.items
-                    + (1 - self.randomised) * (order[place] == item),
+                    + (1 - self.randomised) * (order[position] == item),
                     click=rng.random(len(item)) < chance,
                     treated=chance,
                 ),

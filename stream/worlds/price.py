@@ -10,11 +10,11 @@ import numpy as np
 
 from stream.worlds.base import (
     BLOCK,
-    Block,
     Change,
     Floats,
     Truth,
     World,
+    WorldBlock,
     by_item,
     interactions,
     times,
@@ -52,7 +52,7 @@ class PriceEffects(World):
         out: Floats = (self.centre + self.markup * self.quality + drawn).round(2)
         return out
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[WorldBlock]:
         """Yield the new prices, then ratings."""
         for number in count():
             rng = self.draws(number)
@@ -61,7 +61,7 @@ class PriceEffects(World):
             mean = self.base + self.quality + self.beta * (price - self.centre)
             rating = mean[item] + rng.uniform(-self.noise, self.noise, BLOCK)
             before_ms = int(ts_ms[0]) - 1
-            yield Block(
+            yield WorldBlock(
                 [Change("item", n, {"price": p}, before_ms) for n, p in enumerate(price.tolist())],
                 interactions(
                     rng.integers(self.users, size=BLOCK),

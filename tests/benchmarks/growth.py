@@ -17,7 +17,9 @@ def run() -> None:
     data = digits.reshape(LIMIT, 14)
     at, length = 14 * np.arange(CALL), np.full(CALL, 14, np.int32)
     vocabulary = Vocabulary("user", LIMIT)
-    Vocabulary("user", CALL).rows(data[:CALL].reshape(-1), at, length)  # compiled from here on
+    Vocabulary("user", CALL).ensure_rows(
+        data[:CALL].reshape(-1), at, length
+    )  # compiled from here on
     begin = 0
     for size in SIZES:
         calls, first = [], begin
@@ -25,7 +27,7 @@ def run() -> None:
             count = min(CALL, size - begin)
             new = data[begin : begin + count].reshape(-1)
             start = time.thread_time()  # what else the machine does is no pause of ours
-            vocabulary.rows(new, at[:count], length[:count])
+            vocabulary.ensure_rows(new, at[:count], length[:count])
             calls.append(time.thread_time() - start)
             begin += count
         assert len(vocabulary) == size

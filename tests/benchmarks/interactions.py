@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stream.batch import Batch, ratings
+from stream.interaction_type import InteractionType
 from stream.model.learner import Learner
-from stream.roles import Role
 
 SMALL, LARGE, HUGE = (943, 1_682), (100_000, 50_000), (1_000_000, 1_000_000)  # users, items
 DESCRIBED = (10_000, 10_000)  # users and items with attributes
@@ -50,7 +50,7 @@ def batch(case: Case, size: int, seed: int) -> Batch:
         r.integers(1 << 62, size=size).astype(np.uint64),
         1_790_000_000_000 + np.arange(seed * size, (seed + 1) * size),
     )
-    role = np.where(exposed, Role.EXPOSED, Role.FACTUAL).astype(np.int8)
+    role = np.where(exposed, InteractionType.EXPOSED, InteractionType.FACTUAL).astype(np.int8)
     position = np.where(exposed, r.integers(1, 11, size), 0).astype(np.int32)
     return replace(made, role=role, position=position, counts=~exposed | (made.label > 0))
 

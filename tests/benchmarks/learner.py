@@ -10,7 +10,7 @@ import torch
 
 from stream.batch import Batch
 from stream.model.choice import gpu
-from stream.model.config import ModelConfig, Paths
+from stream.model.config import ModelConfig, PathConfig
 from stream.model.learner import Learner
 from tests.benchmarks.device import alone, bandwidth, moved
 from tests.benchmarks.interactions import DESCRIBED, HUGE, LARGE, SMALL, Case, batch, describe
@@ -18,7 +18,7 @@ from tests.test_model import progressive
 
 BATCHES = 4
 REPLAYED = 4
-CLOSED = Paths(*[False] * len(astuple(Paths())))
+CLOSED = PathConfig(*[False] * len(astuple(PathConfig())))
 SEQUENTIAL = ModelConfig(step="sequential", device="cpu")
 THREADED = replace(SEQUENTIAL, step="blocks")
 REPLAY = f"sequential, replay x{REPLAYED}"

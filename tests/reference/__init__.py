@@ -10,7 +10,8 @@ It is written from docs/model.md. The gradients are autograd's, of the loss as i
     assert not differences(reference, learner) + untold(told, update)
 
 What is shared with the code under test, and so is not proved here: the layout of rows, the vector
-that a new row begins with, and what happens at a border to sums that are right (`scalars.refresh`).
+that a new row begins with, and what happens at an update point to sums that are right
+(`scalars.refresh`).
 """
 
 from tests.reference.compare import differences, untold

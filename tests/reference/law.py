@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.batch import Batch
+from stream.interaction_type import InteractionType
 from stream.model import scalars as sc
 from stream.model.learner import Learner
 from stream.model.step.names import GlobalTerms
-from stream.roles import Role
 from tests.reference import loss
 from tests.reference.rows import Composed, Floats, Key, Rows, Sums, rate_of
 from tests.reference.scores import expected, listed, popularity, score, unusual
@@ -48,7 +48,9 @@ class Block:
 def closes(state: State, e: Event) -> bool:
     """Tell whether a window closes with it."""
     untouched = state.logit[e.outcome] and e.label == 0 and not e.counts
-    return e.live and (e.role == Role.CLOSED or (e.role == Role.EXPOSED and untouched))
+    return e.live and (
+        e.role == InteractionType.CLOSED or (e.role == InteractionType.EXPOSED and untouched)
+    )
 
 
 class Reference(State):
@@ -83,14 +85,14 @@ class Reference(State):
         self, batch: Batch, pair: NDArray[np.int32], most: range, live: bool, told: Told
     ) -> int:
         """Learn a block that begins with `most`; return where it ends."""
-        block, border = Block(), False
+        block, update_point = Block(), False
         for j in most:
             e = self.event(batch, pair, j, live)
             self._walk(e, block, told, j)
             if live and e.learned:
                 self.count[sc.STEPS] += 1
-                border = sc.border(int(self.count[sc.STEPS]))
-            if border:
+                update_point = sc.is_update_point(int(self.count[sc.STEPS]))
+            if update_point:
                 break
         for e, user, item in block.seen:
             self._advance(e, user, item)
@@ -99,9 +101,9 @@ class Reference(State):
             self.rows[kind].step(row, key, total, squares, rate)
         if self.config.average > 0:
             self._average(block.touched)
-        if border:
+        if update_point:
             terms = GlobalTerms(self.outcome, self.head, self.place, self.withheld, self.count)
-            sc.refresh(terms, float(self.config.memory))
+            sc.refresh(terms, float(self.config.sum_half_life))
         return j + 1
 
     # -- the walk: each user's interactions in order, all else as when the block began
@@ -110,7 +112,7 @@ class Reference(State):
         """Predict an interaction, move its user, and keep what it says of items and values."""
         if closes(self, e):
             self.user["exposures"][e.user] += 1
-        if e.role == Role.CLOSED:
+        if e.role == InteractionType.CLOSED:
             block.seen.append((e, None, None))
             return
         values = block.values.setdefault(e.user, copy.deepcopy(self.feature))
@@ -118,7 +120,7 @@ class Reference(State):
         items = [self.composed("item", i) for i in e.items]
         s = score(self, e, user, items[0])
         told.prediction[j], told.control[j] = expected(self, e, s)
-        if e.role == Role.PREDICT:
+        if e.role == InteractionType.PREDICT:
             return
         block.seen.append((e, user, items[0]))
         if e.live and e.counts:
@@ -135,7 +137,7 @@ class Reference(State):
             if self.count[sc.STEPS] % SAMPLE == 0:
                 rest = items[0].bias[o], s.match, s.popularity, s.trait
                 told.terms[j] = (1.0, user.bias[o], *rest)
-        if e.live and e.role == Role.CONTROL and self.paths.control:
+        if e.live and e.role == InteractionType.CONTROL and self.paths.control:
             add_control(self, e, s)
             self.user["controls"][e.user] += 1
         by_user, by_items = loss.gradients(self, e, s, user, items)
@@ -160,10 +162,10 @@ class Reference(State):
         keys: list[Key] = []
         if e.treated:
             keys += ["vector", o, 2 * Y + o]
-        if e.role == Role.CONTROL and self.paths.control:
+        if e.role == InteractionType.CONTROL and self.paths.control:
             keys.append(Y + o)
         if self.exposing(e):
-            keys.append("expo")
+            keys.append("exposure")
         if self.in_session(e):
             keys.append("session")
         for key in keys:
@@ -174,7 +176,7 @@ class Reference(State):
     def _keep(self, e: Event, block: Block, kind: str, row: Composed, by: loss.Gradient) -> None:
         """Keep a row's gradients for its attribute values; a treated row's values count it."""
         for f, x in row.links:
-            for name in ("vector", "expo", "session"):
+            for name in ("vector", "exposure", "session"):
                 block.sums.add("feature", f, name, x * getattr(by, name))
             for c in np.flatnonzero(by.bias).tolist():
                 block.sums.add("feature", f, c, x * by.bias[c : c + 1])
@@ -189,7 +191,7 @@ class Reference(State):
             valued = own.bias[e.outcome] != 0
             if not valued:  # an error of nothing moves no vector
                 own = own._replace(vector=np.zeros_like(own.vector))
-            for name in ("vector", "expo", "session"):
+            for name in ("vector", "exposure", "session"):
                 block.sums.add("item", i, name, getattr(own, name))
             for c in np.flatnonzero(own.bias).tolist():
                 if not self.Y <= c < 2 * self.Y:  # the control's is its own, in `_control`
@@ -209,13 +211,13 @@ class Reference(State):
             return
         q, apart = unusual(self, e)
         if e.live and e.counts:
-            rows["heat"][i] = popularity(self, i, e.now_s) + 1.0
-            rows["heat_s"][i] = max(int(rows["heat_s"][i]), e.now_s)
+            rows["decayed_count"][i] = popularity(self, i, e.now_s) + 1.0
+            rows["decayed_count_s"][i] = max(int(rows["decayed_count_s"][i]), e.now_s)
             self.count[sc.ITEMS] += rows["events"][i] == 0
             rows["events"][i] += 1
         if e.live and e.treated:
             add_usual(self, e, q, apart)
-        if e.role == Role.CONTROL and self.paths.control:
+        if e.role == InteractionType.CONTROL and self.paths.control:
             self._control(e, user, item)
 
     def _control(self, e: Event, user: Composed, item: Composed) -> None:
@@ -226,9 +228,11 @@ class Reference(State):
             rows["control_sum"][i] = self.config.start_factor
             rows["bias"][i, Y : 2 * Y] = item.bias[:Y] - item.linked_bias[Y : 2 * Y]
         rows["controls"][i] += e.live
-        tie = self.config.tie / (1.0 + self.config.tie * rows["controls"][i])
+        shrinkage = self.config.control_shrinkage / (
+            1.0 + self.config.control_shrinkage * rows["controls"][i]
+        )
         by_row, by_bias = loss.control(
-            self, e, user, item, rows["control"][i], rows["bias"][i, c], tie
+            self, e, user, item, rows["control"][i], rows["bias"][i, c], shrinkage
         )
         for key, g in (("control", by_row), (c, by_bias)):
             rows.step(i, key, g, float(np.mean(g**2)), rate_of(self.config, "item", key))
@@ -249,4 +253,4 @@ class Reference(State):
 
 def _other(e: Event) -> Event:
     """Return the interaction as a uniform item's values know it: nobody's outcome."""
-    return Event(**{**vars(e), "role": int(Role.CONSUMED)})
+    return Event(**{**vars(e), "role": int(InteractionType.CONSUMED)})

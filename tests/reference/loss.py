@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from stream.interaction_type import SYNTHETIC, InteractionType
 from stream.model.scalars import BASE
-from stream.roles import SYNTHETIC, Role
 from tests.reference.rows import Composed, Floats
 from tests.reference.scores import Scores
 from tests.reference.state import Event, State
@@ -25,7 +25,7 @@ class Leaves(NamedTuple):
     """What a composed row holds; of items, one row each."""
 
     vector: Tensor
-    expo: Tensor
+    exposure: Tensor
     session: Tensor
     bias: Tensor
 
@@ -34,7 +34,7 @@ class Gradient(NamedTuple):
     """The same of its gradient."""
 
     vector: Floats
-    expo: Floats
+    exposure: Floats
     session: Floats
     bias: Floats
 
@@ -49,7 +49,7 @@ def gradients(
     if e.treated:
         taught = imagined if e.role == SYNTHETIC else outcome
         total = total + taught(state, e, s, u, t)
-    if e.role == Role.CONTROL and state.paths.control:
+    if e.role == InteractionType.CONTROL and state.paths.control:
         total = total + withheld(state, e, s, u, t)
     if state.exposing(e):
         total = total + exposure(state, e, u, t)
@@ -102,12 +102,18 @@ def withheld(state: State, e: Event, s: Scores, u: Leaves, t: Leaves) -> Tensor:
 
 
 def control(
-    state: State, e: Event, user: Composed, item: Composed, vector: Floats, bias: float, tie: float
+    state: State,
+    e: Event,
+    user: Composed,
+    item: Composed,
+    vector: Floats,
+    bias: float,
+    shrinkage: float,
 ) -> tuple[Floats, Floats]:
     """Return the gradients by an item's own control row and control bias.
 
-    `tie` pulls both towards the treated row, `item.vector` and `item.bias` less what its attributes
-    add to the control's.
+    `shrinkage` pulls both towards the treated row, `item.vector` and `item.bias` less what its
+    attributes add to the control's.
     """
     o, c = e.outcome, state.Y + e.outcome
     row, own = _leaf(vector), _leaf(np.array([bias]))
@@ -118,18 +124,18 @@ def control(
     total = loss(torch.tensor(e.label, dtype=torch.double), score, state.logit[o])
     aim = item.bias[o] - item.linked_bias[c]
     pull = (own[0] - aim) ** 2 + ((row - (treated - linked)) ** 2).sum()
-    by_row, by_bias = torch.autograd.grad(total + tie / 2 * pull, [row, own])
+    by_row, by_bias = torch.autograd.grad(total + shrinkage / 2 * pull, [row, own])
     return by_row.numpy(), by_bias.numpy()
 
 
 def exposure(state: State, e: Event, u: Leaves, t: Leaves) -> Tensor:
     """Noise-contrastive: what was exposed against the uniform items."""
-    return contrast(t.bias[:, 3 * state.Y + e.head] + t.expo @ u.expo)
+    return contrast(t.bias[:, 3 * state.Y + e.head] + t.exposure @ u.exposure)
 
 
 def session(state: State, e: Event, u: Leaves, t: Leaves) -> Tensor:
     """What goes with the moment, on top of what lasts, which is a constant here."""
-    lasting = (t.bias[:, 3 * state.Y + e.head] + t.expo @ u.expo).detach()
+    lasting = (t.bias[:, 3 * state.Y + e.head] + t.exposure @ u.exposure).detach()
     recent = torch.tensor(state.user["recent"][e.user])
     return contrast(lasting + t.session @ (u.session + state.config.session_share * recent))
 

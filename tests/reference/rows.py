@@ -14,10 +14,10 @@ from stream.model.layout import Layout
 Floats = NDArray[np.float64]
 Key = str | int  # of what steps by itself: the name of a vector, or the column of a bias
 
-COUNTS = ("events", "exposures", "controls", "heat_s", "outcomes")  # bits of a uint32
+COUNTS = ("events", "exposures", "controls", "decayed_count_s", "outcomes")  # bits of a uint32
 SINGLE = (
-    "vector_sum", "expo_sum", "session_sum", "events", "exposures", "controls", "control_sum",
-    "heat", "heat_s", "center", "inverse",
+    "vector_sum", "exposure_sum", "session_sum", "events", "exposures", "controls", "control_sum",
+    "decayed_count", "decayed_count_s", "center", "inverse",
 )  # fmt: skip
 FAR = 16.0  # deviations beyond which a number acts as one that far
 
@@ -89,7 +89,7 @@ def rate_of(config: ModelConfig, kind: str, key: Key) -> Rate:
     """Return the rate of a part of a user's, an item's or an attribute value's row."""
     Y = len(config.outcomes)
     own = 0.0 if kind == "feature" else config.shrink
-    if key == "expo":
+    if key == "exposure":
         return Rate(config.lr_exposure, own)
     if key == "session":
         return Rate(config.lr_session, own)
@@ -107,7 +107,7 @@ class Composed:
     """A row as it enters the score, own parts plus attributes'; and the attributes' alone."""
 
     vector: Floats
-    expo: Floats
+    exposure: Floats
     session: Floats
     bias: Floats
     linked_vector: Floats
@@ -123,7 +123,7 @@ def compose(
     f = links[:n] - 1
     x = (values[:n].astype(np.float64) - features["center"][f]) * features["inverse"][f]
     x = np.clip(x, -FAR, FAR) / np.sqrt(max(n, 1))
-    added = {name: x @ features[name][f] for name in ("vector", "expo", "session", "bias")}
+    added = {name: x @ features[name][f] for name in ("vector", "exposure", "session", "bias")}
     return Composed(
         **{name: rows[name][row] + part for name, part in added.items()},
         linked_vector=added["vector"],

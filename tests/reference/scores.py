@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stream.interaction_type import SYNTHETIC, InteractionType
 from stream.model import scalars as sc
-from stream.roles import SYNTHETIC, Role
 from tests.reference.rows import Composed
 from tests.reference.state import Event, State
 
@@ -38,16 +38,16 @@ def sigmoid(x: float) -> float:
 
 def popularity(state: State, item: int, now_s: int) -> float:
     """Return the item's count of clicks and ratings, halved every half-life."""
-    age = max(now_s - int(state.item["heat_s"][item]), 0)
+    age = max(now_s - int(state.item["decayed_count_s"][item]), 0)
     share: float = 0.5 ** (age / state.config.half_life_s)
-    return float(state.item["heat"][item]) * share
+    return float(state.item["decayed_count"][item]) * share
 
 
 def unusual(state: State, e: Event) -> tuple[float, float]:
     """Return q, and q from what is usual for the item: before its first outcome nothing is not."""
     q = float(np.log1p(popularity(state, e.item, e.now_s)))
     judged = state.item["outcomes"][e.item, e.outcome] > 0
-    return q, q - state.item["usual"][e.item, e.outcome] if judged else 0.0
+    return q, q - state.item["popularity_mean"][e.item, e.outcome] if judged else 0.0
 
 
 def weigh(state: State, e: Event, eta: float) -> tuple[float, float | None]:
@@ -72,7 +72,7 @@ def score(state: State, e: Event, user: Composed, item: Composed) -> Scores:
     base = tuple(row[sc.BASE : sc.BASE + 3].tolist())
     q, apart = unusual(state, e)
     path = row[sc.SLOPE] * apart if on.popularity else 0.0
-    z = float(user.expo @ item.expo)
+    z = float(user.exposure @ item.exposure)
     trait = row[sc.SLOPE + 1] * z if on.confounder and row[sc.GATE] > 0 else 0.0
     match = float(user.vector @ item.vector)
     plain = base[0] + user.bias[o] + item.bias[o] + match + path
@@ -102,7 +102,7 @@ def score(state: State, e: Event, user: Composed, item: Composed) -> Scores:
 def expected(state: State, e: Event, s: Scores) -> tuple[float, float]:
     """Return the predictions: of the outcome as it was shown, and if withheld where known."""
     o, click = e.outcome, state.logit[e.outcome]
-    if e.role not in (Role.PREDICT, Role.CONTROL):
+    if e.role not in (InteractionType.PREDICT, InteractionType.CONTROL):
         if not e.treated:
             return np.nan, np.nan
         return s.theta * sigmoid(s.observed) if click else state.clip(o, s.observed), np.nan

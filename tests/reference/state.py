@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.batch import Batch
+from stream.interaction_type import SYNTHETIC, InteractionType
 from stream.model import kernels
 from stream.model.learner import Learner
-from stream.roles import SYNTHETIC, Role
 from tests.reference.rows import Composed, Rows, compose
 
 SALTS = {"user": 0, "item": 1}  # of a new row's vector
-TREATED = (Role.FACTUAL, Role.EXPOSED, Role.CORRECTION, SYNTHETIC)
+TREATED = (InteractionType.FACTUAL, InteractionType.EXPOSED, InteractionType.CORRECTION, SYNTHETIC)
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Event:
 
     @property
     def learned(self) -> bool:
-        return self.role not in (Role.PREDICT, Role.CLOSED)
+        return self.role not in (InteractionType.PREDICT, InteractionType.CLOSED)
 
     @property
     def head(self) -> int:
         """The exposure head: self-selection, or the policy."""
-        return 0 if self.role in (Role.FACTUAL, Role.CONSUMED) else 1
+        return 0 if self.role in (InteractionType.FACTUAL, InteractionType.CONSUMED) else 1
 
 
 class State:
@@ -104,9 +104,9 @@ class State:
         pair = np.full((len(batch), wanted), -1, np.int32)
         for j in range(len(batch)):
             counter, known = batch.key[j], int(batch.known_items[j])
-            if known and batch.role[j] not in (Role.PREDICT, Role.CLOSED):
+            if known and batch.role[j] not in (InteractionType.PREDICT, InteractionType.CLOSED):
                 for p in range(wanted):
-                    counter = np.uint64(kernels.mix(counter))
+                    counter = np.uint64(kernels.splitmix64(counter))
                     pair[j, p] = int(counter) % known
         return pair
 
@@ -128,7 +128,7 @@ class State:
 
     def exposing(self, e: Event) -> bool:
         """Whether it teaches who is shown what."""
-        return self.paths.exposure and e.role != Role.CORRECTION and len(e.items) > 1
+        return self.paths.exposure and e.role != InteractionType.CORRECTION and len(e.items) > 1
 
     def in_session(self, e: Event) -> bool:
         """Whether it teaches what goes with the items just chosen: a replay has not the moment."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from stream.interaction_type import InteractionType
 from stream.model import scalars as sc
 from stream.model.layout import HEADS
-from stream.roles import Role
 from tests.reference.rows import Composed
 from tests.reference.scores import Scores, sigmoid
 from tests.reference.state import Event, State
@@ -19,7 +19,7 @@ def add_exposure(state: State, e: Event, user: Composed, items: Sequence[Compose
     if steps >= sc.BLOCK and steps % sc.CALIBRATES:
         return
     for p, item in enumerate(items):
-        eta = item.bias[3 * state.Y + h] + float(user.expo @ item.expo)
+        eta = item.bias[3 * state.Y + h] + float(user.exposure @ item.exposure)
         moment = user.session + state.config.session_share * state.user["recent"][e.user]
         whole = eta + float(moment @ item.session)
         for row, score in ((state.head[h], eta), (state.head[HEADS + h], whole)):
@@ -35,7 +35,7 @@ def add_exposure(state: State, e: Event, user: Composed, items: Sequence[Compose
 def add_outcome(state: State, e: Event, s: Scores) -> None:
     """Add to the weights' mean, the bases, mean popularity, examination and the trait's gate."""
     row, y = state.outcome[e.outcome], e.label
-    late = e.role == Role.CORRECTION  # the exposure was counted with its 0
+    late = e.role == InteractionType.CORRECTION  # the exposure was counted with its 0
     if s.raw is not None:
         row[sc.W_PENDING] += s.raw
         row[sc.W_FRESH] += 1.0
@@ -72,7 +72,7 @@ def add_usual(state: State, e: Event, q: float, apart: float) -> None:
     if e.place > 0 and click:
         return
     judged = state.item["outcomes"][e.item]
-    usual, rest = state.item["usual"][e.item], state.item["rest"][e.item]
+    usual, rest = state.item["popularity_mean"][e.item], state.item["label_mean"][e.item]
     gap = e.label - rest[o]
     if judged[o] > 0:
         bend = max(rest[o] * (1.0 - rest[o]), FLAT) if click else 1.0

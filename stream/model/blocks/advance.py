@@ -10,14 +10,14 @@ from stream.model.blocks.names import (
     COUNTS,
     OUTCOME,
     REMEMBERS,
-    Block,
+    BlockBounds,
     Work,
 )
 from stream.model.step import account, popularity
-from stream.model.step.control import pull, step_control_bias
-from stream.model.step.lanes import ends, meet, place, product, square
+from stream.model.step.control import control_shrinkage, step_control_bias
+from stream.model.step.lanes import as_index, ends, meet, product, square
 from stream.model.step.link import sigmoid
-from stream.model.step.rows import Part, step_vector
+from stream.model.step.rows import VectorPart, step_vector
 
 _ONE, _ZERO = np.float32(1), np.float32(0)
 _TARGETS = CLOSES | COUNTS | REMEMBERS | CONTROLS  # kinds that change the target item
@@ -33,19 +33,21 @@ def tally(w: Work, i: int, k: int, kind: int, ts_s: int, label: np.float32) -> N
     if kind & CONTROLS and m.on.live:
         bits[i, ai.controls] += np.uint32(1)
     if kind & (COUNTS | REMEMBERS):
-        heat = popularity.heat(m, i, ts_s)
+        decayed_count = popularity.decayed_count(m, i, ts_s)
         if kind & COUNTS:
             told[account.NEW_ITEM] = 1.0 if bits[i, ai.events] == 0 else 0.0
-            popularity.warm(m, i, heat, ts_s)
+            popularity.count_interaction(m, i, decayed_count, ts_s)
         if kind & REMEMBERS:
-            popularity.remember(m, i, kind // OUTCOME, label, popularity.popular(heat), told)
+            popularity.update_item_means(
+                m, i, kind // OUTCOME, label, popularity.log_popularity(decayed_count), told
+            )
 
 
 @embedded
-def attributes_part(w: Work, b: Block, segment: int) -> None:
+def attributes_part(w: Work, b: BlockBounds, segment: int) -> None:
     """Write what attribute values add to the item's control biases (Y,) to the worker's memory."""
     m, ai = w.m, w.m.at.item
-    i = place(w.order.segments.row[segment])
+    i = as_index(w.order.segments.row[segment])
     for c in range(m.lane.own, ends(0, ai.Y, m.lane), m.lane.all):
         own = ai.bias + ai.Y + c
         w.hands.folded[c] = _ZERO
@@ -54,7 +56,7 @@ def attributes_part(w: Work, b: Block, segment: int) -> None:
 
 
 @embedded
-def treated_bias(w: Work, b: Block, segment: int, i: int, o: int) -> np.float32:
+def treated_bias(w: Work, b: BlockBounds, segment: int, i: int, o: int) -> np.float32:
     """Return the item's composed bias of outcome o at the block's beginning."""
     c = w.m.at.item.bias + o
     if w.room.composed.shape[0] > 0:
@@ -63,7 +65,7 @@ def treated_bias(w: Work, b: Block, segment: int, i: int, o: int) -> np.float32:
 
 
 @embedded
-def begin(w: Work, b: Block, segment: int, i: int) -> None:
+def begin(w: Work, b: BlockBounds, segment: int, i: int) -> None:
     """Copy the treated row into the item's control row if it has none."""
     m, ai, items = w.m, w.m.at.item, w.m.tables.items
     if items[i, ai.control_sum] > 0:
@@ -80,7 +82,7 @@ def begin(w: Work, b: Block, segment: int, i: int) -> None:
 
 
 @embedded
-def withhold(w: Work, b: Block, segment: int, i: int, k: int) -> None:
+def withhold(w: Work, b: BlockBounds, segment: int, i: int, k: int) -> None:
     """Take one step of the item's control row by the control outcome at index k."""
     m, ai, room, r = w.m, w.m.at.item, w.room, w.m.rates
     items, kind = m.tables.items, room.kind[k]
@@ -90,26 +92,26 @@ def withhold(w: Work, b: Block, segment: int, i: int, k: int) -> None:
     lin0 = room.rest[k] + items[i, ai.bias + c]
     lin0 += product(room.moment[k], items[i, ai.control :], 0, ai.D, m.lane)
     off = (sigmoid(lin0) if kind & CLICKS else lin0) - w.c.label[k + b.event]
-    tie = pull(m, i)
+    shrinkage = control_shrinkage(m, i)
     for d in range(m.lane.own, ends(0, ai.D, m.lane), m.lane.all):
         tied = items[i, ai.control + d] - items[i, ai.vector + d]
-        w.s.grad[d] = off * room.moment[k, d] + tie * tied
+        w.s.grad[d] = off * room.moment[k, d] + shrinkage * tied
     size = square(w.s.grad, 0, ai.D, m.lane)
     meet(m.lane)
     if m.lane.own == 0:
         treated = treated_bias(w, b, segment, i, o) - w.hands.folded[o]
         step_control_bias(m, i, c, off, treated)
-    part = Part(ai.control, 0, ai.D, ai.control_sum, r.item_factor, _ZERO)
+    part = VectorPart(ai.control, 0, ai.D, ai.control_sum, r.item_factor, _ZERO)
     step_vector(items, i, part, w.s.grad, _ONE, size, m.lane)
     meet(m.lane)
 
 
 @embedded
-def take(w: Work, b: Block, occurrence: int, lane: int) -> None:
+def take(w: Work, b: BlockBounds, occurrence: int, lane: int) -> None:
     """Read an occurrence's effect on its item into the lane's slot."""
     each = 1 + w.m.at.pairs
     j = occurrence // each
-    k, h = place(j - b.event), w.hands
+    k, h = as_index(j - b.event), w.hands
     h.at[lane] = -1
     if occurrence == j * each and w.room.kind[k] & _TARGETS:
         h.at[lane], h.kind[lane] = k, w.room.kind[k]
@@ -117,23 +119,23 @@ def take(w: Work, b: Block, occurrence: int, lane: int) -> None:
 
 
 @embedded
-def advance(w: Work, b: Block, segment: int) -> None:
+def advance(w: Work, b: BlockBounds, segment: int) -> None:
     """Advance the item of a segment through the interactions of which it is the target, in order.
 
     As many occurrences as there are lanes are read at once, to hide the memory latency.
     """
     lane, h, segments = w.m.lane, w.hands, w.order.segments
-    i, stop = place(segments.row[segment]), segments.start[segment + 1]
+    i, stop = as_index(segments.row[segment]), segments.start[segment + 1]
     attributes_part(w, b, segment)
-    for first in range(place(segments.start[segment]), stop, lane.all):
+    for first in range(as_index(segments.start[segment]), stop, lane.all):
         if first + lane.own < stop:
-            take(w, b, place(segments.members[first + lane.own]), lane.own)
+            take(w, b, as_index(segments.members[first + lane.own]), lane.own)
         meet(lane)
         for at in range(min(lane.all, stop - first)):
             if h.at[at] >= 0:
                 if lane.own == 0:
-                    tally(w, i, place(h.at[at]), h.kind[at], h.ts_s[at], h.label[at])
+                    tally(w, i, as_index(h.at[at]), h.kind[at], h.ts_s[at], h.label[at])
                 if h.kind[at] & CONTROLS:
                     meet(lane)
-                    withhold(w, b, segment, i, place(h.at[at]))
+                    withhold(w, b, segment, i, as_index(h.at[at]))
         meet(lane)

@@ -14,22 +14,22 @@ from torch import Tensor
 from stream.model.blocks import gpu
 from stream.model.blocks.device_order import device_order, moved
 from stream.model.blocks.names import TILE, Order, Room, Size
-from stream.model.blocks.order import borders, faded
+from stream.model.blocks.order import faded, update_points
 from stream.model.blocks.room import Sizes, shapes
-from stream.model.drivers import Tables as RowsAndLinks
-from stream.model.links import Links
+from stream.model.drivers import ModelTables as RowsAndLinks
+from stream.model.links import LinkTable
 from stream.model.step import account
 from stream.model.step.names import (
     TERMS,
-    Columns,
     Given,
     GlobalTerms,
+    InteractionColumns,
     Layouts,
-    Outcomes,
+    OutcomeLinks,
     Predictions,
-    Tables,
+    TableArrays,
 )
-from stream.model.tables import Table
+from stream.model.tables import RowTable
 
 _TYPES: dict[Any, torch.dtype] = {
     np.float32: torch.float32, np.float64: torch.float64, np.int32: torch.int32,
@@ -65,7 +65,7 @@ def wrap_all(tensors: Any) -> Any:
 class DeviceLinks:
     """A copy of one kind's links on the GPU; only changed rows are sent."""
 
-    def __init__(self, links: Links, device: torch.device) -> None:
+    def __init__(self, links: LinkTable, device: torch.device) -> None:
         """Start with an empty copy."""
         most = links.rows.shape[1]
         self._links, self._device = links, device
@@ -102,12 +102,12 @@ class Device:
         self._room: tuple[tuple[int, bool], Any] = ((0, False), None)
         self._grids: dict[Any, int] = {}
 
-    def learn(self, given: Given, out: Predictions, memory: float, linked: bool) -> None:
+    def learn(self, given: Given, out: Predictions, sum_half_life: float, linked: bool) -> None:
         """Learn the columns in order, and write each one's prediction before it is learned."""
         c, n = given.columns, len(given.columns.user)
         if not n:
             return
-        edges = borders(c.role, int(given.terms.counters[0]), self.size, given.on.live)
+        edges = update_points(c.role, int(given.terms.counters[0]), self.size, given.on.live)
         columns = self._columns(c)
         rows = (self._tables[0].rows, self._tables[1].rows, self._tables[2].rows)
         links = (self._links[0].rows, self._links[1].rows) if linked else None
@@ -119,13 +119,13 @@ class Device:
             prediction=told[:n], control=told[n : 2 * n], served=told[2 * n : 3 * n],
             terms=told[3 * n : WORDS * n].view(n, len(TERMS)),
         )  # fmt: skip
-        outcomes = Outcomes(*(moved(x, self.device) for x in given.outcomes))
+        outcomes = OutcomeLinks(*(moved(x, self.device) for x in given.outcomes))
         on_gpu = given._replace(
             columns=wrap_all(columns), terms=wrap_all(terms),
             outcomes=wrap_all(outcomes),
         )  # fmt: skip
         between = self._between(edges[0], order)
-        kept = faded(memory, self.size.block)
+        kept = faded(sum_half_life, self.size.block)
         args = (on_gpu, wrap_all(order), between, wrap_all(back), kept)
         self._launch(args)
         self._receive(torch.cat([told, sent.view(torch.float32)]), given.terms, out)
@@ -134,17 +134,17 @@ class Device:
         for links, table in zip(self._links, self._tables, strict=False):
             links.follow(table.used)
 
-    def _columns(self, c: Columns) -> Columns:
-        sent = Columns(*(moved(np.ascontiguousarray(x), self.device) for x in c))
+    def _columns(self, c: InteractionColumns) -> InteractionColumns:
+        sent = InteractionColumns(*(moved(np.ascontiguousarray(x), self.device) for x in c))
         return sent._replace(propensity=torch.nan_to_num(sent.propensity, nan=-1.0))
 
-    def arrays(self) -> Tables:
+    def arrays(self) -> TableArrays:
         """Return the tables and links as arguments of the compiled step."""
         self._follow()
         packed = [table.packed for table in self._tables]
         bits = [wrapped(p, "<u4") for p in packed]
         links = [wrapped(part) for of in self._links for part in (of.rows, of.values)]
-        return Tables(*map(wrapped, packed), *bits, *links)
+        return TableArrays(*map(wrapped, packed), *bits, *links)
 
     def _send(self, terms: GlobalTerms) -> tuple[GlobalTerms, Tensor]:
         """Return the global terms on the GPU, and the single piece of memory that holds them."""
@@ -202,7 +202,7 @@ class Device:
             first += x.size
 
     def ensure(
-        self, table: Table, rows: NDArray[np.int32], salt: int, seed: np.uint64, start: Any
+        self, table: RowTable, rows: NDArray[np.int32], salt: int, seed: np.uint64, start: Any
     ) -> None:
         """Create those of the rows that do not exist yet."""
         if len(rows):

@@ -118,7 +118,7 @@ def device_order(
     item: Tensor,
     pair: Tensor,
     events: NDArray[np.int32],
-    border: NDArray[np.bool_],
+    update_point: NDArray[np.bool_],
     tables_links: tuple[Tensor, Tensor] | None,
     rows: tuple[int, int, int],
 ) -> Order:
@@ -146,6 +146,6 @@ def device_order(
         segments,
         values,
         inverse(segments, at),
-        moved(border, user.device),
+        moved(update_point, user.device),
     )
     return Order(*made)

@@ -13,31 +13,31 @@ import numpy as np
 
 from stream.compiled import embedded
 from stream.model.blocks.names import Work
-from stream.model.step.compose import link_weight, linked, share, width
-from stream.model.step.interaction import Seen
-from stream.model.step.lanes import ends, meet, padded, place
-from stream.model.step.names import Array, Event
+from stream.model.step.compose import link_count, link_weight, share, width
+from stream.model.step.interaction import Observation
+from stream.model.step.lanes import as_index, ends, meet, padded
+from stream.model.step.names import Array, Interaction
 from stream.model.step.update import Push
 
 _ZERO = np.float32(0)
 # rows of `held`: a link's strength, its vectors' accumulators, its biases' accumulators
-STRENGTH, VECTOR, EXPO, SESSION, BIASES = range(5)
+STRENGTH, VECTOR, EXPOSURE, SESSION, BIASES = range(5)
 
 
 @embedded
 def fold(w: Work, u: int) -> int:
     """Write what the user's attribute values add to its row; return how many there are."""
     m, t, h = w.m, w.m.tables, w.hands
-    n = linked(t.user_links, u)
+    n = link_count(t.user_links, u)
     if n == 0:
         return 0
     f_at, weight = m.at.feature, link_weight(n)
     meet(m.lane)
     for k in range(m.lane.own, ends(0, n, m.lane), m.lane.all):
-        f = place(t.user_links[u, k] - 1)
+        f = as_index(t.user_links[u, k] - 1)
         h.held[STRENGTH, k] = share(t.features, f, f_at, t.user_values[u, k], weight)
         h.held[VECTOR, k] = t.features[f, f_at.vector_sum]
-        h.held[EXPO, k] = t.features[f, f_at.expo_sum]
+        h.held[EXPOSURE, k] = t.features[f, f_at.exposure_sum]
         h.held[SESSION, k] = t.features[f, f_at.session_sum]
         for c in range(f_at.C):
             h.held[BIASES + c, k] = t.features[f, f_at.bias_sum + c]
@@ -45,7 +45,7 @@ def fold(w: Work, u: int) -> int:
     for d in range(m.lane.own, ends(0, padded(width(m.at.user), m.lane), m.lane), m.lane.all):
         h.folded[d] = _ZERO
     for k in range(n):
-        f, x = place(t.user_links[u, k] - 1), h.held[STRENGTH, k]
+        f, x = as_index(t.user_links[u, k] - 1), h.held[STRENGTH, k]
         for d in range(m.lane.own, ends(0, padded(width(m.at.user), m.lane), m.lane), m.lane.all):
             h.folded[d] += x * t.features[f, d]
     return n
@@ -70,7 +70,9 @@ def total(rates: Array, row: int, n: int) -> np.float32:
 
 
 @embedded
-def grow_links(w: Work, e: Event, seen: Seen, push: Push, off: np.float32, n: int) -> None:
+def grow_links(
+    w: Work, e: Interaction, seen: Observation, push: Push, off: np.float32, n: int
+) -> None:
     """Write every link's rates for an interaction; each lane handles its own links."""
     m, held, rates, r = w.m, w.hands.held, w.hands.rates, w.m.rates
     Y = m.at.feature.Y
@@ -85,22 +87,22 @@ def grow_links(w: Work, e: Event, seen: Seen, push: Push, off: np.float32, n: in
         if off != 0:
             rates[3, k] = grow(held, BIASES + Y + e.o, k, off * off, r.feature_bias)
         if seen.exposing:
-            rates[4, k] = grow(held, EXPO, k, push.expo, r.exposure)
+            rates[4, k] = grow(held, EXPOSURE, k, push.exposure, r.exposure)
         if seen.session:
             rates[5, k] = grow(held, SESSION, k, push.session, r.session)
 
 
 @embedded
-def move(w: Work, e: Event, seen: Seen, push: Push, off: np.float32, n: int) -> None:
+def move(w: Work, e: Interaction, seen: Observation, push: Push, off: np.float32, n: int) -> None:
     """Move the values' part of the user's row by the interaction's gradients of the user."""
     m, s, h, at = w.m, w.s, w.hands, w.m.at.user
     grow_links(w, e, seen, push, off, n)
     meet(m.lane)
-    vector, expo, session = total(h.rates, 0, n), total(h.rates, 4, n), total(h.rates, 5, n)
+    vector, exposure, session = total(h.rates, 0, n), total(h.rates, 4, n), total(h.rates, 5, n)
     for d in range(at.vector + m.lane.own, ends(at.vector, at.D, m.lane), m.lane.all):
         h.folded[d] -= vector * s.grad[d]
-    for d in range(at.expo + m.lane.own, ends(at.expo, at.E + at.S, m.lane), m.lane.all):
-        h.folded[d] -= (expo if d < at.session else session) * s.grad[d]
+    for d in range(at.exposure + m.lane.own, ends(at.exposure, at.E + at.S, m.lane), m.lane.all):
+        h.folded[d] -= (exposure if d < at.session else session) * s.grad[d]
     meet(m.lane)
     if m.lane.own == 0:
         h.folded[at.bias + e.o] -= total(h.rates, 1, n) * push.error

@@ -13,15 +13,15 @@ from numba.extending import overload
 
 from stream.compiled import embedded
 from stream.model import scalars as sc
-from stream.model.blocks.names import TILE, Block, Hands, Order, Room, Work, Worker
+from stream.model.blocks.names import TILE, BlockBounds, Hands, Order, Room, Work, Worker
 from stream.model.blocks.phases import barrier, blocks, totals
 from stream.model.blocks.room import sum_size
 from stream.model.kernels import create
 from stream.model.layout import Layout
 from stream.model.served import Side, serve_row
 from stream.model.step import account
-from stream.model.step.lanes import ends, inside, meet, padded, place, product, strides
-from stream.model.step.names import Array, Given, Lane, Layouts, Model, Predictions, Scratch
+from stream.model.step.lanes import as_index, ends, inside, meet, padded, product, strides
+from stream.model.step.names import Array, Given, Lane, Layouts, Predictions, Scratch, StepContext
 
 cuda: Any = importlib.import_module("numba.cuda")  # it has no type annotations
 LANES = 32
@@ -104,8 +104,8 @@ def _barrier(worker: Any, arrived: Any) -> Any:
 
 
 @overload(totals, target="cuda")
-def _totals(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
-    def shared_out(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
+def _totals(w: Any, b: Any, at: Any, worker: Any, sum_half_life: Any) -> Any:
+    def shared_out(w: Any, b: Any, at: Any, worker: Any, sum_half_life: Any) -> Any:
         if w.m.on.live:
             tiles = (b.stop - b.event + TILE - 1) // TILE
             many = (w.room.cells.shape[0] + LANES - 1) // LANES
@@ -115,17 +115,17 @@ def _totals(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
             lane = w.m.lane
             for cell in range(worker.own, w.room.cells.shape[0], worker.all):
                 add_cell(w, cell, tiles)
-            if w.order.border[at]:
+            if w.order.update_point[at]:
                 cuda.cg.this_grid().sync()
                 if lane.own == 0:
                     for task in range(worker.own, tasks(w), worker.all):
-                        refresh_one(w, task, memory)
+                        refresh_one(w, task, sum_half_life)
 
     return shared_out
 
 
 @embedded
-def sum_told(w: Work, b: Block, tile: int, part: int) -> None:
+def sum_told(w: Work, b: BlockBounds, tile: int, part: int) -> None:
     """Sum the contributions of a tile of interactions, in order; each lane handles one cell.
 
     All lanes read the kinds of the interactions at once. Numbers are read whether needed or not, so
@@ -139,7 +139,7 @@ def sum_told(w: Work, b: Block, tile: int, part: int) -> None:
         mine = told[first + lane.own]
         h.kind[lane.own] = int(mine[account.KIND])
         h.at[lane.own] = int(mine[account.ROW]) + 1024 * int(mine[account.HEAD])
-        h.ts_s[lane.own] = int(mine[account.PLACE])
+        h.ts_s[lane.own] = int(mine[account.POSITION])
     meet(lane)
     cell = part * LANES + lane.own
     if cell < cells.shape[0]:
@@ -150,14 +150,14 @@ def sum_told(w: Work, b: Block, tile: int, part: int) -> None:
 def cell_of(w: Work, cell: Array, first: int, many: int) -> float:
     """Return the sum of one cell over the `many` interactions of the tile."""
     told, h = w.s.told, w.hands
-    column, bit, of, row = place(cell[0]), cell[2], cell[3], cell[4]
+    column, bit, of, row = as_index(cell[0]), cell[2], cell[3], cell[4]
     total = 0.0
     for k in range(TILE):
         value = told[first + min(k, many - 1), column]
         mine = h.at[k] & 1023
         if of == account.HEAD_ROW:
             mine = (h.at[k] >> 10) + (row & 2)
-        elif of == account.PLACE_ROW:
+        elif of == account.POSITION_ROW:
             mine = h.ts_s[k]
         elif of == account.COUNTER:
             mine = row
@@ -183,25 +183,25 @@ def add_cell(w: Work, cell: int, tiles: int) -> None:
             g.withheld[row, column] += total
         elif of == account.HEAD_ROW:
             g.head[row, column] += total
-        elif of == account.PLACE_ROW:
-            g.place[row, column] += total
+        elif of == account.POSITION_ROW:
+            g.position[row, column] += total
         else:
             g.counters[column] += int(total)
 
 
 @embedded
 def tasks(w: Work) -> int:
-    """Return how many tasks move the global terms at a border."""
+    """Return how many tasks move the global terms at an update point."""
     g = w.m.terms
-    return 4 * g.outcome.shape[0] + g.head.shape[0] + g.place.shape[0]
+    return 4 * g.outcome.shape[0] + g.head.shape[0] + g.position.shape[0]
 
 
 @embedded
-def refresh_one(w: Work, task: int, memory: float) -> None:
+def refresh_one(w: Work, task: int, sum_half_life: float) -> None:
     """Do one of the independent tasks that update the global terms at an update point."""
     g, n = w.m.terms, w.m.terms.counters
     Y, H = g.outcome.shape[0], g.head.shape[0]
-    keep, keen = sc.fading(n, memory)
+    keep, keen = sc.fading(n, sum_half_life)
     if task < Y:
         sc.refresh_means(g.outcome[task], keep, keen)
     elif task < 2 * Y:
@@ -215,7 +215,7 @@ def refresh_one(w: Work, task: int, memory: float) -> None:
     elif task == 4 * Y + H:
         n[sc.SETTLED] = n[sc.CONTROLS]
     else:
-        sc.refresh_place(g.place[task - 4 * Y - H], keen)
+        sc.refresh_position(g.position[task - 4 * Y - H], keen)
 
 
 @functools.cache
@@ -251,7 +251,9 @@ def kernel(at: Layouts, links_most: int) -> Any:
     i, each, both, G = at.item, 1 + at.pairs, 2 + 2 * at.pairs, whole(sum_size(at))
     W, V = whole(i.D + i.E + i.S + i.C), i.D + i.E + i.S
 
-    def learn(given: Given, order: Order, room: Room, out: Predictions, memory: float) -> None:
+    def learn(
+        given: Given, order: Order, room: Room, out: Predictions, sum_half_life: float
+    ) -> None:
         user = cuda.shared.array((WARPS, W), float32)
         items = cuda.shared.array((WARPS, each, W), float32)
         grad = cuda.shared.array((WARPS, V), float32)
@@ -284,8 +286,8 @@ def kernel(at: Layouts, links_most: int) -> Any:
         hands = Hands(folded[k], held[k], rates[k], sums[k], ts_s[k], label[k], kind[k], place[k])
         lane = Lane(cuda.threadIdx.x & 31, LANES)
         worker = Worker(cuda.grid(1) >> 5, cuda.gridsize(1) >> 5)
-        m = Model(at, lane, given.tables, given.terms, given.outcomes, given.rates, given.on)
+        m = StepContext(at, lane, given.tables, given.terms, given.outcomes, given.rates, given.on)
         w = Work(m, given.columns, s, out, order, room, hands)
-        blocks(w, worker, order.events, memory)
+        blocks(w, worker, order.events, sum_half_life)
 
     return cuda.jit(learn, fastmath=True, max_registers=REGISTERS)

@@ -10,7 +10,7 @@ number of treated interactions, and the weight of each link.
 
 from typing import NamedTuple
 
-from stream.model.step.names import Array, Columns, Model, Predictions, Scratch
+from stream.model.step.names import Array, InteractionColumns, Predictions, Scratch, StepContext
 
 TILE = 32  # most members that one worker sums; larger groups are divided into tiles
 
@@ -58,7 +58,7 @@ class Order(NamedTuple):
     segments: Groups
     values: Groups
     segment: Array  # (B (1 + P),) the segment of each occurrence
-    border: Array  # (blocks,) whether the global terms are updated after it
+    update_point: Array  # (blocks,) whether the global terms are updated after it
 
 
 class Room(NamedTuple):
@@ -84,7 +84,7 @@ class Room(NamedTuple):
     total_part: Array  # (tiles of TILE interactions, n) partial sums of the cells
 
 
-class Block(NamedTuple):
+class BlockBounds(NamedTuple):
     """The first interaction, group and tile of a block."""
 
     event: int
@@ -111,8 +111,8 @@ class Hands(NamedTuple):
 class Work(NamedTuple):
     """All arguments of a worker."""
 
-    m: Model
-    c: Columns
+    m: StepContext
+    c: InteractionColumns
     s: Scratch
     out: Predictions
     order: Order

@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.compiled import compiled
+from stream.interaction_type import InteractionType
 from stream.model.blocks.names import TILE, Groups, Order, Size
 from stream.model.scalars import BLOCK
-from stream.model.step.names import Array, Tables
-from stream.roles import Role
+from stream.model.step.names import Array, TableArrays
 
 Int = NDArray[np.int32]
-_PREDICT, _CLOSED = int(Role.PREDICT), int(Role.CLOSED)
+_PREDICT, _CLOSED = int(InteractionType.PREDICT), int(InteractionType.CLOSED)
 
 
 @compiled
@@ -34,7 +34,7 @@ def cut(role: Array, steps: int, size: Size, live: bool, events: Array, moves: A
     return blocks
 
 
-def borders(
+def update_points(
     role: NDArray[np.int8], steps: int, size: Size, live: bool
 ) -> tuple[Int, NDArray[np.bool_]]:
     """Return where blocks begin (blocks + 1,), and whether the global terms are updated after each.
@@ -48,17 +48,17 @@ def borders(
     return events[: blocks + 1], moves[:blocks]
 
 
-def faded(memory: float, block: int) -> float:
-    """Return `ModelConfig.memory` scaled for blocks of more than 1,024 interactions.
+def faded(sum_half_life: float, block: int) -> float:
+    """Return `ModelConfig.sum_half_life` scaled for blocks of more than 1,024 interactions.
 
     `fading` assumes 1,024 new interactions per update point. After larger blocks there are more,
-    and the scaling makes running sums halve in `memory` interactions all the same.
+    and the scaling makes running sums halve in `sum_half_life` interactions all the same.
     """
-    return memory * BLOCK / max(BLOCK, block)
+    return sum_half_life * BLOCK / max(BLOCK, block)
 
 
 @compiled
-def place(
+def group_by_key(
     keys: Array, edges: Array, mark: Array, block: Array, start: Array, members: Array, row: Array
 ) -> int:
     """Group members by key within each span between edges; negative keys belong to no group.
@@ -99,7 +99,7 @@ def grouped(keys: Int, edges: Int, mark: Int) -> Groups:
     n, blocks = len(keys), len(edges) - 1
     block, start = np.zeros(blocks + 1, np.int32), np.zeros(n + 1, np.int32)
     members, row = np.empty(n, np.int32), np.empty(n, np.int32)
-    groups = place(keys, edges, mark, block, start, members, row)
+    groups = group_by_key(keys, edges, mark, block, start, members, row)
     return tiled(block, start[: groups + 1], members, row[:groups])
 
 
@@ -141,7 +141,7 @@ def sources(
                 ends[b] += 1
 
 
-def values_of(chains: Groups, segments: Groups, tables: Tables, mark: Int) -> Groups:
+def values_of(chains: Groups, segments: Groups, tables: TableArrays, mark: Int) -> Groups:
     """Return the groups of the attribute values of the users and items of each block."""
     blocks = len(chains.block) - 1
     counts = np.zeros(blocks, np.int64)
@@ -160,7 +160,7 @@ def values_of(chains: Groups, segments: Groups, tables: Tables, mark: Int) -> Gr
 def order(
     columns: Sequence[Int],
     edges: tuple[Int, NDArray[np.bool_]],
-    tables: Tables,
+    tables: TableArrays,
     marks: tuple[Int, Int, Int],
     linked: bool,
 ) -> Order:

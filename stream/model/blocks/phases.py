@@ -11,10 +11,10 @@ worker, and values passed between workers are summed in the order of the batch.
 """
 
 from stream.compiled import embedded
-from stream.model.blocks.names import Block, Work, Worker
+from stream.model.blocks.names import BlockBounds, Work, Worker
 from stream.model.blocks.steps import step_segment, step_value, sum_tile
 from stream.model.blocks.walk import compose, walk
-from stream.model.step.lanes import place
+from stream.model.step.lanes import as_index
 from stream.model.step.names import Array
 
 
@@ -23,24 +23,24 @@ def barrier(worker: Worker, arrived: Array) -> None:
     raise NotImplementedError("only compiled code calls it")
 
 
-def totals(w: Work, b: Block, at: int, worker: Worker, memory: float) -> None:
+def totals(w: Work, b: BlockBounds, at: int, worker: Worker, sum_half_life: float) -> None:
     """Add the contributions of block `at` to the global terms; update these at an update point."""
     raise NotImplementedError("only compiled code calls it")
 
 
 @embedded
-def block_at(w: Work, at: int) -> Block:
+def block_at(w: Work, at: int) -> BlockBounds:
     """Return where block `at` begins."""
     o = w.order
-    return Block(
-        place(o.events[at]), place(o.events[at + 1]), place(o.chains.block[at]),
-        place(o.segments.block[at]), place(o.segments.tile_block[at]),
-        place(o.values.tile_block[at]),
+    return BlockBounds(
+        as_index(o.events[at]), as_index(o.events[at + 1]), as_index(o.chains.block[at]),
+        as_index(o.segments.block[at]), as_index(o.segments.tile_block[at]),
+        as_index(o.values.tile_block[at]),
     )  # fmt: skip
 
 
 @embedded
-def compose_items(w: Work, b: Block, at: int, worker: Worker, arrived: Array) -> None:
+def compose_items(w: Work, b: BlockBounds, at: int, worker: Worker, arrived: Array) -> None:
     """Compose the block's items if any row has attribute values."""
     if w.room.composed.shape[0] > 0:
         for segment in range(b.segment + worker.own, w.order.segments.block[at + 1], worker.all):
@@ -49,7 +49,7 @@ def compose_items(w: Work, b: Block, at: int, worker: Worker, arrived: Array) ->
 
 
 @embedded
-def step_items(w: Work, b: Block, at: int, worker: Worker, arrived: Array) -> None:
+def step_items(w: Work, b: BlockBounds, at: int, worker: Worker, arrived: Array) -> None:
     """Update every item of the block."""
     g = w.order.segments
     if g.tile_block[at + 1] > b.segment_tile:
@@ -62,7 +62,7 @@ def step_items(w: Work, b: Block, at: int, worker: Worker, arrived: Array) -> No
 
 
 @embedded
-def step_values(w: Work, b: Block, at: int, worker: Worker, arrived: Array) -> None:
+def step_values(w: Work, b: BlockBounds, at: int, worker: Worker, arrived: Array) -> None:
     """Update every attribute value of the block's users and items."""
     g = w.order.values
     if g.tile_block[at + 1] > b.value_tile:
@@ -74,7 +74,7 @@ def step_values(w: Work, b: Block, at: int, worker: Worker, arrived: Array) -> N
 
 
 @embedded
-def blocks(w: Work, worker: Worker, arrived: Array, memory: float) -> None:
+def blocks(w: Work, worker: Worker, arrived: Array, sum_half_life: float) -> None:
     """Learn the blocks of a batch, one after the other."""
     for at in range(w.order.events.size - 1):
         b = block_at(w, at)
@@ -84,5 +84,5 @@ def blocks(w: Work, worker: Worker, arrived: Array, memory: float) -> None:
         barrier(worker, arrived)
         step_items(w, b, at, worker, arrived)
         step_values(w, b, at, worker, arrived)
-        totals(w, b, at, worker, memory)
+        totals(w, b, at, worker, sum_half_life)
         barrier(worker, arrived)

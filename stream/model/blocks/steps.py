@@ -14,17 +14,17 @@ import numpy as np
 from stream.compiled import embedded
 from stream.model.blocks import sums
 from stream.model.blocks.advance import advance
-from stream.model.blocks.names import TILE, Block, Groups, Work
-from stream.model.blocks.sums import EXPO, SESSION, TOUCHED, TREATED_SUM, VECTOR
+from stream.model.blocks.names import TILE, BlockBounds, Groups, Work
+from stream.model.blocks.sums import EXPOSURE, SESSION, TOUCHED, TREATED_SUM, VECTOR
 from stream.model.layout import Layout
-from stream.model.step.compose import linked, share, width
-from stream.model.step.lanes import ends, meet, place, square
+from stream.model.step.compose import link_count, share, width
+from stream.model.step.lanes import as_index, ends, meet, square
 from stream.model.step.names import Array
 from stream.model.step.rows import (
-    Part,
     Step,
+    VectorPart,
     average,
-    expo_part,
+    exposure_part,
     move_bias,
     move_vector,
     rate_of,
@@ -44,7 +44,7 @@ class Span(NamedTuple):
 
 
 @embedded
-def step_part(w: Work, table: Array, row: int, part: Part, squares: np.float32) -> None:
+def step_part(w: Work, table: Array, row: int, part: VectorPart, squares: np.float32) -> None:
     """Take the step of one vector; `squares` is the sum of its gradients' mean squares."""
     lane, g = w.m.lane, w.hands.sum
     if squares > 0:
@@ -61,7 +61,7 @@ def step_vectors(
     r, first = w.m.rates, sums.scalars_of(at)
     g = w.hands.sum
     step_part(w, table, row, vector_part(at, lr, shrink), g[first + VECTOR])
-    step_part(w, table, row, expo_part(at, r.exposure, shrink), g[first + EXPO])
+    step_part(w, table, row, exposure_part(at, r.exposure, shrink), g[first + EXPOSURE])
     step_part(w, table, row, session_part(at, r.session, shrink), g[first + SESSION])
 
 
@@ -87,36 +87,39 @@ def average_sum(w: Work, table: Array, bits: Array, row: int, at: Layout) -> Non
 
 
 @embedded
-def add_source(w: Work, b: Block, f: int, source: int) -> None:
+def add_source(w: Work, b: BlockBounds, f: int, source: int) -> None:
     """Add what a link of attribute value f contributes: the sum of its user or item."""
     t, most = w.m.tables, w.m.tables.item_links.shape[1]
     group, k = source // most, source % most
     chain, weight_at = group // 2, sums.scalars_of(w.m.at.item) + sums.LINK
     if group % 2 == 0:
-        at, value = place(chain - b.chain), t.user_values[place(w.order.chains.row[chain]), k]
+        at, value = as_index(chain - b.chain), t.user_values[as_index(w.order.chains.row[chain]), k]
         x = share(t.features, f, w.m.at.feature, value, w.room.chain_sum[at, weight_at])
         sums.add_scaled(w, w.room.chain_sum, at, x)
     else:
-        at, value = place(chain - b.segment), t.item_values[place(w.order.segments.row[chain]), k]
+        at, value = (
+            as_index(chain - b.segment),
+            t.item_values[as_index(w.order.segments.row[chain]), k],
+        )
         x = share(t.features, f, w.m.at.feature, value, w.room.segment_sum[at, weight_at])
         sums.add_scaled(w, w.room.segment_sum, at, x)
 
 
 @embedded
-def add_members(w: Work, b: Block, g: Groups, group: int, span: Span) -> None:
+def add_members(w: Work, b: BlockBounds, g: Groups, group: int, span: Span) -> None:
     """Add what the members of an item's or a value's group say, from `first` to `stop`."""
     for k in range(span.first, span.stop):
         if span.of_items:
-            sums.add_occurrence(w, b, place(g.members[k]))
+            sums.add_occurrence(w, b, as_index(g.members[k]))
         else:
-            add_source(w, b, place(g.row[group]), place(g.members[k]))
+            add_source(w, b, as_index(g.row[group]), as_index(g.members[k]))
 
 
 @embedded
-def sum_tile(w: Work, b: Block, g: Groups, tile: int, of_items: bool) -> None:
+def sum_tile(w: Work, b: BlockBounds, g: Groups, tile: int, of_items: bool) -> None:
     """Store the sum of a tile of an item's occurrences."""
     group = g.tile[tile]
-    first = place(g.start[group] + TILE * (tile - g.tiles[group]))
+    first = as_index(g.start[group] + TILE * (tile - g.tiles[group]))
     sums.clear(w)
     add_members(w, b, g, group, Span(of_items, first, min(first + TILE, g.start[group + 1])))
     if of_items:
@@ -126,10 +129,10 @@ def sum_tile(w: Work, b: Block, g: Groups, tile: int, of_items: bool) -> None:
 
 
 @embedded
-def sum_group(w: Work, b: Block, g: Groups, group: int, of_items: bool) -> None:
+def sum_group(w: Work, b: BlockBounds, g: Groups, group: int, of_items: bool) -> None:
     """Sum all that is said of an item or a value in this worker's hands, tile after tile."""
     sums.clear(w)
-    first, stop, tile = place(g.start[group]), g.start[group + 1], g.tiles[group]
+    first, stop, tile = as_index(g.start[group]), g.start[group + 1], g.tiles[group]
     if tile < 0:
         add_members(w, b, g, group, Span(of_items, first, stop))
     else:
@@ -142,10 +145,10 @@ def sum_group(w: Work, b: Block, g: Groups, group: int, of_items: bool) -> None:
 
 
 @embedded
-def step_segment(w: Work, b: Block, segment: int) -> None:
+def step_segment(w: Work, b: BlockBounds, segment: int) -> None:
     """Advance and update the item of a segment."""
     m, groups = w.m, w.order.segments
-    i, at, r = place(groups.row[segment]), m.at.item, m.rates
+    i, at, r = as_index(groups.row[segment]), m.at.item, m.rates
     sum_group(w, b, groups, segment, True)
     advance(w, b, segment)
     meet(m.lane)
@@ -158,17 +161,17 @@ def step_segment(w: Work, b: Block, segment: int) -> None:
     if at.mean >= 0:
         average_sum(w, m.tables.items, m.tables.item_bits, i, at)
     if w.room.composed.shape[0] > 0:
-        n = linked(m.tables.item_links, i)
+        n = link_count(m.tables.item_links, i)
         if n > 0:
             sums.keep(w, w.room.segment_sum, segment - b.segment, n)
     meet(m.lane)
 
 
 @embedded
-def step_value(w: Work, b: Block, value: int) -> None:
+def step_value(w: Work, b: BlockBounds, value: int) -> None:
     """Update the attribute value."""
     m, groups = w.m, w.order.values
-    f, at, r = place(groups.row[value]), m.at.feature, m.rates
+    f, at, r = as_index(groups.row[value]), m.at.feature, m.rates
     sum_group(w, b, groups, value, False)
     step_vectors(w, m.tables.features, f, at, r.feature_factor, _ZERO)
     for c in range(m.lane.own, ends(0, at.C, m.lane), m.lane.all):

@@ -7,18 +7,18 @@ treated | weight of a link]; see `names`.
 import numpy as np
 
 from stream.compiled import embedded
-from stream.model.blocks.names import CONTROLS, HEAD, OUTCOME, TREATED, Block, Work
+from stream.model.blocks.names import CONTROLS, HEAD, OUTCOME, TREATED, BlockBounds, Work
 from stream.model.layout import Layout
 from stream.model.step import account
 from stream.model.step.compose import link_weight, width
-from stream.model.step.interaction import Seen
-from stream.model.step.lanes import ends, meet, place
-from stream.model.step.names import Array, Event, Model
+from stream.model.step.interaction import Observation
+from stream.model.step.lanes import as_index, ends, meet
+from stream.model.step.names import Array, Interaction, StepContext
 from stream.model.step.update import Push
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
-VECTOR, EXPO, SESSION, TOUCHED, TREATED_SUM, LINK = range(6)  # positions after W + C
+VECTOR, EXPOSURE, SESSION, TOUCHED, TREATED_SUM, LINK = range(6)  # positions after W + C
 
 
 @embedded
@@ -46,7 +46,7 @@ def keep(w: Work, rows: Array, at: int, links: int) -> None:
 
 
 @embedded
-def nothing(w: Work, e: Event) -> None:
+def nothing(w: Work, e: Interaction) -> None:
     """Mark the interaction as one without contributions."""
     if w.m.lane.own == 0:
         account.begin(w.s.told[e.at], e, False)
@@ -55,7 +55,7 @@ def nothing(w: Work, e: Event) -> None:
 
 
 @embedded
-def add_bias(m: Model, to: Array, c: int, g: np.float32) -> None:
+def add_bias(m: StepContext, to: Array, c: int, g: np.float32) -> None:
     """Add the gradient of one bias and its square, in the lane that owns the column."""
     at = m.at.item
     first = at.D + at.E + at.S
@@ -65,7 +65,7 @@ def add_bias(m: Model, to: Array, c: int, g: np.float32) -> None:
 
 
 @embedded
-def add_user(w: Work, e: Event, seen: Seen, push: Push, off: np.float32) -> None:
+def add_user(w: Work, e: Interaction, seen: Observation, push: Push, off: np.float32) -> None:
     """Add an interaction's gradients of its user to the sum for the user's attribute values."""
     m, s, to, at = w.m, w.s, w.hands.sum, w.m.at.user
     first = scalars_of(at)
@@ -75,7 +75,9 @@ def add_user(w: Work, e: Event, seen: Seen, push: Push, off: np.float32) -> None
         add_bias(m, to, e.o, push.error)
         add_bias(m, to, 2 * at.Y + e.o, seen.miss)
     if seen.exposing:
-        for d in range(at.expo + m.lane.own, ends(at.expo, at.E + at.S, m.lane), m.lane.all):
+        for d in range(
+            at.exposure + m.lane.own, ends(at.exposure, at.E + at.S, m.lane), m.lane.all
+        ):
             to[d] += s.grad[d]
     add_bias(m, to, at.Y + e.o, off)
     if m.lane.own == 0:
@@ -84,17 +86,17 @@ def add_user(w: Work, e: Event, seen: Seen, push: Push, off: np.float32) -> None
             to[first + TOUCHED] += _ONE
             to[first + TREATED_SUM] += _ONE
         if seen.exposing:
-            to[first + EXPO] += push.expo
+            to[first + EXPOSURE] += push.exposure
         if seen.session:
             to[first + SESSION] += push.session
 
 
 @embedded
-def add_occurrence(w: Work, b: Block, occurrence: int) -> None:
+def add_occurrence(w: Work, b: BlockBounds, occurrence: int) -> None:
     """Add the gradients of an item, the target (p = 0) or a uniform item of an interaction."""
     m, room, to, at = w.m, w.room, w.hands.sum, w.m.at.item
     j = occurrence // (1 + m.at.pairs)
-    p, k = place(occurrence - j * (1 + m.at.pairs)), place(j - b.event)
+    p, k = as_index(occurrence - j * (1 + m.at.pairs)), as_index(j - b.event)
     kind = room.kind[k]
     error, contrast, session = room.error[k, p], room.contrast[k, p], room.session[k, p]
     o, first = kind // OUTCOME, scalars_of(at)
@@ -107,11 +109,13 @@ def add_occurrence(w: Work, b: Block, occurrence: int) -> None:
             to[first + VECTOR] += push * push * room.norm[k, 0]
             to[first + TOUCHED] += _ONE
     if contrast != 0:
-        for d in range(at.expo + m.lane.own, ends(at.expo, at.E + at.S, m.lane), m.lane.all):
+        for d in range(
+            at.exposure + m.lane.own, ends(at.exposure, at.E + at.S, m.lane), m.lane.all
+        ):
             to[d] += (contrast if d < at.session else session) * room.moment[k, d]
         add_bias(m, to, 3 * at.Y + (1 if kind & HEAD else 0), contrast)
         if m.lane.own == 0:
-            to[first + EXPO] += contrast * contrast * room.norm[k, 1]
+            to[first + EXPOSURE] += contrast * contrast * room.norm[k, 1]
             to[first + SESSION] += session * session * room.norm[k, 2]
     if p == 0 and kind & TREATED:
         add_bias(m, to, 2 * at.Y + o, room.miss[k])

@@ -16,7 +16,7 @@ from stream.model import scalars as sc
 from stream.model.blocks.names import Order, Room, Work, Worker
 from stream.model.blocks.phases import barrier, blocks, totals
 from stream.model.step import account
-from stream.model.step.names import Given, Lane, Layouts, Model
+from stream.model.step.names import Given, Lane, Layouts, StepContext
 
 SPINS = 2_000  # reads of the word before yielding to other threads
 _yield = types.ExternalFunction("sched_yield", types.int32())
@@ -61,15 +61,15 @@ def _barrier(worker: Any, arrived: Any) -> Any:
 
 
 @on_cpu(totals)
-def _totals(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
-    def one_by_one(w: Any, b: Any, at: Any, worker: Any, memory: Any) -> Any:
+def _totals(w: Any, b: Any, at: Any, worker: Any, sum_half_life: Any) -> Any:
+    def one_by_one(w: Any, b: Any, at: Any, worker: Any, sum_half_life: Any) -> Any:
         if worker.own == 0 and w.m.on.live:
             g = w.m.terms
             for k in range(b.stop - b.event):
                 account.collect(w.m, w.s.told[k])
                 g.counters[sc.STEPS] += int(w.s.told[k, account.KIND]) & account.LEARNS
-            if w.order.border[at]:
-                sc.refresh(g, memory)
+            if w.order.update_point[at]:
+                sc.refresh(g, sum_half_life)
 
     return one_by_one
 
@@ -81,15 +81,15 @@ def threaded(at: Layouts) -> Any:
 
     def learn(
         given: Given, order: Order, room: Room, work: Any, worker: Worker, arrived: Any,
-        memory: float,
+        sum_half_life: float,
     ) -> None:  # fmt: skip
         scratch, out, hands = work
         terms, outcomes = bare(given.terms), bare(given.outcomes)
-        m = Model(at, lane, bare(given.tables), terms, outcomes, given.rates, given.on)
+        m = StepContext(at, lane, bare(given.tables), terms, outcomes, given.rates, given.on)
         chains, segments, values = bare(order.chains), bare(order.segments), bare(order.values)
-        rest = bare((order.events, order.segment, order.border))
+        rest = bare((order.events, order.segment, order.update_point))
         o = Order(rest[0], chains, segments, values, rest[1], rest[2])
         w = Work(m, bare(given.columns), bare(scratch), bare(out), o, bare(room), bare(hands))
-        blocks(w, worker, arrived, memory)
+        blocks(w, worker, arrived, sum_half_life)
 
     return compiled(learn, error_model="numpy")

@@ -3,6 +3,7 @@
 import numpy as np
 
 from stream.compiled import embedded
+from stream.interaction_type import InteractionType
 from stream.model.blocks import sums
 from stream.model.blocks.folded import fold, move
 from stream.model.blocks.names import (
@@ -14,46 +15,49 @@ from stream.model.blocks.names import (
     OUTCOME,
     REMEMBERS,
     TREATED,
-    Block,
+    BlockBounds,
     Work,
 )
 from stream.model.step import account
-from stream.model.step.compose import add_links, link_weight, linked, own_parts, width
+from stream.model.step.compose import add_links, link_count, link_weight, own_parts, width
 from stream.model.step.control import first_score, tell_control
-from stream.model.step.interaction import Seen, closes, interaction, observe
-from stream.model.step.lanes import ends, meet, padded, place, product, square
+from stream.model.step.interaction import Observation, closes, interaction, observe
+from stream.model.step.lanes import as_index, ends, meet, padded, product, square
 from stream.model.step.link import sigmoid
-from stream.model.step.names import Event
+from stream.model.step.names import Interaction
 from stream.model.step.rows import step_bias
 from stream.model.step.score import Score, expect, shown
 from stream.model.step.update import follow, push_of, step_user, user_gradient
-from stream.roles import Role
 
-_PREDICT, _CLOSED, _CONTROL = int(Role.PREDICT), int(Role.CLOSED), int(Role.CONTROL)
+_PREDICT, _CLOSED, _CONTROL = (
+    int(InteractionType.PREDICT),
+    int(InteractionType.CLOSED),
+    int(InteractionType.CONTROL),
+)
 _ONE, _ZERO = np.float32(1), np.float32(0)
 
 
 @embedded
-def compose(w: Work, b: Block, segment: int) -> None:
+def compose(w: Work, b: BlockBounds, segment: int) -> None:
     """Write the composed row of a segment's item."""
-    t, i = w.m.tables, place(w.order.segments.row[segment])
+    t, i = w.m.tables, as_index(w.order.segments.row[segment])
     to = w.room.composed[segment - b.segment]
-    n = linked(t.item_links, i)
+    n = link_count(t.item_links, i)
     own_parts(to, t.items, i, width(w.m.at.item), w.m.lane)
     add_links(to, w.m, t.item_links, t.item_values, i, n, link_weight(n))
 
 
 @embedded
-def fetch(w: Work, b: Block, j: int, p: int, i: int) -> None:
+def fetch(w: Work, b: BlockBounds, j: int, p: int, i: int) -> None:
     """Write the composed row of item i, the target (p = 0) or a uniform item, to scratch."""
     m, s = w.m, w.s
     if w.room.composed.shape[0] > 0:
-        at = place(w.order.segment[j * (1 + m.at.pairs) + p] - b.segment)
+        at = as_index(w.order.segment[j * (1 + m.at.pairs) + p] - b.segment)
         own_parts(s.items[p], w.room.composed, at, width(m.at.item), m.lane)
     else:
         own_parts(s.items[p], m.tables.items, i, width(m.at.item), m.lane)
     if p == 0 and m.at.item.mean >= 0:
-        s.links[0] = linked(m.tables.item_links, i)
+        s.links[0] = link_count(m.tables.item_links, i)
         s.weight[0] = link_weight(s.links[0])
 
 
@@ -68,7 +72,7 @@ def fetch_user(w: Work, u: int, n: int) -> None:
 
 
 @embedded
-def kind_of(w: Work, e: Event) -> int:
+def kind_of(w: Work, e: Interaction) -> int:
     """Return how the interaction affects its item, as flags."""
     kind = OUTCOME * e.o + HEAD * e.head
     if closes(w.m, w.c, e):
@@ -81,7 +85,7 @@ def kind_of(w: Work, e: Event) -> int:
         kind += TREATED
     if w.m.on.live and w.c.counts[e.j]:
         kind += COUNTS
-    if w.m.on.live and e.treated and (e.place == 0 or not e.logit):
+    if w.m.on.live and e.treated and (e.position == 0 or not e.logit):
         kind += REMEMBERS
     if e.role == _CONTROL and w.m.on.control:
         kind += CONTROLS
@@ -89,7 +93,7 @@ def kind_of(w: Work, e: Event) -> int:
 
 
 @embedded
-def count(w: Work, e: Event, kind: int) -> None:
+def count(w: Work, e: Interaction, kind: int) -> None:
     """Count the interaction in its user; only one lane calls it."""
     m, au = w.m, w.m.at.user
     bits = m.tables.user_bits
@@ -103,7 +107,7 @@ def count(w: Work, e: Event, kind: int) -> None:
 
 
 @embedded
-def withhold(w: Work, e: Event, f: Score, lin0: np.float32) -> np.float32:
+def withhold(w: Work, e: Interaction, f: Score, lin0: np.float32) -> np.float32:
     """Handle the user's part of a control outcome: return its error, store the rest of its score.
 
     Before the item's first control outcome, its control row and bias are the treated ones.
@@ -125,16 +129,16 @@ def withhold(w: Work, e: Event, f: Score, lin0: np.float32) -> np.float32:
 
 
 @embedded
-def leave(w: Work, e: Event, seen: Seen, off: np.float32) -> None:
+def leave(w: Work, e: Interaction, seen: Observation, off: np.float32) -> None:
     """Store what the interaction contributes to its target, its uniform items and their values."""
     m, s, room, at = w.m, w.s, w.room, w.m.at.user
     for d in range(m.lane.own, ends(0, at.D + at.E + at.S, m.lane), m.lane.all):
         room.moment[e.at, d] = s.user[d]
     vector = square(s.user, at.vector, at.D, m.lane)
-    expo = square(s.user, at.expo, at.E, m.lane)
+    exposure = square(s.user, at.exposure, at.E, m.lane)
     session = square(s.user, at.session, at.S, m.lane)
     if m.lane.own == 0:
-        room.norm[e.at, 0], room.norm[e.at, 1], room.norm[e.at, 2] = vector, expo, session
+        room.norm[e.at, 0], room.norm[e.at, 1], room.norm[e.at, 2] = vector, exposure, session
         room.miss[e.at], room.off[e.at] = seen.miss, off
         for p in range(1 + m.at.pairs):
             room.push[e.at, p] = push_of(m, s, seen, p)
@@ -144,14 +148,14 @@ def leave(w: Work, e: Event, seen: Seen, off: np.float32) -> None:
 
 
 @embedded
-def learn(w: Work, b: Block, e: Event, kind: int, n: int) -> None:
+def learn(w: Work, b: BlockBounds, e: Interaction, kind: int, n: int) -> None:
     """Learn one interaction on the user's side: predict, store the errors, update the user."""
     m, c, s = w.m, w.c, w.s
     fetch_user(w, e.u, n)
     fetch(w, b, e.j, 0, e.i)
     for p in range(1, 1 + m.at.pairs):  # early, to hide the memory latency
         if c.pair[e.j, p - 1] >= 0:
-            fetch(w, b, e.j, p, place(c.pair[e.j, p - 1]))
+            fetch(w, b, e.j, p, as_index(c.pair[e.j, p - 1]))
     meet(m.lane)
     f = shown(m, c, s, e)
     if e.role == _PREDICT:
@@ -177,16 +181,16 @@ def learn(w: Work, b: Block, e: Event, kind: int, n: int) -> None:
 
 
 @embedded
-def walk(w: Work, b: Block, chain: int) -> None:
+def walk(w: Work, b: BlockBounds, chain: int) -> None:
     """Learn a user's interactions of the block in order."""
     m, chains = w.m, w.order.chains
-    u = place(chains.row[chain])
+    u = as_index(chains.row[chain])
     n = fold(w, u)
     if n > 0:
         sums.clear(w)
-    for k in range(place(chains.start[chain]), chains.start[chain + 1]):
-        j = place(chains.members[k])
-        e = interaction(m, w.c, j, place(j - b.event), w.c.step[j])
+    for k in range(as_index(chains.start[chain]), chains.start[chain + 1]):
+        j = as_index(chains.members[k])
+        e = interaction(m, w.c, j, as_index(j - b.event), w.c.step[j])
         kind = kind_of(w, e)
         if m.lane.own == 0:
             w.room.kind[e.at] = kind

@@ -12,7 +12,7 @@ from stream.compiled import embedded
 from stream.model import scalars as sc
 from stream.model.layout import HEADS
 from stream.model.step.link import sigmoid
-from stream.model.step.names import Array, Event, GlobalTerms, Model
+from stream.model.step.names import Array, GlobalTerms, Interaction, StepContext
 
 # columns of a row: the outcome if shown
 RAW, TOTAL, WEIGHT, TOTAL_F, WEIGHT_F, POPULAR = range(6)
@@ -20,7 +20,7 @@ SCORE, SEEN, NOISE, OF = range(6, 10)  # popularity within the item
 SCORE_Z, SEEN_Z, GAIN, GAIN_SQUARE = range(10, 14)  # the confounder path
 T_SCORE, T_SEEN = range(14, 16)  # examination of its position
 W_A, W_B, W_AA, W_AB, W_BB = range(16, 21)  # a control outcome's
-KIND, HEAD, ROW, PLACE, NEW_USER, NEW_ITEM, ONE = range(21, 28)
+KIND, HEAD, ROW, POSITION, NEW_USER, NEW_ITEM, ONE = range(21, 28)
 FIRST = 28  # of 10 for each p: A, B, AA, AB, BB of the head, and of the head with the session
 # flags in KIND
 LEARNS, TREATED, EXPOSING, CALIBRATES = 1, 2, 4, 8
@@ -52,12 +52,12 @@ def tell_calibration(told: Array, q: int, head: Array, eta: np.float32) -> None:
 
 
 @embedded
-def begin(told: Array, e: Event, learns: bool) -> None:
+def begin(told: Array, e: Interaction, learns: bool) -> None:
     """Write the interaction's kind, outcome, head and position, without contributions."""
     told[KIND] = LEARNS if learns else 0
     told[NEW_USER] = told[NEW_ITEM] = 0.0
     told[ONE] = 1.0
-    told[ROW], told[HEAD], told[PLACE] = e.o, e.head, e.place
+    told[ROW], told[HEAD], told[POSITION] = e.o, e.head, e.position
 
 
 @embedded
@@ -95,7 +95,7 @@ def collect_control(g: GlobalTerms, o: int, told: Array) -> None:
 
 
 @embedded
-def collect_exposure(m: Model, told: Array) -> None:
+def collect_exposure(m: StepContext, told: Array) -> None:
     """Add an exposure to the sums of its head, without and with the session."""
     g, h = m.terms, int(told[HEAD])
     g.head[h, sc.EXPOSED_NEW] += 1.0
@@ -109,7 +109,7 @@ def collect_exposure(m: Model, told: Array) -> None:
 
 
 @embedded
-def collect(m: Model, told: Array) -> None:
+def collect(m: StepContext, told: Array) -> None:
     """Add an interaction's row to the pending sums of the global terms."""
     g, kind, o = m.terms, int(told[KIND]), int(told[ROW])
     g.counters[sc.USERS] += int(told[NEW_USER])
@@ -119,14 +119,14 @@ def collect(m: Model, told: Array) -> None:
     if kind & TREATED:
         collect_shown(g.outcome[o], told, kind)
         if kind & EXAMINES:
-            place = int(told[PLACE])
-            g.place[place, sc.T_SCORE] += told[T_SCORE]
-            g.place[place, sc.T_SEEN] += told[T_SEEN]
+            position = int(told[POSITION])
+            g.position[position, sc.T_SCORE] += told[T_SCORE]
+            g.position[position, sc.T_SEEN] += told[T_SEEN]
     if kind & CONTROL:
         collect_control(g, o, told)
 
 
-OUTCOME_ROW, WITHHELD_ROW, HEAD_ROW, PLACE_ROW, COUNTER = range(5)  # the array of a cell
+OUTCOME_ROW, WITHHELD_ROW, HEAD_ROW, POSITION_ROW, COUNTER = range(5)  # the array of a cell
 ALWAYS = 0  # no flag is needed
 
 
@@ -159,9 +159,9 @@ def cells(outcomes: int, pairs: int) -> NDArray[np.int32]:
                 column = first + 2 * _CALIBRATION * p
                 found.append((column, many, CALIBRATES, HEAD_ROW, h, sc.S_A + c))
     found += [(ONE, 1, EXPOSING, HEAD_ROW, h, sc.EXPOSED_NEW) for h in range(2 * HEADS)]
-    for place in range(1, sc.PLACES):
-        found += [(T_SCORE, 1, EXAMINES, PLACE_ROW, place, sc.T_SCORE)]
-        found += [(T_SEEN, 1, EXAMINES, PLACE_ROW, place, sc.T_SEEN)]
+    for position in range(1, sc.POSITIONS):
+        found += [(T_SCORE, 1, EXAMINES, POSITION_ROW, position, sc.T_SCORE)]
+        found += [(T_SEEN, 1, EXAMINES, POSITION_ROW, position, sc.T_SEEN)]
     counters = (
         (NEW_USER, ALWAYS, sc.USERS), (NEW_ITEM, ALWAYS, sc.ITEMS), (ONE, CONTROL, sc.CONTROLS),
         (ONE, LEARNS, sc.STEPS),

@@ -4,35 +4,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.model.config import ModelConfig
-from stream.model.links import Links
+from stream.model.links import LinkTable
 from stream.model.step import account
-from stream.model.step.names import Layouts, Rates, Scratch, Tables
+from stream.model.step.names import Layouts, LearningRates, Scratch, TableArrays
 
 
-def rates(c: ModelConfig) -> Rates:
+def rates(c: ModelConfig) -> LearningRates:
     """Return the rates and shares of the configuration."""
-    return Rates(
+    return LearningRates(
         *map(
             np.float32,
             (
-                c.lr_user_bias, c.lr_user_factor, c.lr_item_bias, c.lr_item_factor,
-                c.lr_feature_bias, c.lr_feature_factor, c.lr_exposure, c.lr_exposure_bias,
-                c.lr_session, c.session_share, 1.0 / c.session_items, c.shrink, c.average, c.alpha,
-                c.clip, c.robust_share, c.tie, c.half_life_s, c.mix, c.start_factor, c.synthetic,
+                c.lr_user_bias,
+                c.lr_user_factor,
+                c.lr_item_bias,
+                c.lr_item_factor,
+                c.lr_feature_bias,
+                c.lr_feature_factor,
+                c.lr_exposure,
+                c.lr_exposure_bias,
+                c.lr_session,
+                c.session_share,
+                1.0 / c.session_items,
+                c.shrink,
+                c.average,
+                c.alpha,
+                c.clip,
+                c.robust_share,
+                c.control_shrinkage,
+                c.half_life_s,
+                c.mix,
+                c.start_factor,
+                c.synthetic,
             ),
         )
-    )  # fmt: skip
+    )
 
 
 def tables_of(
     users: NDArray[np.float32],
     items: NDArray[np.float32],
     features: NDArray[np.float32],
-    user_links: Links,
-    item_links: Links,
-) -> Tables:
+    user_links: LinkTable,
+    item_links: LinkTable,
+) -> TableArrays:
     """Return the tables on the host with the links of their rows."""
-    return Tables(
+    return TableArrays(
         users,
         items,
         features,

@@ -13,7 +13,7 @@ from stream.model import scalars as sc
 from stream.model.step import account
 from stream.model.step.lanes import ends
 from stream.model.step.link import sigmoid
-from stream.model.step.names import Array, Event, Model, Scratch
+from stream.model.step.names import Array, Interaction, Scratch, StepContext
 from stream.model.step.rows import step_bias
 from stream.model.step.score import Score, with_trait
 
@@ -21,14 +21,14 @@ _ONE, _ZERO = np.float32(1), np.float32(0)
 
 
 @embedded
-def first_score(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
+def first_score(m: StepContext, s: Scratch, e: Interaction, f: Score) -> np.float32:
     """Return lin0 of an item's first control outcome: its control row is then the treated one."""
     at, base0 = m.at.user, np.float32(m.terms.outcome[e.o, sc.BASE + 1])
     return base0 + s.user[at.bias + at.Y + e.o] + s.items[0, m.at.item.bias + e.o] + f.match
 
 
 @embedded
-def start(m: Model, s: Scratch, e: Event, f: Score, lin0: np.float32) -> np.float32:
+def start(m: StepContext, s: Scratch, e: Interaction, f: Score, lin0: np.float32) -> np.float32:
     """Copy the treated row into the item's control row if it has none; return lin0 after that."""
     t, ai, Y = m.tables, m.at.item, m.at.item.Y
     items, own = t.items, ai.bias + Y
@@ -47,7 +47,7 @@ def start(m: Model, s: Scratch, e: Event, f: Score, lin0: np.float32) -> np.floa
 
 
 @embedded
-def tell_control(m: Model, told: Array, e: Event, f: Score, lin0: np.float32) -> None:
+def tell_control(m: StepContext, told: Array, e: Interaction, f: Score, lin0: np.float32) -> None:
     """Add a control outcome to the sums behind base0, delta and level0."""
     lin = with_trait(m, e, f, lin0)
     mu = sigmoid(lin) if e.logit else lin
@@ -62,17 +62,17 @@ def tell_control(m: Model, told: Array, e: Event, f: Score, lin0: np.float32) ->
 
 
 @embedded
-def pull(m: Model, i: int) -> np.float32:
+def control_shrinkage(m: StepContext, i: int) -> np.float32:
     """Return the strength of the shrinkage after n control outcomes: tie / (1 + tie n)."""
-    tie = m.rates.tie
+    shrinkage = m.rates.control_shrinkage
     n = np.float32(m.tables.item_bits[i, m.at.item.controls])
-    strength: np.float32 = tie / (_ONE + tie * n)
+    strength: np.float32 = shrinkage / (_ONE + shrinkage * n)
     return strength
 
 
 @embedded
-def step_control_bias(m: Model, i: int, c: int, off: np.float32, treated: np.float32) -> None:
+def step_control_bias(m: StepContext, i: int, c: int, off: np.float32, treated: np.float32) -> None:
     """Take one step on the item's control bias c, shrunk towards the treated bias (own parts)."""
     own = m.tables.items[i, m.at.item.bias + c]
-    g = off + pull(m, i) * (own - treated)
+    g = off + control_shrinkage(m, i) * (own - treated)
     step_bias(m.tables.items, i, m.at.item, c, g, m.rates.item_bias, _ZERO)

@@ -10,37 +10,37 @@ import math
 import numpy as np
 
 from stream.compiled import embedded
+from stream.interaction_type import InteractionType
 from stream.model import scalars as sc
 from stream.model.layout import HEADS
 from stream.model.step import account
 from stream.model.step.compose import compose_item
-from stream.model.step.lanes import ends, inside, meet, place, product, strides
+from stream.model.step.lanes import as_index, ends, inside, meet, product, strides
 from stream.model.step.link import sigmoid
-from stream.model.step.names import Columns, Event, Model, Scratch
-from stream.roles import Role
+from stream.model.step.names import Interaction, InteractionColumns, Scratch, StepContext
 
-_CORRECTION = int(Role.CORRECTION)
+_CORRECTION = int(InteractionType.CORRECTION)
 _ONE, _ZERO = np.float32(1), np.float32(0)
 _MOST = np.float32(40.0)  # caps the argument of an exponential
 
 
 @embedded
-def compose_pairs(m: Model, c: Columns, s: Scratch, j: int) -> None:
+def compose_pairs(m: StepContext, c: InteractionColumns, s: Scratch, j: int) -> None:
     """Write the composed rows of the interaction's uniform items to scratch."""
     for p in range(m.at.pairs):
         if c.pair[j, p] >= 0:
-            compose_item(m, s, 1 + p, place(c.pair[j, p]))
+            compose_item(m, s, 1 + p, as_index(c.pair[j, p]))
 
 
 @embedded
-def exposes(m: Model, c: Columns, e: Event) -> bool:
+def exposes(m: StepContext, c: InteractionColumns, e: Interaction) -> bool:
     """Return whether the interaction teaches exposure; it needs uniform items to contrast with."""
     P = m.at.pairs
     return bool(m.on.exposure and e.role != _CORRECTION and P > 0 and c.pair[e.j, 0] >= 0)
 
 
 @embedded
-def add_moment(m: Model, s: Scratch, u: int) -> None:
+def add_moment(m: StepContext, s: Scratch, u: int) -> None:
     """Add session_share * r_u, the mean of the latest items, to the user's session factors."""
     au = m.at.user
     for stride in range(strides(au.S, m.lane)):
@@ -51,7 +51,7 @@ def add_moment(m: Model, s: Scratch, u: int) -> None:
 
 
 @embedded
-def contrasts(m: Model, s: Scratch, e: Event, z: np.float32, exposing: bool) -> None:
+def contrasts(m: StepContext, s: Scratch, e: Interaction, z: np.float32, exposing: bool) -> None:
     """Write the exposure scores' derivatives for target and uniform items; 0 if not `exposing`."""
     at = m.at.item
     ce = at.bias + 3 * at.Y + e.head
@@ -61,12 +61,12 @@ def contrasts(m: Model, s: Scratch, e: Event, z: np.float32, exposing: bool) -> 
     if exposing:
         s.contrast[0] = sigmoid(s.eta[0]) - _ONE
         for p in range(1, 1 + m.at.pairs):
-            s.eta[p] = s.items[p, ce] + product(s.user, s.items[p], at.expo, at.E, m.lane)
+            s.eta[p] = s.items[p, ce] + product(s.user, s.items[p], at.exposure, at.E, m.lane)
             s.contrast[p] = sigmoid(s.eta[p])
 
 
 @embedded
-def moment(m: Model, s: Scratch, e: Event, session: bool) -> None:
+def moment(m: StepContext, s: Scratch, e: Interaction, session: bool) -> None:
     """Write the derivatives with the session; sometimes add to the sums behind A and B."""
     at, told = m.at.item, s.told[e.at]
     calibrates = e.step < sc.BLOCK or e.step % sc.CALIBRATES == 0
@@ -87,7 +87,7 @@ def moment(m: Model, s: Scratch, e: Event, session: bool) -> None:
 
 
 @embedded
-def propensity(m: Model, c: Columns, s: Scratch, e: Event) -> np.float32:
+def propensity(m: StepContext, c: InteractionColumns, s: Scratch, e: Interaction) -> np.float32:
     """Return the clipped propensity: logged, else pi = 1 - exp(-rho n exp(A eta_e + B))."""
     head = m.terms.head[e.head]
     pi = c.propensity[e.j]

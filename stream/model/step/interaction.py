@@ -5,30 +5,50 @@ from typing import NamedTuple
 import numpy as np
 
 from stream.compiled import embedded
+from stream.interaction_type import SYNTHETIC, InteractionType
 from stream.model.step import exposure
-from stream.model.step.lanes import place
-from stream.model.step.names import Columns, Event, Model, Predictions, Scratch
+from stream.model.step.lanes import as_index
+from stream.model.step.names import (
+    Interaction,
+    InteractionColumns,
+    Predictions,
+    Scratch,
+    StepContext,
+)
 from stream.model.step.outcome import learn_outcome
 from stream.model.step.score import Score, expect
-from stream.roles import SYNTHETIC, Role
 
-_FACTUAL, _EXPOSED, _CONTROL = int(Role.FACTUAL), int(Role.EXPOSED), int(Role.CONTROL)
-_CONSUMED, _CORRECTION = int(Role.CONSUMED), int(Role.CORRECTION)
-_PREDICT, _CLOSED = int(Role.PREDICT), int(Role.CLOSED)
+_FACTUAL, _EXPOSED, _CONTROL = (
+    int(InteractionType.FACTUAL),
+    int(InteractionType.EXPOSED),
+    int(InteractionType.CONTROL),
+)
+_CONSUMED, _CORRECTION = int(InteractionType.CONSUMED), int(InteractionType.CORRECTION)
+_PREDICT, _CLOSED = int(InteractionType.PREDICT), int(InteractionType.CLOSED)
 _ZERO = np.float32(0)
 
 
 @embedded
-def interaction(m: Model, c: Columns, j: int, at: int, step: int) -> Event:
+def interaction(m: StepContext, c: InteractionColumns, j: int, at: int, step: int) -> Interaction:
     """Return interaction j; `at` is its row of `Scratch.told`."""
-    role, o = int(c.role[j]), place(c.outcome[j])
+    role, o = int(c.role[j]), as_index(c.outcome[j])
     treated = role == _FACTUAL or role == _EXPOSED or role == _CORRECTION or role == SYNTHETIC
     head = 0 if role == _FACTUAL or role == _CONSUMED else 1
-    position = place(min(max(int(c.position[j]), 1), m.terms.place.shape[0]) - 1)
-    return Event(
-        j, at, step, place(c.user[j]), place(c.item[j]), o, role, c.label[j], m.outcomes.logit[o],
-        position, head, treated,
-    )  # fmt: skip
+    position = as_index(min(max(int(c.position[j]), 1), m.terms.position.shape[0]) - 1)
+    return Interaction(
+        j,
+        at,
+        step,
+        as_index(c.user[j]),
+        as_index(c.item[j]),
+        o,
+        role,
+        c.label[j],
+        m.outcomes.logit[o],
+        position,
+        head,
+        treated,
+    )
 
 
 @embedded
@@ -38,13 +58,13 @@ def learns(role: int) -> bool:
 
 
 @embedded
-def closes(m: Model, c: Columns, e: Event) -> bool:
+def closes(m: StepContext, c: InteractionColumns, e: Interaction) -> bool:
     """Return whether the interaction closes the window of an exposure."""
     unanswered = e.role == _EXPOSED and e.logit and e.label == 0 and not c.counts[e.j]
     return bool(m.on.live and (e.role == _CLOSED or unanswered))
 
 
-class Seen(NamedTuple):
+class Observation(NamedTuple):
     """What an interaction teaches, besides the errors in scratch."""
 
     exposing: bool  # whether it teaches the long-term exposure factors
@@ -54,7 +74,9 @@ class Seen(NamedTuple):
 
 
 @embedded
-def observe(m: Model, c: Columns, s: Scratch, e: Event, f: Score, out: Predictions) -> Seen:
+def observe(
+    m: StepContext, c: InteractionColumns, s: Scratch, e: Interaction, f: Score, out: Predictions
+) -> Observation:
     """Write the errors of an interaction to scratch, where its composed rows are."""
     lin0 = expect(m, s, e, f, out) if e.role == _CONTROL else _ZERO
     exposing = exposure.exposes(m, c, e)
@@ -67,4 +89,4 @@ def observe(m: Model, c: Columns, s: Scratch, e: Event, f: Score, out: Predictio
     for p in range(1 + m.at.pairs):
         s.error[p] = _ZERO
     miss = learn_outcome(m, c, s, e, f, out) if e.treated else _ZERO
-    return Seen(exposing, session, miss, lin0)
+    return Observation(exposing, session, miss, lin0)

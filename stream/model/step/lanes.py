@@ -101,7 +101,7 @@ def _product(x: Any, y: Any, first: Any, size: Any, lane: Any) -> Any:
 
 
 @embedded
-def place(x: int) -> int:
+def as_index(x: int) -> int:
     """Return a non-negative index in a form whose sign the compiler knows."""
     return np.int64(np.uint32(x))  # type: ignore[return-value]
 

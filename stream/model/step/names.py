@@ -24,7 +24,7 @@ class Lane(NamedTuple):
     all: int
 
 
-class Columns(NamedTuple):
+class InteractionColumns(NamedTuple):
     """The interactions (B,), their uniform items (B, P), and the number learned before each."""
 
     user: Array
@@ -40,7 +40,7 @@ class Columns(NamedTuple):
     step: Array
 
 
-class Tables(NamedTuple):
+class TableArrays(NamedTuple):
     """Packed rows, uint32 views of them for the counts, and the links of users and items."""
 
     users: Array
@@ -60,12 +60,12 @@ class GlobalTerms(NamedTuple):
 
     outcome: Array
     head: Array
-    place: Array
+    position: Array
     withheld: Array
     counters: Array
 
 
-class Outcomes(NamedTuple):
+class OutcomeLinks(NamedTuple):
     """Per outcome: whether its link is the logit, and the bounds of its labels."""
 
     logit: Array
@@ -73,7 +73,7 @@ class Outcomes(NamedTuple):
     high: Array
 
 
-class Rates(NamedTuple):
+class LearningRates(NamedTuple):
     """The rates and shares of `ModelConfig`, as float32."""
 
     user_bias: np.float32
@@ -89,17 +89,17 @@ class Rates(NamedTuple):
     recent: np.float32
     shrink: np.float32
     keep: np.float32
-    alpha: np.float32
+    weight_exponent: np.float32
     clip: np.float32
     robust: np.float32
-    tie: np.float32
+    control_shrinkage: np.float32
     half_life: np.float32
-    mix: np.float32
+    corrected_share: np.float32
     start: np.float32
     synthetic: np.float32
 
 
-class Paths(NamedTuple):
+class OpenPaths(NamedTuple):
     """Which paths of the model are enabled; `live`: whether interactions count (not in replay)."""
 
     exposure: bool
@@ -115,12 +115,12 @@ class Paths(NamedTuple):
 class Given(NamedTuple):
     """The arguments of a driver: the interactions, and everything they are learned with."""
 
-    columns: Columns
-    tables: Tables
+    columns: InteractionColumns
+    tables: TableArrays
     terms: GlobalTerms
-    outcomes: Outcomes
-    rates: Rates
-    on: Paths
+    outcomes: OutcomeLinks
+    rates: LearningRates
+    on: OpenPaths
 
 
 class Layouts(NamedTuple):
@@ -132,16 +132,16 @@ class Layouts(NamedTuple):
     pairs: int
 
 
-class Model(NamedTuple):
+class StepContext(NamedTuple):
     """All that an interaction is learned with; `at` and `lane` are compile-time constants."""
 
     at: Layouts
     lane: Lane
-    tables: Tables
+    tables: TableArrays
     terms: GlobalTerms
-    outcomes: Outcomes
-    rates: Rates
-    on: Paths
+    outcomes: OutcomeLinks
+    rates: LearningRates
+    on: OpenPaths
 
 
 class Scratch(NamedTuple):
@@ -169,7 +169,7 @@ class Predictions(NamedTuple):
     served: Array  # (B,) the served score; nan without an outcome if shown
 
 
-class Event(NamedTuple):
+class Interaction(NamedTuple):
     """One interaction in the form in which it is learned."""
 
     j: int  # its index in the columns
@@ -181,6 +181,6 @@ class Event(NamedTuple):
     role: int
     label: np.float32
     logit: bool
-    place: int  # position, from 0
+    position: int  # position, from 0
     head: int  # exposure head: 0 self-selection, 1 the policy
     treated: bool  # whether it teaches the outcome if shown

@@ -13,18 +13,25 @@ from typing import NamedTuple
 import numpy as np
 
 from stream.compiled import embedded
+from stream.interaction_type import SYNTHETIC, InteractionType
 from stream.model import scalars as sc
 from stream.model.step import account
 from stream.model.step.compose import share
 from stream.model.step.exposure import propensity
-from stream.model.step.lanes import place, product
+from stream.model.step.lanes import as_index, product
 from stream.model.step.link import sigmoid
-from stream.model.step.names import Array, Columns, Event, Model, Predictions, Scratch
+from stream.model.step.names import (
+    Array,
+    Interaction,
+    InteractionColumns,
+    Predictions,
+    Scratch,
+    StepContext,
+)
 from stream.model.step.score import Score, factual, mean, within
-from stream.roles import SYNTHETIC, Role
 
 SAMPLE = 8  # one in 8 interactions enters the regression on the score's terms
-_CORRECTION = int(Role.CORRECTION)
+_CORRECTION = int(InteractionType.CORRECTION)
 _ONE, _ZERO = np.float32(1), np.float32(0)
 _TINY = np.float32(1e-6)
 
@@ -41,13 +48,13 @@ class Errors(NamedTuple):
 
 
 @embedded
-def weight(m: Model, c: Columns, s: Scratch, e: Event) -> np.float32:
+def weight(m: StepContext, c: InteractionColumns, s: Scratch, e: Interaction) -> np.float32:
     """Return the weight w = pi ** (alpha - 1) divided by its running mean (self-normalised)."""
     if not m.on.weights or e.role == SYNTHETIC:
         return _ONE
     so = m.terms.outcome[e.o]
     pi = propensity(m, c, s, e)
-    raw = np.float64(math.exp((m.rates.alpha - _ONE) * math.log(pi)))
+    raw = np.float64(math.exp((m.rates.weight_exponent - _ONE) * math.log(pi)))
     if m.on.live and m.lane.own == 0:
         s.told[e.at, account.RAW] = raw
         s.told[e.at, account.KIND] += account.WEIGHED
@@ -55,7 +62,7 @@ def weight(m: Model, c: Columns, s: Scratch, e: Event) -> np.float32:
 
 
 @embedded
-def clicked(m: Model, s: Scratch, e: Event, f: Score, fact: np.float32) -> Errors:
+def clicked(m: StepContext, s: Scratch, e: Interaction, f: Score, fact: np.float32) -> Errors:
     """Return the errors of a click under the log loss of theta_k mu (position-based model)."""
     mu, filled = sigmoid(f.lin), sigmoid(fact)
     said = f.theta * filled
@@ -63,7 +70,7 @@ def clicked(m: Model, s: Scratch, e: Event, f: Score, fact: np.float32) -> Error
     chance = f.theta * mu
     rest = max(_ONE - chance, _TINY)
     off = (chance - e.label) * (_ONE - mu) / rest
-    if m.on.live and e.place > 0 and m.on.position and m.lane.own == 0:
+    if m.on.live and e.position > 0 and m.on.position and m.lane.own == 0:
         rest = (_ONE - f.theta) / rest
         s.told[e.at, account.T_SCORE] = (chance - e.label) * rest
         s.told[e.at, account.T_SEEN] = chance * rest * (_ONE - f.theta)
@@ -72,21 +79,21 @@ def clicked(m: Model, s: Scratch, e: Event, f: Score, fact: np.float32) -> Error
 
 
 @embedded
-def rated(m: Model, e: Event, f: Score, fact: np.float32) -> Errors:
+def rated(m: StepContext, e: Interaction, f: Score, fact: np.float32) -> Errors:
     """Return the errors of an outcome with the identity link."""
     off, miss = f.lin - e.label, fact - e.label
     return Errors(off, miss, f.lin, fact, _ONE, within(m, e.o, fact))
 
 
 @embedded
-def imagined(m: Model, e: Event, x: np.float32) -> np.float32:
+def imagined(m: StepContext, e: Interaction, x: np.float32) -> np.float32:
     """Return the error of a synthetic outcome, whose label is a residual: c (clip mu' - y')."""
     near = within(m, e.o, x)
     return m.rates.synthetic * (near - within(m, e.o, near + e.label))
 
 
 @embedded
-def serves(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
+def serves(m: StepContext, s: Scratch, e: Interaction, f: Score) -> np.float32:
     """Return the served score: first position, mean popularity, served means."""
     fair = f.lin - f.slope * (f.q - np.float32(m.terms.outcome[e.o, sc.Q_MEAN]))
     if m.at.item.mean >= 0:
@@ -95,13 +102,13 @@ def serves(m: Model, s: Scratch, e: Event, f: Score) -> np.float32:
 
 
 @embedded
-def averaged(m: Model, s: Scratch, e: Event) -> np.float32:
+def averaged(m: StepContext, s: Scratch, e: Interaction) -> np.float32:
     """Return what the item's served means add to its score: its bias, and its match."""
     t, ai, af, i = m.tables, m.at.item, m.at.feature, e.i
     mean = t.items[i, ai.mean :]
     total = t.items[i, ai.mean_bias + e.o] + product(s.user, mean, 0, ai.D, m.lane)
     for k in range(s.links[0]):
-        f = place(t.item_links[i, k] - 1)
+        f = as_index(t.item_links[i, k] - 1)
         x = share(t.features, f, af, t.item_values[i, k], s.weight[0])
         mean = t.features[f, af.mean :]
         total += x * (t.features[f, af.mean_bias + e.o] + product(s.user, mean, 0, ai.D, m.lane))
@@ -110,7 +117,7 @@ def averaged(m: Model, s: Scratch, e: Event) -> np.float32:
 
 @embedded
 def learn_outcome(
-    m: Model, c: Columns, s: Scratch, e: Event, f: Score, out: Predictions
+    m: StepContext, c: InteractionColumns, s: Scratch, e: Interaction, f: Score, out: Predictions
 ) -> np.float32:
     """Write the errors of target and uniform items to scratch; return the factual head's error."""
     fact = factual(m, s, e, f)
@@ -136,7 +143,7 @@ def learn_outcome(
 
 
 @embedded
-def learn_pairs(m: Model, c: Columns, s: Scratch, e: Event) -> None:
+def learn_pairs(m: StepContext, c: InteractionColumns, s: Scratch, e: Interaction) -> None:
     """Write the doubly robust errors of the uniform items: predicted minus imputed outcome."""
     at, so = m.at.item, m.terms.outcome
     base, base_f = np.float32(so[e.o, sc.BASE]), np.float32(so[e.o, sc.BASE + 2])
@@ -155,7 +162,7 @@ def learn_pairs(m: Model, c: Columns, s: Scratch, e: Event) -> None:
 
 
 @embedded
-def tell_outcome(m: Model, told: Array, e: Event, f: Score, w: np.float32) -> None:
+def tell_outcome(m: StepContext, told: Array, e: Interaction, f: Score, w: np.float32) -> None:
     """Add the outcome to the sums behind its bases and its mean popularity."""
     new = _ZERO if e.role == _CORRECTION else _ONE
     told[account.TOTAL] = w * e.label / f.theta
@@ -164,17 +171,17 @@ def tell_outcome(m: Model, told: Array, e: Event, f: Score, w: np.float32) -> No
     told[account.WEIGHT_F] = new
     told[account.POPULAR] = f.q
     told[account.KIND] += account.TREATED
-    if e.place == 0 or not e.logit:  # clicks only at position 1, where examination is certain
+    if e.position == 0 or not e.logit:  # clicks only at position 1, where examination is certain
         told[account.KIND] += account.WITHIN
 
 
 @embedded
-def tell_confounder(told: Array, e: Event, f: Score, r: Errors) -> None:
+def tell_confounder(told: Array, e: Interaction, f: Score, r: Errors) -> None:
     """Add to the sums behind alpha and its gate, which opens if the path improves predictions.
 
     alpha is learned whether or not the gate is open.
     """
-    shadow, kept = f.plain + f.alpha * f.z, f.plain
+    shadow, kept = f.plain + f.confounder_slope * f.z, f.plain
     if e.logit:
         shadow, kept = f.theta * sigmoid(shadow), f.theta * sigmoid(kept)
     gain = np.float64((kept - e.label) ** 2 - (shadow - e.label) ** 2)
@@ -185,11 +192,11 @@ def tell_confounder(told: Array, e: Event, f: Score, r: Errors) -> None:
 
 
 @embedded
-def tell_terms(s: Scratch, m: Model, e: Event, f: Score, terms: Array) -> None:
+def tell_terms(s: Scratch, m: StepContext, e: Interaction, f: Score, terms: Array) -> None:
     """Write a sampled interaction's score terms after a 1; of others only the user's term."""
     bias = m.at.user.bias + e.o
     terms[1] = s.user[bias]
     if e.step % SAMPLE == 0:
         terms[0], terms[2] = _ONE, s.items[0, bias]
-        terms[3], terms[4] = f.match, f.slope * f.apart
-        terms[5] = f.alpha * f.z if f.gate else _ZERO
+        terms[3], terms[4] = f.match, f.slope * f.popularity_deviation
+        terms[5] = f.confounder_slope * f.z if f.gate else _ZERO

@@ -16,7 +16,7 @@ from stream.model.step.names import Array, Lane
 _ONE = np.float32(1)
 
 
-class Part(NamedTuple):
+class VectorPart(NamedTuple):
     """One vector of a row: its columns, its accumulator, its learning rate and its L2 penalty."""
 
     first: int  # its first column in the row
@@ -42,7 +42,7 @@ def rate_of(lr: np.float32, total: np.float32) -> np.float32:
 
 
 @embedded
-def move_vector(table: Array, row: int, part: Part, g: Array, step: Step, lane: Lane) -> None:
+def move_vector(table: Array, row: int, part: VectorPart, g: Array, step: Step, lane: Lane) -> None:
     """Move a vector against the gradient x g, and pull it to 0."""
     far, keep = step.rate * step.x, _ONE - step.rate * part.shrink
     meet(lane)
@@ -57,7 +57,7 @@ def move_vector(table: Array, row: int, part: Part, g: Array, step: Step, lane: 
 
 @embedded
 def step_vector(
-    table: Array, row: int, part: Part, g: Array, x: np.float32, size: np.float32, lane: Lane
+    table: Array, row: int, part: VectorPart, g: Array, x: np.float32, size: np.float32, lane: Lane
 ) -> None:
     """Take one Adagrad step against the gradient x g; `size` is the mean square of g."""
     total = table[row, part.total] + x * x * size
@@ -97,18 +97,18 @@ def average(table: Array, bits: Array, row: int, at: Layout, keep: np.float32, l
 
 
 @embedded
-def vector_part(at: Layout, lr: np.float32, shrink: np.float32) -> Part:
+def vector_part(at: Layout, lr: np.float32, shrink: np.float32) -> VectorPart:
     """Return the part of the factors (g or h)."""
-    return Part(at.vector, at.vector, at.D, at.vector_sum, lr, shrink)
+    return VectorPart(at.vector, at.vector, at.D, at.vector_sum, lr, shrink)
 
 
 @embedded
-def expo_part(at: Layout, lr: np.float32, shrink: np.float32) -> Part:
+def exposure_part(at: Layout, lr: np.float32, shrink: np.float32) -> VectorPart:
     """Return the part of the long-term exposure factors (s or t)."""
-    return Part(at.expo, at.expo, at.E, at.expo_sum, lr, shrink)
+    return VectorPart(at.exposure, at.exposure, at.E, at.exposure_sum, lr, shrink)
 
 
 @embedded
-def session_part(at: Layout, lr: np.float32, shrink: np.float32) -> Part:
+def session_part(at: Layout, lr: np.float32, shrink: np.float32) -> VectorPart:
     """Return the part of the session factors (s' or t')."""
-    return Part(at.session, at.session, at.S, at.session_sum, lr, shrink)
+    return VectorPart(at.session, at.session, at.S, at.session_sum, lr, shrink)

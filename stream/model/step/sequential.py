@@ -11,24 +11,25 @@ import numpy as np
 
 from stream.bare import bare
 from stream.compiled import compiled, embedded
+from stream.interaction_type import InteractionType
 from stream.model import scalars as sc
 from stream.model.step import account, control, popularity
 from stream.model.step.compose import compose_item, compose_user, link_weight, share
 from stream.model.step.exposure import compose_pairs
-from stream.model.step.interaction import Seen, closes, interaction, learns, observe
-from stream.model.step.lanes import place, square
+from stream.model.step.interaction import Observation, closes, interaction, learns, observe
+from stream.model.step.lanes import as_index, square
 from stream.model.step.link import sigmoid
 from stream.model.step.names import (
-    Columns,
-    Event,
     Given,
+    Interaction,
+    InteractionColumns,
     Lane,
     Layouts,
-    Model,
     Predictions,
     Scratch,
+    StepContext,
 )
-from stream.model.step.rows import Part, step_bias, step_vector
+from stream.model.step.rows import VectorPart, step_bias, step_vector
 from stream.model.step.score import Score, expect, shown
 from stream.model.step.update import (
     count_user_links,
@@ -38,24 +39,29 @@ from stream.model.step.update import (
     step_user_links,
     user_gradient,
 )
-from stream.roles import Role
 
-_PREDICT, _CLOSED, _CONTROL = int(Role.PREDICT), int(Role.CLOSED), int(Role.CONTROL)
+_PREDICT, _CLOSED, _CONTROL = (
+    int(InteractionType.PREDICT),
+    int(InteractionType.CLOSED),
+    int(InteractionType.CONTROL),
+)
 _ONE, _ZERO = np.float32(1), np.float32(0)
 
 
 @embedded
-def count(m: Model, c: Columns, told: Any, e: Event, f: Score) -> None:
+def count(m: StepContext, c: InteractionColumns, told: Any, e: Interaction, f: Score) -> None:
     """Count an accepted click or rating in its user and its item."""
     t, au, ai = m.tables, m.at.user, m.at.item
     told[account.NEW_USER] = 1.0 if t.user_bits[e.u, au.events] == 0 else 0.0
     told[account.NEW_ITEM] = 1.0 if t.item_bits[e.i, ai.events] == 0 else 0.0
     t.user_bits[e.u, au.events] += np.uint32(1)
-    popularity.warm(m, e.i, f.heat, c.ts_s[e.j])
+    popularity.count_interaction(m, e.i, f.decayed_count, c.ts_s[e.j])
 
 
 @embedded
-def learn_control(m: Model, s: Scratch, e: Event, seen: Seen, score: Score, n: int) -> None:
+def learn_control(
+    m: StepContext, s: Scratch, e: Interaction, seen: Observation, score: Score, n: int
+) -> None:
     """Update the control arm by a control outcome."""
     t, au, ai, af, r = m.tables, m.at.user, m.at.item, m.at.feature, m.rates
     lin0 = control.start(m, s, e, score, seen.lin0)
@@ -71,24 +77,26 @@ def learn_control(m: Model, s: Scratch, e: Event, seen: Seen, score: Score, n: i
     control.step_control_bias(m, e.i, c, off, treated)
     weight = link_weight(n)
     for k in range(n):
-        f = place(t.user_links[e.u, k] - 1)
+        f = as_index(t.user_links[e.u, k] - 1)
         x = share(t.features, f, af, t.user_values[e.u, k], weight)
         step_bias(t.features, f, af, c, off * x, r.feature_bias, _ZERO)
     for k in range(s.links[0]):
-        f = place(t.item_links[e.i, k] - 1)
+        f = as_index(t.item_links[e.i, k] - 1)
         x = share(t.features, f, af, t.item_values[e.i, k], s.weight[0])
         step_bias(t.features, f, af, c, off * x, r.feature_bias, _ZERO)
-    tie = control.pull(m, e.i)
+    shrinkage = control.control_shrinkage(m, e.i)
     for d in range(ai.D):
         tied = t.items[e.i, ai.control + d] - t.items[e.i, ai.vector + d]
-        s.grad[d] = off * s.user[d] + tie * tied
+        s.grad[d] = off * s.user[d] + shrinkage * tied
     size = square(s.grad, 0, ai.D, m.lane)
-    part = Part(ai.control, 0, ai.D, ai.control_sum, r.item_factor, _ZERO)
+    part = VectorPart(ai.control, 0, ai.D, ai.control_sum, r.item_factor, _ZERO)
     step_vector(t.items, e.i, part, s.grad, _ONE, size, m.lane)
 
 
 @embedded
-def learn_one(m: Model, c: Columns, s: Scratch, out: Predictions, e: Event) -> None:
+def learn_one(
+    m: StepContext, c: InteractionColumns, s: Scratch, out: Predictions, e: Interaction
+) -> None:
     """Predict the interaction, then learn it if its role teaches anything."""
     if closes(m, c, e):
         m.tables.user_bits[e.u, m.at.user.exposures] += np.uint32(1)
@@ -108,8 +116,8 @@ def learn_one(m: Model, c: Columns, s: Scratch, out: Predictions, e: Event) -> N
         count(m, c, told, e, f)
     compose_pairs(m, c, s, e.j)
     seen = observe(m, c, s, e, f, out)
-    if m.on.live and e.treated and (e.place == 0 or not e.logit):
-        popularity.remember(m, e.i, e.o, e.label, f.q, told)
+    if m.on.live and e.treated and (e.position == 0 or not e.logit):
+        popularity.update_item_means(m, e.i, e.o, e.label, f.q, told)
     if e.role == _CONTROL and m.on.control:
         learn_control(m, s, e, seen, f, n)
     push = user_gradient(m, s, seen)
@@ -118,7 +126,7 @@ def learn_one(m: Model, c: Columns, s: Scratch, out: Predictions, e: Event) -> N
     step_item(m, s, e, seen, 0, e.i)
     for p in range(1, 1 + m.at.pairs):
         if c.pair[e.j, p - 1] >= 0:
-            step_item(m, s, e, seen, p, place(c.pair[e.j, p - 1]))
+            step_item(m, s, e, seen, p, as_index(c.pair[e.j, p - 1]))
     if e.treated:
         count_user_links(m, e.u, n)
     if counts:
@@ -132,18 +140,18 @@ def sequential(at: Layouts) -> Any:
     """Return the driver compiled for rows of these layouts."""
     lane = Lane(0, 1)
 
-    def learn(given: Given, scratch: Scratch, out: Predictions, memory: float) -> None:
+    def learn(given: Given, scratch: Scratch, out: Predictions, sum_half_life: float) -> None:
         c, s, out = bare(given.columns), bare(scratch), bare(out)
         on = given.on
         terms, outcomes = bare(given.terms), bare(given.outcomes)
-        m = Model(at, lane, bare(given.tables), terms, outcomes, given.rates, on)
+        m = StepContext(at, lane, bare(given.tables), terms, outcomes, given.rates, on)
         steps = m.terms.counters
         for j in range(c.user.size):
             e = interaction(m, c, j, 0, steps[sc.STEPS])
             learn_one(m, c, s, out, e)
             if on.live and learns(e.role):
                 steps[sc.STEPS] += 1
-                if sc.border(steps[sc.STEPS]):
-                    sc.refresh(m.terms, memory)
+                if sc.is_update_point(steps[sc.STEPS]):
+                    sc.refresh(m.terms, sum_half_life)
 
     return compiled(learn, error_model="numpy")

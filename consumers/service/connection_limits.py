@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from consumers.service.problems import Problem
-from consumers.settings import Service
+from consumers.settings import ServiceSettings
 
 SPARE = 32
 READ_BYTES = 16 << 10  # size of one read; parsing this much in 1-byte chunks takes 10 ms
@@ -25,7 +25,7 @@ TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: c
 WATCHED = ("/livez", "/readyz", "/metrics")
 
 
-def patient(settings: Service) -> type[H11Protocol]:
+def patient(settings: ServiceSettings) -> type[H11Protocol]:
     """Return the protocol class with the limits of these settings."""
     return type("Patient", (_Patient,), {"limits": settings})
 
@@ -33,7 +33,7 @@ def patient(settings: Service) -> type[H11Protocol]:
 class _Patient(H11Protocol):
     """One connection; at most one timer runs, for what the connection waits for now."""
 
-    limits: ClassVar[Service]
+    limits: ClassVar[ServiceSettings]
     _timer: asyncio.TimerHandle | None = None
     _awaited: object = None  # what the timer waits for: "head", "reading" or a request's body
 
@@ -109,7 +109,7 @@ class _Patient(H11Protocol):
         self._await("reading")
 
 
-class Crowd:
+class ConnectionLimit:
     """An ASGI middleware that answers only health checks on connections beyond the limit."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -6,14 +6,14 @@ from typing import NamedTuple
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-from consumers.service.linked import Read
+from consumers.service.attribute_index import Read
+from consumers.service.item_index import ItemIndex, Rows
 from consumers.service.problems import Problem, invalid
 from consumers.service.requests import ID_MAX_BYTES, Intervention
-from consumers.service.shelf import Rows, Shelf
 from stream.inference import attributes, support
 from stream.inference.do import Do
-from stream.inference.model import Outcome
-from stream.inference.rows import Pairs
+from stream.inference.model import PublishedOutcome
+from stream.inference.rows import ServedPairs
 from stream.model.features import attribute_of, label, links_of, slope_name
 
 FEATURES_MAX = 4_096  # attribute values that one request may read: about 1 MB from Redis
@@ -38,21 +38,23 @@ class Refusal(NamedTuple):
 
 
 def choose(
-    shelf: Shelf, user_id: str, outcome: str | UnsetType, default: str, item_id: str = ""
-) -> Outcome:
+    index: ItemIndex, user_id: str, outcome: str | UnsetType, default: str, item_id: str = ""
+) -> PublishedOutcome:
     """Return the requested outcome; raise a problem if an id is too long or it is unknown."""
     for field, given in (("user_id", user_id), ("item_id", item_id)):
         if len(given.encode(errors="surrogatepass")) > ID_MAX_BYTES:
             raise invalid(field, f"the id is longer than {ID_MAX_BYTES} bytes")
     name = default if isinstance(outcome, UnsetType) else outcome
-    if name not in shelf.outcomes:
-        raise invalid("outcome", f"the model's outcomes are {', '.join(shelf.outcomes)}")
-    return shelf.outcomes[name]
+    if name not in index.outcomes:
+        raise invalid("outcome", f"the model's outcomes are {', '.join(index.outcomes)}")
+    return index.outcomes[name]
 
 
-def allow(shelf: Shelf, outcome: Outcome, objective: str, do: Intervention | None) -> None:
+def allow(
+    index: ItemIndex, outcome: PublishedOutcome, objective: str, do: Intervention | None
+) -> None:
     """Raise a problem if the model cannot rank by the objective in the world of `do`."""
-    model = shelf.parsed
+    model = index.parsed
     if objective == "effect" and not model.has_control(outcome):
         raise no_control("objective")
     if objective == "consumption" and not len(model.learned_heads):
@@ -65,7 +67,7 @@ def allow(shelf: Shelf, outcome: Outcome, objective: str, do: Intervention | Non
         )
     if do is None or do.empty:
         return
-    causal(shelf, "do")
+    causal(index, "do")
     if do.shown is False:
         if objective != "outcome":
             raise invalid("do.shown", f"objective {objective} is not defined for withheld items")
@@ -73,9 +75,9 @@ def allow(shelf: Shelf, outcome: Outcome, objective: str, do: Intervention | Non
             raise no_control("do.shown")
 
 
-def causal(shelf: Shelf, field: str) -> None:
+def causal(index: ItemIndex, field: str) -> None:
     """Raise a problem if the served model has no causal paths."""
-    if not shelf.parsed.causal:
+    if not index.parsed.causal:
         raise Problem(
             422,
             "not_available",
@@ -95,13 +97,13 @@ def describes(do: Intervention | None) -> bool:
     return do is not None and do.attributes is not UNSET
 
 
-def needs(shelf: Shelf, items: Sequence[bytes], do: Intervention | None) -> list[str]:
+def needs(index: ItemIndex, items: Sequence[bytes], do: Intervention | None) -> list[str]:
     """Return the attribute values whose rows the intervention needs, without repeats."""
     if do is None or do.attributes is UNSET:
         return []
-    _, numbers, _ = shelf.linked.of(items, shelf.catalogue.meta)
+    _, numbers, _ = index.attributes.of(items, index.catalogue.meta)
     given = [name for name, _ in links_of("item", do.attributes)]
-    names = list(dict.fromkeys([*given, *shelf.linked.called(numbers)]))
+    names = list(dict.fromkeys([*given, *index.attributes.called(numbers)]))
     if len(names) > FEATURES_MAX:
         raise Problem(
             422,
@@ -114,8 +116,8 @@ def needs(shelf: Shelf, items: Sequence[bytes], do: Intervention | None) -> list
 
 
 def intervene(
-    shelf: Shelf,
-    pairs: Pairs,
+    index: ItemIndex,
+    pairs: ServedPairs,
     rows: Rows,
     do: Intervention | None,
     read: Read,
@@ -127,17 +129,17 @@ def intervene(
     """
     if do is None:
         return Do(), None
-    refusal = refused(shelf, pairs.outcome, do, read)
+    refusal = refused(index, pairs.outcome, do, read)
     if refusal is not None:
         return Do(), refusal
     shift = None
     if do.attributes is not UNSET:
-        items = [shelf.catalogue.items.ids[row] for row in rows.tolist()]
-        old, new = shelf.linked.replace(
-            items, shelf.catalogue.meta, do.attributes, read, shelf.parsed.max_links
+        items = [index.catalogue.items.ids[row] for row in rows.tolist()]
+        old, new = index.attributes.replace(
+            items, index.catalogue.meta, do.attributes, read, index.parsed.max_links
         )
         shift = attributes.shift(
-            pairs.outcome, shelf.parsed, read.features, pairs.user, old, new, spread,
+            pairs.outcome, index.parsed, read.features, pairs.user, old, new, spread,
             {label(name): number(name, read) for name in do.attributes},
         )  # fmt: skip
     return (
@@ -160,14 +162,16 @@ def number(name: str, read: Read) -> attributes.Number | None:
     return attributes.Number(slope, np.array(links, np.intp))
 
 
-def refused(shelf: Shelf, outcome: Outcome, do: Intervention, read: Read) -> Refusal | None:
+def refused(
+    index: ItemIndex, outcome: PublishedOutcome, do: Intervention, read: Read
+) -> Refusal | None:
     """Return the first part of the intervention that the data do not support, or None."""
     if do.position is not UNSET:
-        reason = support.position(shelf.parsed, outcome, do.position)
+        reason = support.position(index.parsed, outcome, do.position)
         if reason is not None:
             return Refusal("do.position", reason)
     if do.popularity is not UNSET:
-        q = shelf.pairs(outcome, None).q
+        q = index.pairs(outcome, None).q
         reason = support.popularity(q, do.popularity)
         if reason is not None:
             return Refusal("do.popularity", reason)

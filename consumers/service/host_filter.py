@@ -11,17 +11,17 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from consumers.service.problems import Problem
-from consumers.settings import Service
+from consumers.settings import ServiceSettings
 
 JSON = b"application/json"
 ANY = "*"
 PREFLIGHT_S = 600  # how long a browser may cache the answer to a preflight
 
 
-class Doors:
+class HostFilter:
     """An ASGI middleware that passes on only requests with an allowed Host and Origin."""
 
-    def __init__(self, app: ASGIApp, settings: Service) -> None:
+    def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
         self._app = app
         self._host, self._port = settings.host, settings.port
         self._hosts = frozenset(listed(settings.allowed_hosts))

@@ -1,8 +1,8 @@
-"""The compiled scanner: it turns record batches into columns without a Python object per event.
+"""The fast parser: it turns record batches into columns without a Python object per event.
 
 It reads each value strictly within its record's bounds. It accepts only flat JSON objects of plain
 ASCII strings, short decimals and literals. Every other record is left to the reference parser
-(careful.py), which alone rejects records.
+(reference_parser.py), which alone rejects records.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from stream.schemas import DAY_MS, ID_MAX_BYTES, KINDS, NUMBER_MAX, VALUE_MAX_BY
 ir: Any = importlib.import_module("llvmlite.ir")  # llvmlite has no type annotations
 
 # values of `status`: accepted, or left to the reference parser
-ACCEPTED, CAREFUL = 1, 2
+ACCEPTED, DEFERRED = 1, 2
 # rows of `at` and `length`
 EVENT, USER, ITEM, IMPRESSION = 0, 1, 2, 3
 # rows of `number`
@@ -417,7 +417,7 @@ def _read(
 
 def _scan(
     data: int,  # address of the arena, which ends with 8 unused bytes (see _word_of)
-    places: Any,  # (batches, 9) int64, columns as in PLACES
+    spans: Any,  # (batches, 9) int64, columns as in PLACES
     low: float,
     high: float,
     status: Any,
@@ -441,11 +441,11 @@ def _scan(
     row = 0
     open_rows = 0
     result[1] = -1
-    for b in range(places.shape[0]):
-        p = places[b, 0]
-        stop = places[b, 1]
-        kind = places[b, 7]
-        left = places[b, 8]
+    for b in range(spans.shape[0]):
+        p = spans[b, 0]
+        stop = spans[b, 1]
+        kind = spans[b, 7]
+        left = spans[b, 8]
         while left > 0:
             left -= 1
             begin = p
@@ -473,10 +473,10 @@ def _scan(
             if p < 0 or value_size > end - p:
                 result[1] = b
                 return
-            if places[b, 2] + step >= places[b, 3]:
-                time = places[b, 5] if places[b, 6] else places[b, 4] + delta
+            if spans[b, 2] + step >= spans[b, 3]:
+                time = spans[b, 5] if spans[b, 6] else spans[b, 4] + delta
                 batch[row] = b
-                offset[row] = places[b, 2] + step
+                offset[row] = spans[b, 2] + step
                 kafka_ts[row] = time
                 frame_at[row] = begin
                 value_at[row] = p
@@ -484,7 +484,7 @@ def _scan(
                 key_at[row] = key_begin
                 key_len[row] = key_size
                 ts[row] = -1
-                status[row] = CAREFUL
+                status[row] = DEFERRED
                 if (
                     kind < _USER_KIND
                     and 0 < value_size <= _VALUE_MAX
@@ -537,4 +537,4 @@ _string = compiled(_string)
 _field = compiled(_field)
 _decimal = compiled(_decimal)
 _read = compiled(_read)
-scan = compiled(_scan)
+parse_batches = compiled(_scan)

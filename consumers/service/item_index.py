@@ -1,7 +1,7 @@
 """All items in memory, as requests see them: rows to score, titles, and filters on attributes.
 
-Only the follower changes the shelf, on the event loop; requests never add items. Work in a thread
-uses a view, which does not change.
+Only the follower changes the item index, on the event loop; requests never add items. Work in a
+thread uses a view, which does not change.
 """
 
 import copy
@@ -13,12 +13,12 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from consumers.service.linked import Linked, Read
+from consumers.service.attribute_index import AttributeIndex, Read
 from consumers.service.requests import Condition, Filter
 from model_store.codec import Shapes, shapes, unpack_many
 from model_store.reader import Catalogue, Changes
-from stream.inference.model import Floats, Outcome, parse
-from stream.inference.rows import Features, Items, Pairs, User
+from stream.inference.model import Floats, PublishedOutcome, parse
+from stream.inference.rows import ServedFeatures, ServedItems, ServedPairs, ServedUser
 
 FILTERS_MAX = 256  # results of filters that are cached until an attribute changes
 MATCHED_MAX = 1_000_000  # items in all cached results together
@@ -26,7 +26,7 @@ MATCHED_MAX = 1_000_000  # items in all cached results together
 Rows = NDArray[np.intp]
 
 
-class Shelf:
+class ItemIndex:
     """The items in memory, the model's description, and what is derived from both.
 
     Parameters
@@ -40,21 +40,21 @@ class Shelf:
     def __init__(self, model: Mapping[str, Any], catalogue: Catalogue) -> None:
         self.shapes: Shapes = shapes(model)
         self.catalogue = catalogue
-        self.linked = Linked()
+        self.attributes = AttributeIndex()
         self._matching = Matching()
         self._changed = 0  # items whose attributes changed since the links were last rebuilt
         self.tell(model)
 
-    def view(self) -> "Shelf":
+    def view(self) -> "ItemIndex":
         """Return a view for another thread, which later changes do not reach."""
         twin = copy.copy(self)
         twin.catalogue = self.catalogue.view()
         return twin
 
-    def alone(self) -> "Shelf":
+    def alone(self) -> "ItemIndex":
         """Return a copy with attribute links of its own, so that it waits for no other thread."""
         twin = copy.copy(self)
-        twin.linked = Linked()
+        twin.attributes = AttributeIndex()
         return twin
 
     def tell(self, model: Mapping[str, Any]) -> None:
@@ -76,7 +76,7 @@ class Shelf:
         """Return whether that model's rows have the same shapes as this one's."""
         return shapes(model) == self.shapes and len(model["outcomes"]) == len(self.outcomes)
 
-    def user(self, payload: bytes | None) -> User | None:
+    def user(self, payload: bytes | None) -> ServedUser | None:
         """Decode a user's row; None if there is none of this shape."""
         if payload is None:
             return None
@@ -84,17 +84,19 @@ class Shelf:
         if not row.present[0]:
             return None
         counts = (int(each[0]) for each in (row.events, row.exposures, row.controls))
-        return User(row.bias[0], row.vector[0], *counts)
+        return ServedUser(row.bias[0], row.vector[0], *counts)
 
-    def pairs(self, outcome: Outcome, user: User | None, rows: Rows | None = None) -> Pairs:
+    def pairs(
+        self, outcome: PublishedOutcome, user: ServedUser | None, rows: Rows | None = None
+    ) -> ServedPairs:
         """Return the user paired with the items of these rows, or with all items.
 
         Without a user, it is the average user, whose biases and factors are 0.
         """
         shape, held = self.shapes["user"], self.catalogue.items
-        average = User(np.zeros(shape[0], np.float32), np.zeros(shape[1], np.float32))
-        items = Items(held.bias, held.vector, held.events, held.exposures, held.controls)
-        return Pairs(
+        average = ServedUser(np.zeros(shape[0], np.float32), np.zeros(shape[1], np.float32))
+        items = ServedItems(held.bias, held.vector, held.events, held.exposures, held.controls)
+        return ServedPairs(
             self.parsed,
             outcome,
             self.globals(),
@@ -105,16 +107,16 @@ class Shelf:
     def features(self, names: Sequence[str], payloads: Sequence[bytes | None]) -> Read:
         """Decode the rows of attribute values, read under these names."""
         row = unpack_many(payloads, self.shapes["feature"])
-        places = {name: at for at, name in enumerate(names)}
-        return Read(places, Features(row.bias, row.vector, row.events, row.present))
+        rows_by_name = {name: at for at, name in enumerate(names)}
+        return Read(rows_by_name, ServedFeatures(row.bias, row.vector, row.events, row.present))
 
-    def rows(self, ids: Sequence[str]) -> tuple[Rows, list[str]]:
+    def find_rows(self, ids: Sequence[str]) -> tuple[Rows, list[str]]:
         """Return the rows of known items and the ids of unknown ones, in order, each once."""
-        place = self.catalogue.items.row
+        row_of = self.catalogue.items.row
         found: list[int] = []
         unknown: list[str] = []
         for item in dict.fromkeys(ids):
-            row = place.get(item.encode(), -1)
+            row = row_of.get(item.encode(), -1)
             if row >= 0:
                 found.append(row)
             else:
@@ -134,13 +136,13 @@ class Shelf:
         wanted[[items.row[item] for item in without if item in items.row]] = False
         return np.flatnonzero(wanted)
 
-    def forget(self, changes: Changes) -> None:
+    def invalidate(self, changes: Changes) -> None:
         """Drop cached filter results if any attribute changed, and links when many did."""
         if changes.reloaded or changes.meta:
             self._matching = Matching()
             self._changed += len(changes.meta)
             if changes.reloaded or self._changed > len(self.catalogue.meta):
-                self.linked, self._changed = Linked(), 0
+                self.attributes, self._changed = AttributeIndex(), 0
 
     def remembers(self, filters: Mapping[str, Filter]) -> bool:
         """Return whether the result of these filters is cached."""

@@ -8,16 +8,16 @@ from numpy.typing import NDArray
 
 from stream.batch import Batch
 from stream.effects import AverageEffect, OffPolicy, PathRegression, Slopes, Waiting
+from stream.interaction_type import InteractionType
 from stream.join import Closed
-from stream.model.config import Outcome
+from stream.model.config import OutcomeConfig
 from stream.model.links import NUMBERS
 from stream.model.step.names import TERMS
-from stream.roles import Role
 
 Numbers = Callable[[NDArray[np.int32]], NDArray[np.float32] | None]  # item rows -> current numbers
 
 
-class Causal:
+class Estimators:
     """Average effects, path coefficients, slopes of items' numbers, and the greedy policy's value.
 
     Parameters
@@ -28,7 +28,7 @@ class Causal:
         The most rows of either; address space for them is reserved, memory is committed on use.
     """
 
-    def __init__(self, outcomes: Sequence[Outcome], items: int, users: int) -> None:
+    def __init__(self, outcomes: Sequence[OutcomeConfig], items: int, users: int) -> None:
         """Start without any observations."""
         names = [o.name for o in outcomes]
         self.effects = {name: AverageEffect(users, waits=True) for name in names}
@@ -53,13 +53,13 @@ class Causal:
 
         Only clicks at the first position are used, since examination is certain there.
         """
-        told = (batch.role == Role.FACTUAL) | (batch.role == Role.EXPOSED)
+        told = (batch.role == InteractionType.FACTUAL) | (batch.role == InteractionType.EXPOSED)
         told &= ~self._logit[batch.outcome] | (batch.position <= 1)
         columns = {name: getattr(batch, name)[told] for name in ("item", "outcome", "label")}
         columns |= {"user": terms[told, 1], "ts_ms": batch.ts_ms[told], "who": batch.user[told]}
         self._slope(self.waiting.add(columns), now)
 
-    def settle(self, now: Numbers) -> None:
+    def flush(self, now: Numbers) -> None:
         """Add all queued outcomes to the slopes."""
         self._slope(self.waiting.all(), now)
 
@@ -75,11 +75,11 @@ class Causal:
                 due["item"][mine], due["label"][mine], due["user"][mine], x[mine], due["who"][mine]
             )
 
-    def forget(self, item: int) -> None:
+    def discard(self, item: int) -> None:
         """Forget the running means of that item and its queued outcomes."""
-        self.waiting.forget(item)
+        self.waiting.discard(item)
         for slopes in self.slopes.values():
-            slopes.forget(item)
+            slopes.discard(item)
 
     def update(
         self, closed: Closed, treated: NDArray[np.float32], control: NDArray[np.float32]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Forgotten:
+class Removals:
     """The sequence numbers at which rows were removed."""
 
     def __init__(self) -> None:

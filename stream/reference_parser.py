@@ -1,6 +1,6 @@
 """The reference parser of one event: it checks all rules in order and reports the first violation.
 
-The compiled scanner may accept only events that this parser accepts, with the same result. It needs
+The fast parser may accept only events that this parser accepts, with the same result. It needs
 neither numba nor torch, so the HTTP service validates posted events with it.
 """
 

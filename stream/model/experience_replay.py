@@ -8,15 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.batch import Batch
-from stream.forgotten import Forgotten
-from stream.model.kernels import Array, compiled, mix
-from stream.roles import Role
+from stream.interaction_type import InteractionType
+from stream.model.kernels import Array, compiled, splitmix64
+from stream.removals import Removals
 
-LEARNS = (Role.FACTUAL, Role.EXPOSED, Role.CONTROL, Role.CONSUMED)
+LEARNS = (
+    InteractionType.FACTUAL,
+    InteractionType.EXPOSED,
+    InteractionType.CONTROL,
+    InteractionType.CONSUMED,
+)
 
 
 @compiled
-def places(keys: Array, seen: int, size: int, out: Array) -> None:
+def reservoir_indices(keys: Array, seen: int, size: int, out: Array) -> None:
     """Write each interaction's position in the sample, -1 for none (algorithm R; Vitter, 1985).
 
     The random number is a hash of the interaction's own key, so it does not depend on the batches.
@@ -26,19 +31,21 @@ def places(keys: Array, seen: int, size: int, out: Array) -> None:
         if count < size:
             out[j] = count
         else:
-            at = np.int64(mix(keys[j] ^ np.uint64(0xD1B54A32D192ED03)) % np.uint64(count + 1))
+            at = np.int64(
+                splitmix64(keys[j] ^ np.uint64(0xD1B54A32D192ED03)) % np.uint64(count + 1)
+            )
             out[j] = at if at < size else -1
 
 
 @compiled
 def chosen(seed: np.uint64, round_: np.uint64, held: int, out: Array) -> None:
     """Write the positions of randomly drawn interactions, with replacement."""
-    base = mix(seed ^ mix(round_ + np.uint64(0xA0761D6478BD642F)))
+    base = splitmix64(seed ^ splitmix64(round_ + np.uint64(0xA0761D6478BD642F)))
     for j in range(out.size):
-        out[j] = np.int64(mix(base + np.uint64(j)) % np.uint64(held))
+        out[j] = np.int64(splitmix64(base + np.uint64(j)) % np.uint64(held))
 
 
-class Replay:
+class ExperienceReplay:
     """The columns of at most `size` interactions, a uniform sample of all that were learned."""
 
     def __init__(self, size: int) -> None:
@@ -46,7 +53,7 @@ class Replay:
         self.size = size
         self.seen = 0
         self.rounds = 0
-        self._forgotten = {"user": Forgotten(), "item": Forgotten()}
+        self._removals = {"user": Removals(), "item": Removals()}
         self._came = np.zeros(0, np.int64)  # `seen` when each sampled one was added
         self._columns: dict[str, NDArray[Any]] = {
             f.name: np.zeros(0, dtype)
@@ -61,7 +68,7 @@ class Replay:
         """Offer the batch's interactions that teach something to the sample."""
         keep = np.flatnonzero(np.isin(batch.role, LEARNS))
         out = np.empty(len(keep), np.int64)
-        places(batch.key[keep], self.seen, self.size, out)
+        reservoir_indices(batch.key[keep], self.seen, self.size, out)
         came = self.seen
         self.seen += len(keep)
         held = min(self.seen, self.size)
@@ -78,17 +85,17 @@ class Replay:
             self._came = grown
         self._came[at] = came
 
-    def forget(self, kind: str, row: int) -> None:
+    def discard(self, kind: str, row: int) -> None:
         """Discard all sampled interactions of the row."""
-        self._forgotten[kind].add(row, self.seen)
+        self._removals[kind].add(row, self.seen)
 
-    def _settle(self) -> None:
+    def _apply_removals(self) -> None:
         """Blank forgotten interactions (user -1); the sample of the others stays the same."""
         held = min(self.seen, self.size)
         gone = np.zeros(held, np.bool_)
-        for kind, forgotten in self._forgotten.items():
-            gone |= forgotten.of(self._columns[kind][:held], self._came[:held])
-            forgotten.clear()
+        for kind, removals in self._removals.items():
+            gone |= removals.of(self._columns[kind][:held], self._came[:held])
+            removals.clear()
         if gone.any():
             for name, column in self._columns.items():
                 column[:held][gone] = -1 if name == "user" else 0
@@ -98,7 +105,7 @@ class Replay:
 
         The result is empty if the sample is, and shorter if removed interactions were drawn.
         """
-        self._settle()
+        self._apply_removals()
         held = min(self.seen, self.size)
         at = np.zeros(count if held else 0, np.int64)
         if held:
@@ -112,7 +119,7 @@ class Replay:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return copies of the arrays that `load` needs."""
-        self._settle()
+        self._apply_removals()
         held = min(self.seen, self.size)
         state: dict[str, NDArray[Any]] = {
             f"replay.{name}": column[:held].copy() for name, column in self._columns.items()
@@ -125,5 +132,5 @@ class Replay:
         for name in self._columns:
             self._columns[name] = state[f"replay.{name}"].copy()
         self._came = np.zeros(len(self._columns["user"]), np.int64)
-        for forgotten in self._forgotten.values():
-            forgotten.clear()
+        for removals in self._removals.values():
+            removals.clear()

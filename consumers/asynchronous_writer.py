@@ -13,7 +13,7 @@ Moment = tuple[float, float]  # (wall clock, monotonic clock) in seconds
 Done = Callable[[Moment], None]
 
 
-class Behind:
+class AsynchronousWriter:
     """Writes one poll's changes in a thread of its own; one write at a time.
 
     Parameters
@@ -27,7 +27,7 @@ class Behind:
     def __init__(self, hold: Callable[[Write], object], clock: Callable[[], Moment]) -> None:
         self._hold = hold
         self._clock = clock
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="behind")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._going: tuple[Future[Moment], Write, Done] | None = None
 
     def now(self, write: Write, done: Done) -> None:

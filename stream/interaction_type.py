@@ -3,7 +3,7 @@
 from enum import IntEnum
 
 
-class Role(IntEnum):
+class InteractionType(IntEnum):
     """Determines what the learner learns from an interaction and what it counts."""
 
     FACTUAL = 0  # a rating without an impression: self-selected
