@@ -195,8 +195,9 @@ class ServiceMetrics:
             ["method", "route", "status"], buckets=SECONDS, registry=registry,
         )  # fmt: skip
         self.store_errors = Counter(
-            "counterflow_store_errors", "Failures of a store, each retried", ["store"],
-            registry=registry,
+            "counterflow_store_errors",
+            "Failures of a store; after one retry the service answers from memory",
+            ["store"], registry=registry,
         )  # fmt: skip
         self.store_errors.labels(store="redis")
         self.rows = Gauge("counterflow_rows", "Rows in memory", ["kind"], registry=registry)

@@ -1,9 +1,9 @@
-"""The learning core: no Kafka, Redis, files, wall clock or global random state.
+"""The learning core: no Kafka, Redis, wall clock or global random state.
 
-A record passes these stages; each stage calls only the one below it:
+A poll passes these stages, in this order; what cannot be decoded or learned becomes a dead letter:
 
-    KafkaSource.poll -> events.decode -> Duplicates.fresh -> Vocabulary.rows -> Learner.step
-      -> RedisVectors.write -> Checkpoint.commit (Snapshots.save, then offsets)
+    KafkaSource.poll -> events.decode -> Duplicates.fresh -> Vocabulary.ensure_rows -> Joiner.join
+      -> Learner.step -> Publisher (rows to Redis) -> Snapshots.save, then Kafka's own offsets
 
 This file imports nothing, so that the HTTP service can import parts of the package without loading
 torch.

@@ -222,7 +222,7 @@ def backlog(request, monkeypatch):
     monkeypatch.setattr(consumers.trainer, "BACKLOG", request.param)
 
 
-@pytest.mark.parametrize("where", ["rows", "feature_rows"])
+@pytest.mark.parametrize("where", ["served_rows", "feature_rows"])
 @pytest.mark.usefixtures("backlog")
 def test_what_cannot_be_served_is_buried_alone(place, monkeypatch, where):
     poison(monkeypatch, where)

@@ -175,10 +175,10 @@ BEYOND_LOOPBACK = {"COUNTERFLOW_SERVICE__HOST": "0.0.0.0"}
 @pytest.mark.parametrize(
     ("words", "named", "code", "said"),
     [
-        ("up", CONFLICT, 2, "model.step sequential"),
+        ("up", CONFLICT, 2, "model.step = sequential"),
         ("up", NO_GPU, 1, "model.device is cuda"),
         ("up", BEYOND_LOOPBACK, 1, "service.allowed_hosts"),
-        ("train", CONFLICT, 2, "model.step sequential"),
+        ("train", CONFLICT, 2, "model.step = sequential"),
         ("train", NO_GPU, 1, "model.device is cuda"),
     ],
 )
