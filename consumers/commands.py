@@ -67,7 +67,10 @@ def stop_on_signals() -> threading.Event:
 
 @contextmanager
 def ended_at_once(stop: threading.Event, say: Callable[[], object]) -> Iterator[None]:
-    """Within it `stop` ends the process with 0, once `say` has said so: nothing is read yet."""
+    """In this context `stop` ends the process with exit code 0, after calling `say`.
+
+    It is for the time before anything has been read, when nothing needs to be saved.
+    """
     over = threading.Event()
 
     def watch() -> None:
@@ -219,8 +222,7 @@ def events(args: argparse.Namespace, settings: Settings) -> int:
 
 def evaluate(args: argparse.Namespace, settings: Settings) -> int:
     """Run one evaluation and print its figures."""
-    if settings.model.cache_dir:
-        os.environ["NUMBA_CACHE_DIR"] = settings.model.cache_dir
+    keep_compiled(settings)
     from consumers import evaluate as measurements
 
     figures = measurements.run(args, settings)
@@ -233,8 +235,7 @@ def evaluate(args: argparse.Namespace, settings: Settings) -> int:
 
 def simulate(args: argparse.Namespace, settings: Settings) -> int:
     """Write the events of a simulated world where asked, and print its true effects."""
-    if settings.model.cache_dir:
-        os.environ["NUMBA_CACHE_DIR"] = settings.model.cache_dir
+    keep_compiled(settings)
     from consumers import simulate as to
     from stream.worlds import WORLDS
 

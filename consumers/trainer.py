@@ -167,9 +167,9 @@ class Trainer:
     # start ---------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """The folder is this trainer's and everything is compiled after the call; nothing is read.
+        """Lock the snapshot folder and compile every kernel; nothing is read from Kafka yet.
 
-        What is not in the cache takes a minute, in which the loop does not turn.
+        Kernels that are not in the cache take about a minute, during which the loop does not turn.
         """
         self.snapshots.lock()
         log.info("learning step: %s", self.engine.learner.choice)
@@ -179,7 +179,7 @@ class Trainer:
         with compiling(tell):
             self.engine.warm_up()
         gc.collect()
-        gc.freeze()  # what was imported lives on: to look through it again would take 150 ms
+        gc.freeze()  # imported objects live on; scanning them again would take 150 ms
         self._prepared = True
 
     def start(self, *, from_earliest: bool = False, skip_gap: bool = False) -> None:
@@ -262,7 +262,7 @@ class Trainer:
         return sum(b.count for b in batches)
 
     def _size(self, batches: Sequence[RecordBatch], spent_s: float) -> None:
-        """The next polls are as large as can be learned within half a snapshot's interval."""
+        """Set the size of the next polls to what is learned in half a snapshot interval."""
         most_s = min(max(self._interval_s / 2, TURN_LEAST_S), TURN_S)
         size = sum(len(batch.data) for batch in batches)
         if spent_s > most_s:

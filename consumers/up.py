@@ -108,14 +108,15 @@ def run(
 
 
 def _flags(given: dict[str, str], config: str | None) -> list[str]:
-    """Return the settings and their file as a command of our own takes them."""
+    """Return the settings and their file as command-line arguments of `counterflow`."""
     return [f"--set={k}={v}" for k, v in given.items()] + (["--config", config] if config else [])
 
 
 def _check(settings: Settings, flags: list[str]) -> None:
-    """Nothing that the children would refuse is found in the settings after the call.
+    """Refuse settings that the child processes would refuse.
 
-    A GPU is asked for by a process of its own: here its context would stay beside the trainer's.
+    A required GPU is checked in a process of its own, because a CUDA context opened here would stay
+    open beside the trainer's.
     """
     check_host(settings.service)
     if model_config(settings).device != "cuda":

@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 
 Inline = Literal["never", "always"]
 EMBEDDED: dict[str, Any] = {
-    "forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
+    "nogil": True, "error_model": "numpy", "forceinline": True, "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
 }  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def embedded(function: Callable[..., Any]) -> Any:
     A function built of many small ones compiles in a fraction of the time that `inlined` takes.
     Pass arrays without their owners (`stream.bare`), or their references are counted.
     """
-    return numba.njit(nogil=True, error_model="numpy", **EMBEDDED)(function)
+    return numba.njit(**EMBEDDED)(function)
 
 
 def on_cpu(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
@@ -64,7 +65,7 @@ def on_cpu(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
 
     The decorated function takes the arguments' types, and returns a function of their values.
     """
-    how: Any = EMBEDDED | {"error_model": "numpy", "nogil": True}
+    how: Any = EMBEDDED
     supply: Callable[[Callable[..., Any]], Any] = overload(function, target="cpu", jit_options=how)
     return supply
 

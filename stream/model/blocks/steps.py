@@ -107,7 +107,7 @@ def add_source(w: Work, b: BlockBounds, f: int, source: int) -> None:
 
 @embedded
 def add_members(w: Work, b: BlockBounds, g: Groups, group: int, span: Span) -> None:
-    """Add what the members of an item's or a value's group say, from `first` to `stop`."""
+    """Add the gradients of a span of the group's members."""
     for k in range(span.first, span.stop):
         if span.of_items:
             sums.add_occurrence(w, b, as_index(g.members[k]))
@@ -117,7 +117,7 @@ def add_members(w: Work, b: BlockBounds, g: Groups, group: int, span: Span) -> N
 
 @embedded
 def sum_tile(w: Work, b: BlockBounds, g: Groups, tile: int, of_items: bool) -> None:
-    """Store the sum of a tile of an item's occurrences."""
+    """Store the sum of one tile of a group."""
     group = g.tile[tile]
     first = as_index(g.start[group] + TILE * (tile - g.tiles[group]))
     sums.clear(w)
@@ -130,7 +130,7 @@ def sum_tile(w: Work, b: BlockBounds, g: Groups, tile: int, of_items: bool) -> N
 
 @embedded
 def sum_group(w: Work, b: BlockBounds, g: Groups, group: int, of_items: bool) -> None:
-    """Sum all that is said of an item or a value in this worker's hands, tile after tile."""
+    """Sum the gradients of an item or a value in this worker's scratch, tile after tile."""
     sums.clear(w)
     first, stop, tile = as_index(g.start[group]), g.start[group + 1], g.tiles[group]
     if tile < 0:
